@@ -1,0 +1,1 @@
+"""Distributed saddle-point optimization, games and GAN training in JAX."""

@@ -1,0 +1,44 @@
+"""Eight CPU devices for every test, and the fixtures the tests share."""
+
+import os
+import pathlib
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Compiling takes longer than hypothesis thinks a test should, and no test is timed.
+hypothesis.settings.register_profile("jaxsp", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("jaxsp")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tfds_dir():
+    """A directory of prepared TFDS data sets, or None where there is none."""
+    path = os.environ.get("JAXSP_DATA_DIR")
+    return pathlib.Path(path) if path else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_dir(tmp_path_factory):
+    """Keep what the tests train and cache out of the user's cache."""
+    path = tmp_path_factory.mktemp("cache")
+    previous = os.environ.get("JAXSP_CACHE_DIR")
+    os.environ["JAXSP_CACHE_DIR"] = str(path)
+    yield path
+    if previous is None:
+        del os.environ["JAXSP_CACHE_DIR"]
+    else:
+        os.environ["JAXSP_CACHE_DIR"] = previous
