@@ -1,0 +1,136 @@
+"""A mixing matrix as rounds of full permutations.
+
+A collective permutation moves one payload into and one out of every worker, so
+a mixing matrix W costs as many of them as it needs permutations P_r in
+
+    W = diag(s) + Σ_r diag(w_r) P_r,    P_r[m, j] = 1 where j = permutations[r, m].
+
+Every edge j → m of W (an off-diagonal W[m, j] ≠ 0) has to lie in one round, and a
+round holds at most one edge into and one out of a worker: the rounds are a proper
+edge colouring of the bipartite graph of receivers and senders. König's theorem
+says that the largest degree Δ is enough, and fewer are never possible.
+
+References:
+  Kőnig, *Über Graphen und ihre Anwendung auf Determinantentheorie und
+  Mengenlehre*, Mathematische Annalen 77, 1916.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["decompose"]
+
+
+def decompose(
+    matrix: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Writes the off-diagonal part of a square matrix as weighted permutations.
+
+    Where the support is circulant, every round is a cyclic shift; otherwise the
+    rounds are the colours of an edge colouring. Both give Δ rounds, Δ being the
+    largest number of off-diagonal entries in a row or a column. Rounds are made full
+    by self loops, which move nothing, and, only where a worker has more edges in
+    than out or the reverse, by edges of weight 0, which do move a payload.
+
+    Args:
+      matrix: square matrix W; W[m, j] weighs what m receives from j.
+
+    Returns:
+      `(permutations, weights)`, both of shape (Δ, n): in round r worker m
+      receives from `permutations[r, m]` and weighs it with `weights[r, m]`. Weights
+      are copies of entries of W.
+
+    Example:
+      >>> import numpy as np
+      >>> W = np.array([[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [0.0, 0.25, 0.75]])
+      >>> permutations, weights = decompose(W)
+      >>> permutations
+      array([[1, 0, 2],
+             [0, 2, 1]])
+      >>> weights
+      array([[0.5 , 0.5 , 0.  ],
+             [0.  , 0.25, 0.25]])
+    """
+    remaining = np.array(matrix, dtype=np.float64)
+    np.fill_diagonal(remaining, 0.0)
+    support = remaining != 0
+    worker = np.arange(len(support))
+    by_shift = support[worker[:, None], (worker[:, None] + worker) % len(support)]
+    if (by_shift == by_shift[0]).all():
+        shifts = np.flatnonzero(by_shift[0])
+        permutations = (worker + shifts[:, None]) % len(support)
+    else:
+        permutations = _colour(support)
+    weights = np.empty(permutations.shape)
+    for r, sources in enumerate(permutations):
+        weights[r] = remaining[worker, sources]
+        remaining[worker, sources] = 0.0  # a weight-0 edge may repeat a real one
+    return permutations.astype(np.int64), weights
+
+
+def _regular_edges(support: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Edges (receiver, sender) with every in- and out-degree filled up to Δ."""
+    lack_in, lack_out = support.sum(axis=1), support.sum(axis=0)
+    degree = max(lack_in.max(), lack_out.max())
+    lack_in, lack_out = degree - lack_in, degree - lack_out
+    loops = np.minimum(lack_in, lack_out)
+    worker = np.arange(len(support))
+    receivers, senders = np.nonzero(support)
+    looped = np.repeat(worker, loops)
+    filled = np.repeat(worker, lack_in - loops), np.repeat(worker, lack_out - loops)
+    return list(
+        zip(
+            np.concatenate([receivers, looped, filled[0]]).tolist(),
+            np.concatenate([senders, looped, filled[1]]).tolist(),
+            strict=True,
+        )
+    )
+
+
+def _colour(support: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Colours the edges with Δ colours, one full permutation a colour.
+
+    One edge after another takes a colour that is free at both of its ends. Where
+    there is none, a is free at the receiver and b at the sender; swapping a and b
+    along the path that leaves the sender with a frees a there too. The path reaches
+    receivers by edges of colour a only, hence never this one.
+    """
+    edges = _regular_edges(support)
+    n, colours = len(support), len(edges) // len(support)
+    source = [[-1] * n for _ in range(colours)]  # source[c][receiver] = sender
+    target = [[-1] * n for _ in range(colours)]  # target[c][sender] = receiver
+    free_in, free_out = [(1 << colours) - 1] * n, [(1 << colours) - 1] * n  # bit sets
+    for receiver, sender in edges:
+        both = free_in[receiver] & free_out[sender]
+        colour = _lowest(both or free_in[receiver])
+        if not both:
+            other = _lowest(free_out[sender])
+            path = _alternating_path(source, target, sender, colour, other)
+            for m, j, c in path:
+                source[c][m] = target[c][j] = -1
+            for m, j, c in path:
+                swapped = colour + other - c
+                source[swapped][m], target[swapped][j] = j, m
+                free_in[m] ^= 1 << colour | 1 << other  # twice inside the path
+                free_out[j] ^= 1 << colour | 1 << other
+        source[colour][receiver], target[colour][sender] = sender, receiver
+        free_in[receiver] ^= 1 << colour
+        free_out[sender] ^= 1 << colour
+    return np.array(source, dtype=np.int64)
+
+
+def _alternating_path(
+    source: list[list[int]], target: list[list[int]], sender: int, a: int, b: int
+) -> list[tuple[int, int, int]]:
+    """Edges (receiver, sender, colour) of the a, b, a, … path from `sender`."""
+    path = []
+    while (receiver := target[a][sender]) >= 0:
+        path.append((receiver, sender, a))
+        if (sender := source[b][receiver]) < 0:
+            break
+        path.append((receiver, sender, b))
+    return path
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
