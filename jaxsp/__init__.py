@@ -1,1 +1,51 @@
-"""Distributed saddle-point optimization, games and GAN training in JAX."""
+"""Distributed saddle-point optimization, games and GAN training in JAX.
+
+A method is an optax transformation that sees one worker; `Workers` runs it on all of
+them. `jaxsp.gan`, which needs the extra `jaxsp[gan]`, is imported when it is first
+used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxsp import comm, methods, metrics, problems, topology, transforms
+from jaxsp.operators import MinMax, game, gradient, saddle
+from jaxsp.transforms import (
+    alternating_extragradient,
+    average,
+    extragradient,
+    gossip,
+    sync,
+)
+from jaxsp.workers import Workers
+
+if TYPE_CHECKING:
+    from jaxsp import gan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MinMax",
+    "Workers",
+    "alternating_extragradient",
+    "average",
+    "comm",
+    "extragradient",
+    "game",
+    "gan",
+    "gossip",
+    "gradient",
+    "methods",
+    "metrics",
+    "problems",
+    "saddle",
+    "sync",
+    "topology",
+    "transforms",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "gan":
+        return importlib.import_module("jaxsp.gan")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

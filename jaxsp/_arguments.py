@@ -1,0 +1,119 @@
+"""Checks of arguments that several factories share, done when they are built."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxsp.topology import TimeVarying, Topology
+
+
+def check_learning_rate(learning_rate: Any) -> None:
+    """Accept a schedule, a traced value, or a finite number above zero."""
+    if callable(learning_rate) or isinstance(learning_rate, Tracer):
+        return
+    scalar = isinstance(learning_rate, numbers.Real) or (
+        isinstance(learning_rate, np.ndarray | jax.Array) and learning_rate.ndim == 0
+    )
+    if not scalar:
+        raise ValueError(
+            "learning_rate must be a number or a schedule (a function of the step), "
+            f"got {learning_rate!r}."
+        )
+    if not 0 < float(learning_rate) < math.inf:
+        raise ValueError(
+            f"learning_rate must be finite and above 0, got {learning_rate!r}."
+        )
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """A Python integer of at least `minimum`, for what must be known when tracing."""
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{name} must be a Python integer, got the array {value}: with "
+            f'optax.inject_hyperparams pass static_args=("{name}",).'
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be an integer, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    return int(value)
+
+
+def check_topology(topology: Any) -> None:
+    """Accept what `jaxsp.topology` makes."""
+    if not isinstance(topology, Topology | TimeVarying):
+        raise ValueError(
+            f"topology must come from jaxsp.topology, got {type(topology).__name__}: "
+            "wrap a mixing matrix in jaxsp.topology.from_matrix, a networkx graph in "
+            "jaxsp.topology.from_graph."
+        )
+
+
+def check_key(name: str, key: Any) -> jax.Array:
+    """Accept a typed PRNG key."""
+    if not (
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
+        raise ValueError(
+            f"{name} must be a typed key such as jax.random.key(0), got {key!r}."
+        )
+    return key
+
+
+def check_axis_name(axis_name: Any) -> None:
+    """Accept a name, or the pair of names of blocks of workers."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "axis_name must be the name of the worker axis, such as "
+            f"Workers(8).axis_name, got {axis_name!r}."
+        )
+
+
+def check_floating(params: Any) -> None:
+    """Refuse parameters that cannot be averaged."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                "params must be floating point to be averaged over workers, but "
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
+                "leave it out with optax.masked, or make it float32."
+            )
+
+
+def require_params(params: Any) -> Any:
+    """Refuse an update without parameters."""
+    if params is None:
+        raise ValueError(
+            "params are required: call update(updates, state, params), because this "
+            "transformation mixes or restores the parameters themselves."
+        )
+    return params
+
+
+def require_operator(operator_fn: Any) -> Callable[[Any], Any]:
+    """Refuse a two-gradient update without a way to get the second gradient."""
+    if not callable(operator_fn):
+        raise ValueError(
+            "operator_fn is required: call update(F(z), state, z, operator_fn=F) with "
+            f"a function of the point alone, got {operator_fn!r}."
+        )
+    return operator_fn
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Accept a traced value, or a number in [0, 1)."""
+    if not isinstance(value, Tracer) and not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """Accept a traced value, or a number of at least zero."""
+    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value!r}.")

@@ -1,0 +1,183 @@
+r"""Games with a known solution, as operators of the workers.
+
+Each worker $m$ has an affine operator $F_m(z) = H_m z + h_m$ of its own, and the
+problem is $F = \frac1M \sum_m F_m$. Everything is drawn in float64 NumPy from a seed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsp import _arguments
+from jaxsp.operators import MinMax, saddle
+
+__all__ = ["Affine", "Problem", "bilinear", "quadratic"]
+
+
+class Affine(NamedTuple):
+    r"""The data of $f(x, y) = \frac\mu2 |x|^2 + x^\top B y - \frac\mu2 |y|^2
+    + p^\top x - q^\top y$, of one worker or stacked.
+
+    Attributes:
+      coupling: $B$, of shape `[..., dim, dim]`.
+      p: of shape `[..., dim]`.
+      q: of shape `[..., dim]`.
+      mu: $\mu$, of shape `[...]`.
+    """  # noqa: D205
+
+    coupling: jax.Array
+    p: jax.Array
+    q: jax.Array
+    mu: jax.Array
+
+
+class Problem(NamedTuple):
+    r"""A game spread over workers.
+
+    Attributes:
+      operator: `operator(z, data)`, the operator of the worker who has `data`; for
+        `Workers.map`.
+      data: the workers' data, stacked: leading axis M.
+      z_star: the solution of the mean operator, as a `MinMax`.
+      L: a Lipschitz constant of every $F_m$, so also of their mean.
+      mu: the strong monotonicity of every $F_m$; 0 if there is none.
+    """
+
+    operator: Callable[..., MinMax]
+    data: Affine
+    z_star: MinMax
+    L: float
+    mu: float
+
+    @property
+    def operators(self) -> tuple[Callable[[MinMax], MinMax], ...]:
+        """The workers' operators one by one, each a function of the point."""
+        return tuple(self._bind(m) for m in range(len(self.data.mu)))
+
+    def mean_operator(self, z: MinMax) -> MinMax:
+        r"""The problem's operator, $\frac1M \sum_m F_m(z)$."""
+        # F_m is affine in its data, so the mean operator has the mean data.
+        return self.operator(z, jax.tree.map(lambda x: x.mean(0), self.data))
+
+    def _bind(self, m):
+        data = jax.tree.map(lambda x: x[m], self.data)
+        return lambda z: self.operator(z, data)
+
+
+def bilinear(
+    workers: int, dim: int, *, L: float = 1.0, heterogeneity: float = 0.0, seed: int
+) -> Problem:
+    r"""The game $\min_x \max_y \frac1M \sum_m x^\top B_m y + p_m^\top x - q_m^\top y$.
+
+    It is monotone but not strongly so: plain descent leaves its solution in a spiral,
+    methods that look ahead converge.
+
+    Args:
+      workers: M.
+      dim: the dimension of `x` and of `y`.
+      L: the largest $\|B_m\|_2$. The singular values of the common part lie between
+        0.4 and 1 of its norm, so that the solution is well conditioned.
+      heterogeneity: how far the workers' data differ; 0 makes them identical.
+      seed: seeds NumPy's generator.
+
+    Returns:
+      The problem, with `mu=0`.
+
+    Raises:
+      ValueError: for arguments out of range.
+
+    Example:
+      >>> import jaxsp
+      >>> problem = jaxsp.problems.bilinear(4, 3, seed=0)
+      >>> residual = jaxsp.metrics.residual(problem.mean_operator, problem.z_star)
+      >>> bool(residual < 1e-5)
+      True
+    """
+    return _affine(workers, dim, L, 0.0, heterogeneity, seed)
+
+
+def quadratic(
+    workers: int,
+    dim: int,
+    *,
+    L: float,
+    mu: float,
+    heterogeneity: float = 0.0,
+    seed: int,
+) -> Problem:
+    r"""A strongly convex, strongly concave quadratic game with given constants.
+
+    $$\min_x \max_y \frac1M \sum_m \tfrac\mu2 |x|^2 + x^\top B_m y - \tfrac\mu2 |y|^2
+    + p_m^\top x - q_m^\top y,$$
+
+    where the largest $\|B_m\|_2$ is $\sqrt{L^2 - \mu^2}$, so that every $F_m$ is
+    $\mu$-strongly monotone and $L$-Lipschitz and the constants are attained.
+
+    Args:
+      workers: M.
+      dim: the dimension of `x` and of `y`.
+      L: the Lipschitz constant, at least `mu`.
+      mu: the strong monotonicity, above 0.
+      heterogeneity: how far the workers' data differ; 0 makes them identical. It is
+        the root mean square of $|F_m(z^*)|$ over workers, and the scale, next to the
+        common part, of what is their own in $B_m$.
+      seed: seeds NumPy's generator.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: for arguments out of range.
+
+    Example:
+      >>> import jaxsp
+      >>> problem = jaxsp.problems.quadratic(4, 3, L=2.0, mu=0.5, seed=0)
+      >>> residual = jaxsp.metrics.residual(problem.mean_operator, problem.z_star)
+      >>> bool(residual < 1e-5)
+      True
+    """
+    if not mu > 0:
+        raise ValueError(f"mu must be above 0, got {mu!r}: for mu = 0 use bilinear.")
+    if not mu <= L:
+        raise ValueError(f"L must be at least mu={mu!r}, got {L!r}.")
+    return _affine(workers, dim, L, mu, heterogeneity, seed)
+
+
+def _affine(workers, dim, L, mu, heterogeneity, seed):
+    _arguments.check_count("workers", workers)
+    _arguments.check_count("dim", dim)
+    if not (L > 0 and math.isfinite(L)):
+        raise ValueError(f"L must be finite and above 0, got {L!r}.")
+    _arguments.check_nonnegative("heterogeneity", heterogeneity)
+    rng = np.random.default_rng(seed)
+
+    left, right = (np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(2))
+    common = left @ np.diag(np.linspace(0.4, 1.0, dim)) @ right
+    own = rng.normal(size=(workers, dim, dim)) / math.sqrt(dim)
+    own -= own.mean(0)  # the mean problem keeps its common part
+    coupling = common + heterogeneity * own
+    norm = np.linalg.norm(coupling, 2, axis=(1, 2)).max()
+    coupling *= math.sqrt(L**2 - mu**2) / norm
+
+    x, y = rng.normal(size=(2, dim))
+    # The field at z* is heterogeneity times deviations with mean 0 and mean square 1.
+    deviation = rng.normal(size=(workers, 2, dim))
+    deviation -= deviation.mean(0)
+    size = math.sqrt(np.mean(np.sum(deviation**2, axis=(1, 2))))
+    deviation *= heterogeneity / size if size > 0 else 0.0
+    p = deviation[:, 0] - (mu * x + coupling @ y)
+    q = deviation[:, 1] - (mu * y - coupling.transpose(0, 2, 1) @ x)
+    # z* solves the mean operator because the deviations cancel.
+    data = Affine(*map(jnp.asarray, (coupling, p, q, np.full(workers, mu))))
+    operator = saddle(_payoff)
+    return Problem(operator, data, MinMax(jnp.asarray(x), jnp.asarray(y)), L, mu)
+
+
+def _payoff(x, y, data):
+    return (
+        data.mu / 2 * (x @ x - y @ y) + x @ data.coupling @ y + data.p @ x - data.q @ y
+    )

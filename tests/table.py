@@ -1,0 +1,189 @@
+"""Every public method and transformation, one row each, for the tests that run all.
+
+A row knows how to build the transformation for a topology and which loop of
+`reference` computes the same. What is not in this table is not tested for the protocol,
+so a test compares it with the public names.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import reference
+
+import jaxsp
+from jaxsp import methods, topology, transforms
+
+AXIS = jaxsp.Workers(1).axis_name
+KEY = jax.random.key(7)
+# Around a solution Adam is chaotic: a perturbation of 1e-15 grows to 1e-3 in 200
+# iterations of a rate of 0.1, in NumPy as here. At this rate it is on its way.
+ADAM_RATE = 0.003
+
+
+class Row(NamedTuple):
+    """A transformation: `build(topology)`, and its reference loop if it is a method."""
+
+    name: str
+    build: Callable
+    loop: Callable | None = None
+    rate: float = 0.1
+
+
+def drawn(random_topology, steps):
+    """The matrices that a random topology takes in the first iterations."""
+    pool = random_topology.matrices
+    keys = [jax.random.fold_in(KEY, k) for k in range(steps)]
+    return [pool[int(jax.random.randint(key, (), 0, len(pool)))] for key in keys]
+
+
+def rand_dp_oadam(z0, F, W, lr, steps):
+    """The reference over the rings that the shared key draws."""
+    matrices = drawn(topology.random_ring(len(W)), steps)
+    return reference.rand_dp_oadam(z0, F, matrices, lr)
+
+
+METHODS = [
+    Row(
+        "extra_step",
+        lambda t, lr: methods.extra_step(lr, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.extra_step(z0, F, lr, n),
+    ),
+    Row(
+        "decentralized_extra_step",
+        lambda t, lr: methods.decentralized_extra_step(lr, t, 2, None, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.decentralized_extra_step(
+            z0, F, W, 2, None, lr, n
+        ),
+    ),
+    Row(
+        "decentralized_extra_step_fastmix",
+        lambda t, lr: methods.decentralized_extra_step(
+            lr, t, 3, "fastmix", axis_name=AXIS
+        ),
+        lambda z0, F, W, lr, n: reference.decentralized_extra_step(
+            z0, F, W, 3, "fastmix", lr, n
+        ),
+    ),
+    Row(
+        "decentralized_extra_step_chebyshev",
+        lambda t, lr: methods.decentralized_extra_step(lr, t, 3, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.decentralized_extra_step(
+            z0, F, W, 3, "chebyshev", lr, n
+        ),
+    ),
+    Row(
+        "extra_step_local_sgd",
+        lambda t, lr: methods.extra_step_local_sgd(lr, 3, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.extra_step_local_sgd(z0, F, lr, 3, n),
+    ),
+    Row(
+        "dposg",
+        lambda t, lr: methods.dposg(lr, t, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 1, lr, n)[0],
+    ),
+    Row(
+        "dposg_2_rounds",
+        lambda t, lr: methods.dposg(lr, t, 2, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 2, lr, n)[0],
+    ),
+    Row(
+        "cp_oadam",
+        lambda t, lr: methods.cp_oadam(lr, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.cp_oadam(z0, F, lr, n),
+        ADAM_RATE,
+    ),
+    Row(
+        "dp_oadam",
+        lambda t, lr: methods.dp_oadam(lr, t, 2, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.dp_oadam(z0, F, W, 2, lr, n),
+        ADAM_RATE,
+    ),
+    Row(
+        "rand_dp_oadam",
+        lambda t, lr: methods.rand_dp_oadam(
+            lr, topology.random_ring(t.size), key=KEY, axis_name=AXIS
+        ),
+        rand_dp_oadam,
+        ADAM_RATE,
+    ),
+]
+
+TRANSFORMS = [
+    Row("average", lambda t, lr: transforms.average(axis_name=AXIS)),
+    Row("sync", lambda t, lr: transforms.sync(2, axis_name=AXIS)),
+    Row("gossip", lambda t, lr: transforms.gossip(t, axis_name=AXIS)),
+    Row(
+        "gossip_one_peer",
+        lambda t, lr: transforms.gossip(
+            topology.one_peer_exponential(t.size), 2, axis_name=AXIS
+        ),
+    ),
+    Row("extragradient", lambda t, lr: transforms.extragradient(optax.adam(lr))),
+    Row(
+        "alternating_extragradient",
+        lambda t, lr: transforms.alternating_extragradient(optax.adam(lr)),
+    ),
+    Row("past_extragradient", lambda t, lr: transforms.past_extragradient(lr)),
+    Row("optimistic_adam", lambda t, lr: transforms.optimistic_adam(lr)),
+]
+
+ALL = METHODS + TRANSFORMS
+
+
+class Game(NamedTuple):
+    """A smooth monotone game, not affine, that differs from worker to worker."""
+
+    H: np.ndarray  # [n, d, d]
+    h: np.ndarray  # [n, d]
+
+    def stacked(self, Z, *_):
+        """F for the reference: one row a worker."""
+        return np.einsum("mij,mj->mi", self.H, Z) + 0.3 * np.tanh(Z) + self.h
+
+    @staticmethod
+    def operator(z, H, h):
+        """F_m for one worker."""
+        return H @ z + 0.3 * jnp.tanh(z) + h
+
+
+def make_game(n, d, seed=0):
+    """Monotone, with a skew part of norm about 1 and workers that disagree."""
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(n, d, d)) / np.sqrt(d)
+    H = (A - A.transpose(0, 2, 1)) / 2 + 0.2 * np.eye(d)
+    return Game(H, rng.normal(size=(n, d)))
+
+
+def graphs(n):
+    """The graphs on which trajectories are compared."""
+    W = reference.random_doubly_stochastic(n, 3)
+    return {
+        "ring": topology.ring(n),
+        "star": topology.star(n),
+        "erdos_renyi": topology.erdos_renyi(n, 0.5, seed=1),
+        "asymmetric": topology.from_matrix(W),
+    }
+
+
+def trajectory(workers, tx, game, z0, steps):
+    """All iterates of all workers, `[steps + 1, n, d]`, and the last states."""
+
+    def one_worker(z, H, h):
+        def F(z):
+            return game.operator(z, H, h)
+
+        def step(carry, _):
+            z, state = carry
+            updates, state = tx.update(F(z), state, z, operator_fn=F)
+            z = optax.apply_updates(z, updates)
+            return (z, state), z
+
+        (_, state), path = jax.lax.scan(step, (z, tx.init(z)), length=steps)
+        return jnp.concatenate([z[None], path]), state
+
+    path, state = jax.jit(workers.map(one_worker))(z0, game.H, game.h)
+    return np.asarray(path).swapaxes(0, 1), state

@@ -1,0 +1,311 @@
+"""Collectives against NumPy, how many there are, and what is counted."""
+
+import re
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+import jaxsp
+from jaxsp import comm, methods, topology
+
+N = 8
+AXIS = jaxsp.Workers(1).axis_name
+
+
+@pytest.fixture(params=[1, N], ids=["vmap", "shard_map"])
+def workers(request):
+    return jaxsp.Workers(N, devices=jax.devices()[: request.param])
+
+
+def tree(seed=0):
+    """A stacked tree of two dtypes, an empty leaf, a scalar and a None."""
+    rng = np.random.default_rng(seed)
+    return {
+        "a": jnp.asarray(rng.normal(size=(N, 3, 2)), jnp.float32),
+        "b": [jnp.asarray(rng.normal(size=N), jnp.float32), None],
+        "c": jnp.asarray(rng.normal(size=(N, 4)), jnp.bfloat16),
+        "d": jnp.zeros((N, 0), jnp.float32),
+    }
+
+
+def dtypes(tree):
+    return [x.dtype for x in jax.tree.leaves(tree)]
+
+
+def test_pack_is_one_vector_a_dtype_and_back():
+    leaves = jax.tree.map(lambda x: x[0], tree())
+    buffers, unpack = comm.pack(leaves)
+    assert [(b.dtype, b.shape) for b in buffers] == [
+        (jnp.float32, (7,)),
+        (jnp.bfloat16, (4,)),
+    ]
+    jax.tree.map(np.testing.assert_array_equal, unpack(buffers), leaves)
+    assert comm.pack({})[1]([]) == {}
+
+
+def test_mean_and_gather(workers):
+    x = tree()
+    mean = workers.map(lambda t: comm.mean(t, AXIS))(x)
+    gathered = workers.map(lambda t: comm.gather(t, AXIS))(x)
+    for m in range(N):
+        np.testing.assert_allclose(mean["a"][m], x["a"].mean(0), rtol=1e-6, atol=1e-7)
+        jax.tree.map(
+            lambda g, t, m=m: np.testing.assert_array_equal(g[m], t), gathered, x
+        )
+    assert dtypes(mean) == dtypes(x)
+
+
+def test_shared_and_own_keys(workers):
+    key = jax.random.key(3)
+    own = workers.map(
+        lambda k: jax.random.bits(comm.worker_key(k, AXIS)), in_axes=None
+    )(key)
+    expected = [jax.random.bits(jax.random.fold_in(key, m)) for m in range(N)]
+    np.testing.assert_array_equal(own, expected)
+    assert len(set(map(int, own))) == N
+
+
+GRAPHS = {
+    "ring": topology.ring(N),
+    "star": topology.star(N),
+    "directed": topology.exponential(N),
+    "asymmetric": topology.from_matrix(reference.random_doubly_stochastic(N, 0)),
+    "shift": topology.from_matrix(np.roll(np.eye(N), 1, axis=0)),
+    "partial": topology.from_matrix(
+        np.kron(np.diag([1, 0, 0, 0]), np.eye(2))
+        + np.kron(np.diag([0, 1, 1, 1]), [[0, 1], [1, 0]])
+    ),
+}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_mix_multiplies_by_the_matrix(x64, workers, graph):
+    X = np.random.default_rng(1).normal(size=(N, 5))
+    mixed = workers.map(lambda x: comm.mix(x, GRAPHS[graph], AXIS))(jnp.asarray(X))
+    np.testing.assert_allclose(mixed, GRAPHS[graph].to_matrix() @ X, atol=1e-15)
+
+
+def test_mix_keeps_structure_and_dtype(workers):
+    x = tree()
+    mixed = workers.map(lambda t: comm.mix(t, GRAPHS["star"], AXIS))(x)
+    assert jax.tree.structure(mixed) == jax.tree.structure(x)
+    assert dtypes(mixed) == dtypes(x)
+
+
+def test_a_nan_does_not_travel_along_an_edge_of_weight_zero(workers):
+    """Row 0 does not listen to worker 1, who is broken."""
+    W = np.eye(N)
+    W[:3, :3] = [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]]
+    x = jnp.arange(float(N)).at[1].set(jnp.nan)
+    mixed = workers.map(lambda x: comm.mix(x, topology.from_matrix(W), AXIS))(x)
+    assert np.isfinite(mixed[0])
+    assert np.isfinite(mixed[3:]).all()
+    assert np.isnan(mixed[1:3]).all()
+
+
+@pytest.mark.parametrize("member", [0, 1, 2])
+def test_mix_takes_the_member_of_a_sequence(x64, workers, member):
+    one_peer = topology.one_peer_exponential(N)
+    X = np.random.default_rng(1).normal(size=(N, 5))
+    mixed = jax.jit(
+        workers.map(lambda x, m: comm.mix(x, one_peer, AXIS, m), in_axes=(0, None))
+    )(jnp.asarray(X), member)
+    np.testing.assert_allclose(mixed, one_peer.to_matrix(member) @ X, atol=1e-15)
+
+
+def test_mix_refuses_another_number_of_workers(workers):
+    with pytest.raises(ValueError, match=r"for 5 workers, but the axis .* has 8"):
+        workers.map(lambda x: comm.mix(x, topology.ring(5), AXIS))(jnp.ones(N))
+
+
+# ---------------------------------------------------------- collectives in the program
+
+
+def collectives(fn, *args):
+    """The names of the collectives in the compiled program, in order."""
+    text = jax.jit(fn).lower(*args).compile().as_text()
+    names = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
+    return re.findall(rf"= \S+ ({names})(?:-start)?\(", text)
+
+
+def model(leaves):
+    rng = np.random.default_rng(0)
+    return {
+        f"layer{i}": jnp.asarray(rng.normal(size=(N, 3, i + 1)), jnp.float32)
+        for i in range(leaves)
+    }
+
+
+@pytest.mark.parametrize("leaves", [1, 7])
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: methods.dposg(0.1, topology.ring(N), axis_name=AXIS), 2),
+        (lambda: methods.dposg(0.1, topology.ring(N), 3, axis_name=AXIS), 6),
+        (lambda: methods.dposg(0.1, topology.star(N), axis_name=AXIS), N - 1),
+        (lambda: methods.dposg(0.1, topology.exponential(N), axis_name=AXIS), 3),
+        (lambda: methods.dp_oadam(0.1, topology.torus(2, 4), axis_name=AXIS), 3),
+    ],
+    ids=["ring", "ring_3_rounds", "star", "exponential", "torus"],
+)
+def test_gossip_compiles_to_one_permute_a_round(build, expected, leaves):
+    workers, tx, params = jaxsp.Workers(N), build(), model(leaves)
+    state = workers.map(tx.init)(params)
+    found = collectives(workers.map(tx.update), params, state, params)
+    assert found == ["collective-permute"] * expected
+
+
+@pytest.mark.parametrize("leaves", [1, 7])
+def test_average_compiles_to_one_all_reduce(leaves):
+    workers, params = jaxsp.Workers(N), model(leaves)
+    tx = methods.cp_oadam(0.1, axis_name=AXIS)
+    state = workers.map(tx.init)(params)
+    found = collectives(workers.map(tx.update), params, state, params)
+    assert found == ["all-reduce"]
+
+
+def test_one_peer_exponential_has_one_permute_in_each_branch():
+    workers, params = jaxsp.Workers(N), model(3)
+    tx = jaxsp.gossip(topology.one_peer_exponential(N), axis_name=AXIS)
+    state = workers.map(tx.init)(params)
+    found = collectives(workers.map(tx.update), params, state, params)
+    assert found == ["collective-permute"] * 3  # three branches, of which one runs
+
+
+def test_init_calls_no_collective():
+    workers, params = jaxsp.Workers(N), model(3)
+    for tx in (
+        methods.cp_oadam(0.1, axis_name=AXIS),
+        methods.dposg(0.1, topology.ring(N), axis_name=AXIS),
+        methods.extra_step_local_sgd(0.1, 4, axis_name=AXIS),
+    ):
+        assert collectives(workers.map(tx.init), params) == []
+
+
+# ---------------------------------------------------------- bits
+
+
+@hypothesis.given(st.lists(st.integers(0, 2**40), min_size=6, max_size=6))
+def test_traffic_is_exact_past_32_bits(bits):
+    def add(traffic, up, down):
+        return comm.add_traffic(traffic, up, down, AXIS)
+
+    traffic = comm.no_traffic()
+    for b in bits:
+        traffic = add(traffic, b, 3 * b)
+    sent = jaxsp.metrics.bits_sent(traffic)
+    assert int(sent.up) == sum(bits)
+    assert int(sent.down) == 3 * sum(bits)
+
+
+def test_traffic_carries_where_the_low_limb_wraps():
+    traffic = comm.no_traffic()
+    for _ in range(5):
+        traffic = comm.add_traffic(traffic, 2**32 - 1, 2**33, AXIS)
+    sent = jaxsp.metrics.bits_sent(traffic)
+    assert (int(sent.up), int(sent.down)) == (5 * (2**32 - 1), 5 * 2**33)
+
+
+def bits_after(tx, updates=4, workers=None):
+    workers = workers or jaxsp.Workers(N, devices=jax.devices()[:1])
+    params = model(2)  # 3 + 6 float32 numbers a worker
+    state = workers.map(tx.init)(params)
+    step = jax.jit(
+        workers.map(lambda s, p: tx.update(p, s, p, operator_fn=lambda z: z))
+    )
+    for _ in range(updates):
+        _, state = step(state, params)
+    return jaxsp.metrics.bits_sent(state)
+
+
+MODEL_BITS = 9 * 32
+
+
+@pytest.mark.parametrize(
+    ("build", "messages"),
+    [
+        (lambda: jaxsp.average(axis_name=AXIS), 4),
+        (lambda: methods.cp_oadam(0.1, axis_name=AXIS), 4),
+        (lambda: methods.extra_step(0.1, axis_name=AXIS), 8),
+        (lambda: methods.extra_step_local_sgd(0.1, 2, axis_name=AXIS), 2),
+        (lambda: methods.extra_step_local_sgd(0.1, 5, axis_name=AXIS), 0),
+        (lambda: methods.dposg(0.1, topology.ring(N), 3, axis_name=AXIS), 24),
+        (
+            lambda: methods.dp_oadam(
+                0.1, topology.one_peer_exponential(N), axis_name=AXIS
+            ),
+            4,
+        ),
+        (
+            lambda: methods.rand_dp_oadam(
+                0.1, topology.random_ring(N), key=jax.random.key(0), axis_name=AXIS
+            ),
+            8,
+        ),
+        (
+            lambda: methods.decentralized_extra_step(
+                0.1, topology.ring(N), 2, axis_name=AXIS
+            ),
+            32,
+        ),
+    ],
+)
+def test_bits_of_the_methods(build, messages):
+    sent = bits_after(build())
+    np.testing.assert_array_equal(sent.up, np.full(N, messages * MODEL_BITS))
+    np.testing.assert_array_equal(sent.down, np.full(N, messages * MODEL_BITS))
+
+
+def test_bits_of_a_star_are_those_of_each_worker(workers):
+    tx = jaxsp.gossip(topology.star(N), axis_name=AXIS)
+    sent = bits_after(tx, 1, workers)
+    np.testing.assert_array_equal(
+        sent.up, MODEL_BITS * np.array([N - 1] + [1] * (N - 1))
+    )
+    np.testing.assert_array_equal(sent.up, sent.down)
+
+
+def test_bits_of_a_sequence_whose_members_differ(workers):
+    graphs = topology.from_sequence([topology.star(N), topology.ring(N)])
+    tx = jaxsp.gossip(graphs, axis_name=AXIS)
+    hub_first = np.array([N - 1] + [1] * (N - 1))
+    expected = [hub_first, hub_first + 2, 2 * hub_first + 2]
+    for updates, messages in enumerate(expected, start=1):
+        sent = bits_after(tx, updates, workers)
+        np.testing.assert_array_equal(sent.up, MODEL_BITS * messages)
+
+
+def test_bits_equal_the_bytes_that_the_permutes_of_the_program_move():
+    """Operand size times the number of pairs, read from the compiled text."""
+    workers, tx = jaxsp.Workers(N), jaxsp.gossip(GRAPHS["asymmetric"], axis_name=AXIS)
+    params = model(2)
+    state = workers.map(tx.init)(params)
+    update = jax.jit(workers.map(tx.update))
+    text = update.lower(params, state, params).compile().as_text()
+    moved = 0
+    for line in text.splitlines():
+        found = re.search(r"= \(?f32\[(\d+)\].* collective-permute(?:-start)?\(", line)
+        if found:
+            pairs = re.findall(r"\{(\d+),(\d+)\}", line)
+            moved += 32 * int(found[1]) * sum(a != b for a, b in pairs)
+    _, state = update(params, state, params)
+    assert moved == int(jaxsp.metrics.bits_sent(state).up.sum()) > 0
+
+
+def test_masked_parameters_neither_travel_nor_count():
+    tx = optax.masked(
+        jaxsp.gossip(topology.ring(N), axis_name=AXIS),
+        {"layer0": True, "layer1": False},
+    )
+    assert int(bits_after(tx, 1).up[0]) == 2 * 3 * 32
+
+
+def test_bits_of_what_does_not_communicate_is_an_error():
+    with pytest.raises(ValueError, match="traffic"):
+        jaxsp.metrics.bits_sent(optax.adam(0.1).init(jnp.ones(3)))

@@ -1,0 +1,110 @@
+"""The same function of one worker in every mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsp
+from jaxsp import comm
+
+DEVICES = {"vmap": 1, "shard_map": 8}
+
+
+@pytest.fixture(params=DEVICES)
+def workers(request):
+    return jaxsp.Workers(8, devices=jax.devices()[: DEVICES[request.param]])
+
+
+def test_mode_follows_the_devices():
+    assert jaxsp.Workers(8).mode == "shard_map"
+    assert jaxsp.Workers(4).devices == jax.devices()[:4]
+    assert jaxsp.Workers(9).mode == "vmap"
+    assert jaxsp.Workers(1).mode == "vmap"
+    assert repr(jaxsp.Workers(9)) == "Workers(9, mode='vmap')"
+
+
+def test_map_stacks_what_one_worker_returns(workers):
+    def one(x, shared):
+        return {
+            "i": comm.worker_index(workers.axis_name),
+            "x": x.sum() + shared,
+            "c": 1,
+        }
+
+    x = jnp.arange(16.0).reshape(8, 2)
+    out = workers.map(one, in_axes=(0, None))(x, 10.0)
+    np.testing.assert_array_equal(out["i"], np.arange(8))
+    np.testing.assert_array_equal(out["x"], np.asarray(x).sum(1) + 10)
+    np.testing.assert_array_equal(out["c"], np.ones(8))
+
+
+def test_map_without_a_stacked_leaf(workers):
+    def one(_, shared):
+        return shared * comm.worker_index(workers.axis_name)
+
+    out = workers.map(one, in_axes=(0, None))((), 2)
+    np.testing.assert_array_equal(out, 2 * np.arange(8))
+
+
+def test_map_runs_under_jit_scan_and_closes_over_traced_values(workers):
+    @jax.jit
+    def run(x, scale):
+        mapped = workers.map(lambda x: comm.mean(x * scale, workers.axis_name) + 1)
+        return jax.lax.scan(lambda x, _: (mapped(x), None), x, length=3)[0]
+
+    expected = np.arange(8.0)
+    for _ in range(3):
+        expected = np.full(8, (expected * 0.5).mean() + 1)
+    np.testing.assert_allclose(run(jnp.arange(8.0), 0.5), expected)
+
+
+def test_keys_travel_as_keys(workers):
+    keys = jax.random.split(jax.random.key(0), 8)
+    drawn = workers.map(lambda key: jax.random.uniform(key))(workers.shard(keys))
+    np.testing.assert_array_equal(drawn, jax.vmap(jax.random.uniform)(keys))
+
+
+def test_replicate_copies_to_the_workers_devices(workers):
+    tree = {"a": jnp.ones(3), "key": jax.random.key(1), "b": 2.0}
+    stacked = workers.replicate(tree)
+    assert stacked["a"].shape == (8, 3)
+    assert stacked["b"].shape == stacked["key"].shape == (8,)
+    assert stacked["a"].devices() == set(workers.devices)
+
+
+def test_shard_copies_so_that_donation_is_safe(workers):
+    mine = jnp.ones((8, 3))
+    theirs = workers.shard(mine)
+    jax.jit(workers.map(lambda x: x + 1), donate_argnums=0)(theirs)
+    assert not mine.is_deleted()
+    np.testing.assert_array_equal(mine, np.ones((8, 3)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "8"])
+def test_count_must_be_a_positive_integer(count):
+    with pytest.raises(ValueError, match="count"):
+        jaxsp.Workers(count)
+
+
+def test_devices_must_fit_and_the_message_says_how():
+    with pytest.raises(ValueError, match=r"give 1 or 8 devices, or write Workers\(3\)"):
+        jaxsp.Workers(8, devices=jax.devices()[:3])
+
+
+def test_unstacked_argument_is_named(workers):
+    with pytest.raises(ValueError, match=r"argument 0\['w'\] must be stacked.*\(3,\)"):
+        workers.map(lambda x: x)({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="replicate"):
+        workers.shard(jnp.float32(1))
+
+
+@pytest.mark.parametrize("in_axes", [1, (0, 1), (0, "x")])
+def test_in_axes_must_be_0_or_none(workers, in_axes):
+    with pytest.raises(ValueError, match="in_axes"):
+        workers.map(lambda x, y: x, in_axes=in_axes)
+
+
+def test_in_axes_must_have_an_entry_for_each_argument(workers):
+    with pytest.raises(ValueError, match=r"2 entries.*1 arguments"):
+        workers.map(lambda x: x, in_axes=(0, None))(jnp.ones(8))
