@@ -1,0 +1,380 @@
+"""Data sets as arrays: loaded once on the host, drawn from inside the step.
+
+Nothing here downloads. `digits` comes with scikit-learn, the mixtures are drawn from a
+fixed seed, the others are read from a TFDS directory of array_record files, without
+TensorFlow, and their decoded pixels are kept in `cache_dir()`.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
+
+_TFDS_SHAPES = {
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "celeb_a": (64, 64, 3),
+}
+NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *_TFDS_SHAPES)
+
+_CACHE_FORMAT = 1  # raised whenever `_decode` would give other arrays
+
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # in Dataset's order
+
+
+class Dataset(NamedTuple):
+    """A labelled data set in host memory.
+
+    Attributes:
+        name: one of `NAMES`.
+        train: uint8 images [N, height, width, channels], or float32 points [N, 2].
+        train_labels: int32 [N].
+        test: samples that `train` does not hold.
+        test_labels: their labels.
+        num_classes: labels are 0, ..., num_classes − 1.
+        centers: float32 [num_classes, 2], the modes of a mixture; else None.
+        std: standard deviation of each mode of a mixture; else None.
+    """
+
+    name: str
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    centers: np.ndarray | None = None
+    std: float | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.train.shape[1:]
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads a data set by name, from this machine only.
+
+    - `digits`: scikit-learn's 1,797 images 8×8, grey levels 0..16 scaled to 0..255; 297
+      of them, spread evenly over the classes, are the test set.
+    - `mixture_ring` (or `mixture`): 8 Gaussians of standard deviation 0.02, centred on
+      the circle of radius 2. `mixture_grid`: 25 of standard deviation 0.05, centred on
+      {−4, −2, 0, 2, 4}². These are the customary constants, so mode counts compare with
+      published ones; points are *not* scaled to [−1, 1], so a generator of points ends
+      in a linear layer, not in tanh. 50,000 and 10,000 points; the label is the mode.
+    - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has them.
+    - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
+      the label is the attribute "Male" (0 or 1). 2.2 GB in memory.
+
+    Args:
+        name: one of `NAMES`, or `mixture`.
+        data_dir: TFDS directory, which holds `<name>/<version>`. None means
+            `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: if there is no data set of that name.
+        FileNotFoundError: if it is not prepared in `data_dir`; says how to prepare it.
+        ImportError: if a package of `jaxsp[gan]` is missing.
+    """
+    if name == "digits":
+        return _digits()
+    if name in ("mixture", "mixture_ring"):
+        angles = 2 * np.pi * np.arange(8) / 8
+        ring = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        return _mixture("mixture_ring", ring, std=0.02)
+    if name == "mixture_grid":
+        ticks = np.linspace(-4, 4, 5)
+        grid = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1)
+        return _mixture(name, grid.reshape(-1, 2), std=0.05)
+    if name in _TFDS_SHAPES:
+        return _tfds(name, data_dir)
+    near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}{hint}")
+
+
+def cache_dir() -> pathlib.Path:
+    """Directory of what was computed once and is kept between runs.
+
+    Returns:
+        `$JAXSP_CACHE_DIR`, else `$XDG_CACHE_HOME/jaxsp`, else `~/.cache/jaxsp`. It need
+        not exist yet.
+    """
+    if path := os.environ.get("JAXSP_CACHE_DIR"):
+        return pathlib.Path(path).expanduser()
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(parent).expanduser() / "jaxsp"
+
+
+def to_unit(images: jax.typing.ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
+    """Maps uint8 images to [−1, 1] and leaves points as they are.
+
+        x = v / 127.5 − 1
+
+    Cheap enough to run on the device inside every step, so that shares stay uint8.
+
+    Args:
+        images: uint8 array, or a floating array of points, whose values are kept.
+        dtype: floating dtype of the result.
+
+    Returns:
+        Array of the same shape, of type `dtype`.
+
+    Raises:
+        ValueError: if `images` is neither uint8 nor floating.
+    """
+    images = jnp.asarray(images)
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images.astype(dtype)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8 or floating; got {images.dtype}")
+    return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
+
+
+def to_uint8(samples: jax.typing.ArrayLike) -> jax.Array:
+    """Maps samples in [−1, 1] to uint8: the inverse of `to_unit`.
+
+        v = round(127.5 (x + 1)), clipped to 0..255
+
+    All 256 values survive the round trip through float16, float32 and float64; bfloat16
+    has too few digits.
+
+    Args:
+        samples: floating array; what lies outside [−1, 1] is clipped.
+
+    Returns:
+        uint8 array of the same shape.
+    """
+    levels = jnp.round((jnp.asarray(samples).astype(jnp.float32) + 1) * 127.5)
+    return jnp.clip(levels, 0, 255).astype(jnp.uint8)
+
+
+def draw(
+    key: jax.Array, share: Any, size: jax.typing.ArrayLike, batch_size: int
+) -> Any:
+    """Draws a batch from one worker's share, inside the step.
+
+        i_1, ..., i_b ~ Uniform{0, ..., size − 1}, independent
+
+    With replacement: the batches are then the independent unbiased samples that the
+    methods' theory assumes, `batch_size` may exceed `size`, and the time does not grow
+    with the share, as it would for a random permutation of it.
+
+    Args:
+        key: random key, this worker's own.
+        share: array [max_share, ...], or a pytree of such arrays, say (images, labels),
+            of which the same rows are drawn.
+        size: scalar, how many leading rows of `share` are examples. Later rows are
+            padding and are never drawn. At least 1, which `partition.stack` ensures.
+        batch_size: number b of examples.
+
+    Returns:
+        Like `share`, with leading dimension `batch_size`.
+
+    Raises:
+        ValueError: if `batch_size` is not positive.
+
+    Example:
+        >>> images, labels = np.arange(8.0).reshape(4, 2), np.arange(4)
+        >>> x, label = draw(jax.random.key(0), (images, labels), 3, batch_size=5)
+        >>> x.shape, bool((x == 2 * label[:, None] + np.arange(2)).all())
+        ((5, 2), True)
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    rows = jax.random.randint(key, (batch_size,), 0, size, jnp.int32)
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), share)
+
+
+def _digits() -> Dataset:
+    """Scikit-learn's digits, split by position within the class."""
+    _require("sklearn")
+    from sklearn.datasets import load_digits
+
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = labels.astype(np.int32)
+    # Every sixth or so of the examples ordered by class, hence stratified.
+    by_class = np.argsort(labels, kind="stable")
+    test = np.zeros(len(labels), bool)
+    test[by_class[np.arange(297) * len(labels) // 297]] = True
+    return Dataset(
+        "digits", images[~test], labels[~test], images[test], labels[test], 10
+    )
+
+
+def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
+    """Points of an equal mixture of isotropic Gaussians in the plane."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(len(centers), size=60_000).astype(np.int32)
+    points = centers[labels] + std * rng.standard_normal((len(labels), 2))
+    train, test = np.split(points.astype(np.float32), [50_000])
+    train_labels, test_labels = np.split(labels, [50_000])
+    return Dataset(
+        name,
+        train,
+        train_labels,
+        test,
+        test_labels,
+        len(centers),
+        centers.astype(np.float32),
+        std,
+    )
+
+
+def _tfds(name: str, data_dir: str | os.PathLike | None) -> Dataset:
+    """A prepared TFDS data set, from the cache if these very files were read before."""
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    version_dir = _find_prepared(name, pathlib.Path(root).expanduser())
+    fingerprint = _fingerprint(version_dir)
+    cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}.npz"
+    arrays = _read_cache(cache)
+    if arrays is None:
+        arrays = _decode(name, version_dir)
+        _write_cache(cache, arrays)
+    num_classes = 2 if name == "celeb_a" else 10
+    return Dataset(name, *arrays, num_classes)
+
+
+def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
+    """The newest array_record version of a data set below `root`."""
+    found = {}  # version directory -> file formats
+    for path in root.glob(f"{name}/*.*.*/dataset_info.json"):
+        if path.parent.name.replace(".", "").isdigit():
+            info = json.loads(path.read_text())
+            formats = [info.get("fileFormat") or "tfrecord"]
+            found[path.parent] = formats + info.get("alternativeFileFormats", [])
+    ready = [path for path, formats in found.items() if "array_record" in formats]
+    if ready:
+        return max(ready, key=lambda path: [int(n) for n in path.name.split(".")])
+    tell = (
+        "If it lies elsewhere, pass --data_dir=DIR (in Python: data_dir=DIR) or set "
+        "TFDS_DATA_DIR. Otherwise, on a machine with a network and TensorFlow:\n"
+        "  pip install tensorflow tensorflow-datasets array_record "
+        "importlib_resources pillow\n"
+    )
+    if found:
+        path, formats = next(iter(found.items()))
+        raise FileNotFoundError(
+            f"{name} is prepared in {path} as {' and '.join(formats)}, which cannot be "
+            f"read without TensorFlow: it must be array_record. {tell}"
+            f"  tfds convert_format --dataset_version_dir={path} "
+            f"--out_file_format=array_record"
+        )
+    raise FileNotFoundError(
+        f"{name} is not prepared in data_dir={root} (no "
+        f"{root / name}/<version>/dataset_info.json), and nothing is downloaded here. "
+        f"{tell}  tfds build {name} --file_format=array_record --data_dir={root}"
+    )
+
+
+def _fingerprint(version_dir: pathlib.Path) -> str:
+    """Hash of where the files lie and of all that changes when they do."""
+    files = sorted(path for path in version_dir.iterdir() if path.is_file())
+    stats = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
+    info = (version_dir / "dataset_info.json").read_text()
+    identity = repr((_CACHE_FORMAT, str(version_dir.resolve()), stats, info))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _read_cache(path: pathlib.Path) -> _Arrays | None:
+    """The arrays of `_write_cache`; None where there are none or they are damaged."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            return file["arr_0"], file["arr_1"], file["arr_2"], file["arr_3"]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _write_cache(path: pathlib.Path, arrays: _Arrays) -> None:
+    """Writes the whole file or none; a full or read-only disk is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            written = pathlib.Path(scratch) / path.name
+            np.savez(written, *arrays)
+            os.replace(written, path)
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "decoded images are not kept for the next run: %s", error
+        )
+
+
+def _decode(name: str, version_dir: pathlib.Path) -> _Arrays:
+    """Reads and decodes both splits of a prepared TFDS data set."""
+    _require(
+        "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
+    )
+    import tensorflow_datasets as tfds
+    from tqdm import tqdm
+
+    # Reads this directory and nothing else: unlike `tfds.data_source(name)`, it has no
+    # code that might download, and any version will do.
+    builder: Any = tfds.builder_from_directory(version_dir)
+    skip = {"image": tfds.decode.SkipDecoding()}
+
+    def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
+        source = builder.as_data_source(
+            split=split, decoders=skip, file_format="array_record"
+        )
+        for path in builder.info.splits[split].filepaths:
+            if not path.exists():
+                raise FileNotFoundError(f"{name} is incomplete: {path} is missing")
+        images = np.empty((len(source), *_TFDS_SHAPES[name]), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        with tqdm(
+            total=len(source), desc=f"{name} {split}", delay=1, mininterval=1
+        ) as bar:
+            for start in range(0, len(source), 1000):
+                rows = range(start, min(start + 1000, len(source)))
+                for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                    images[row] = _pixels(name, example["image"])
+                    labels[row] = (
+                        example["attributes"]["Male"]
+                        if name == "celeb_a"
+                        else example["label"]
+                    )
+                bar.update(len(rows))
+        return images, labels
+
+    return *decode("train"), *decode("test")
+
+
+def _pixels(name: str, encoded: bytes) -> np.ndarray:
+    """The pixels of one PNG or JPEG file."""
+    from PIL import Image
+
+    shape = _TFDS_SHAPES[name]
+    image = Image.open(io.BytesIO(encoded)).convert("L" if shape[-1] == 1 else "RGB")
+    if name == "celeb_a":  # 178 wide, 218 high
+        image = image.crop((0, 20, 178, 198))
+        image = image.resize((64, 64), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape)
+
+
+def _require(*modules: str) -> None:
+    """Raises an ImportError that names the missing modules and the extra."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"this data set needs {', '.join(missing)}, which is not installed: "
+            'pip install "jaxsp[gan]"'
+        )
