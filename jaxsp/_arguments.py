@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from jaxsp.topology import TimeVarying, Topology
@@ -117,3 +118,19 @@ def check_nonnegative(name: str, value: Any) -> None:
     """Accept a traced value, or a number of at least zero."""
     if not isinstance(value, Tracer) and not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value!r}.")
+
+
+def call_operator(operator_fn: Callable[[Any], Any], point: Any) -> Any:
+    """The operator at a point, with a hint if it fails on a point with gaps."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    try:
+        return operator_fn(point)
+    except Exception as error:
+        if any(map(masked, jax.tree.leaves(point, is_leaf=masked))):
+            raise ValueError(
+                "operator_fn was given a point in which optax.masked or "
+                "optax.partition has hidden some parameters, and failed. All players "
+                "look ahead together: write extragradient(optax.partition(...)), not "
+                "optax.partition of extragradients."
+            ) from error
+        raise

@@ -80,7 +80,7 @@ def extragradient(
         operator_fn = _arguments.require_operator(operator_fn)
         ahead, base = optimizer.update(updates, state.base, params, **extra_args)
         half = optax.apply_updates(params, ahead)  # z½ = z + opt(F(z))
-        field = operator_fn(half)  # F(z½)
+        field = _arguments.call_operator(operator_fn, half)  # F(z½)
         updates, base = optimizer.update(field, base, params, **extra_args)
         return updates, ExtragradientState(base=base)  # z ← z + opt(F(z½))
 
