@@ -164,12 +164,15 @@ def mix(
 
 def _weighted_permutations(topology, x, axis_name):
     """`diag(w_0) x + Σ_r diag(w_r) P_r x` for one vector."""
-    mixed = _scaled(topology.self_weights, x, axis_name)
+    # In half precision the weights of a row need not sum to 1, and the mean would drift
+    # from mixing to mixing: what travels is x, what is added up is wider.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    mixed = _scaled(topology.self_weights, x.astype(wide), axis_name)
     for sources, weights in zip(topology.permutations, topology.weights, strict=True):
         pairs = [(int(source), m) for m, source in enumerate(sources)]
         received = lax.ppermute(x, axis_name, pairs)  # P_r x
-        mixed = mixed + _scaled(weights, received, axis_name)
-    return mixed
+        mixed = mixed + _scaled(weights, received.astype(wide), axis_name)
+    return mixed.astype(x.dtype)
 
 
 def _scaled(weights, x, axis_name):

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxsp import _arguments, comm
 from jaxsp.topology import TimeVarying, Topology
+
+_UNROLLED = 8  # up to so many rounds the program has no loop
 
 
 class GossipState(NamedTuple):
@@ -102,13 +105,14 @@ def gossip(
     recursion = _recursion(topology, rounds, acceleration)
     members = topology.members
 
-    def member(count, h):
-        """Which matrix round `h` of update `count` applies."""
+    def schedule(count):
+        """Which matrix each round of update `count` applies, a function of the round."""
         if not random:
-            return (count * rounds + h) % len(members)
+            return lambda h: (count * rounds + h) % len(members)
         step_key = jax.random.fold_in(shared_key, count)
         drawn = jax.random.randint(step_key, (), 0, len(members))
-        return comm.shared_index(drawn, axis_name)
+        drawn = comm.shared_index(drawn, axis_name)
+        return lambda h: drawn
 
     def init_fn(params):
         _arguments.check_floating(params)
@@ -120,17 +124,27 @@ def gossip(
         adapt_first = order == "adapt_then_combine"
         point = optax.tree.add(params, updates) if adapt_first else params
         buffers, unpack = comm.pack(point)
-        before, mixed = buffers, buffers  # V^{h-1}, V^h
-        traffic = state.traffic
-        for h, (alpha, beta, gamma) in enumerate(recursion):
-            which = member(state.count, h)
+        member = schedule(state.count)
+
+        def one_round(carry, step):
+            before, mixed, traffic = carry  # V^{h-1}, V^h
+            h, coefficients = step
+            which = member(h)
             neighbours = comm.mix(mixed, topology, axis_name, which)  # W V^h
             traffic = comm.add_mixing(traffic, mixed, topology, axis_name, which)
-            following = [
-                _sum((alpha, w), (beta, v), (gamma, u))
-                for w, v, u in zip(neighbours, mixed, before, strict=True)
-            ]
-            before, mixed = mixed, following
+            if acceleration is not None:  # α W V^h + β V^h + γ V^{h-1}
+                terms = zip(neighbours, mixed, before, strict=True)
+                neighbours = [_combine(coefficients, *term) for term in terms]
+            return (mixed, neighbours, traffic), None
+
+        carry = buffers, buffers, state.traffic
+        if rounds <= _UNROLLED:
+            for step in enumerate(recursion):
+                carry, _ = one_round(carry, step)
+        else:  # a loop of its own, or compiling takes a second for every few rounds
+            steps = jnp.arange(rounds), jnp.asarray(recursion)
+            carry, _ = lax.scan(one_round, carry, steps)
+        _, mixed, traffic = carry
         mixed = optax.tree.sub(unpack(mixed), params)  # W (z + u) − z, or W z − z
         count = jnp.asarray(optax.safe_increment(state.count))
         updates = mixed if adapt_first else optax.tree.add(mixed, updates)
@@ -139,9 +153,13 @@ def gossip(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _sum(*terms):
-    """`Σ c x` without the terms that vanish, so that plain gossip stays plain."""
-    return sum(x if c == 1 else c * x for c, x in terms if c != 0)
+def _combine(coefficients, *terms):
+    """`Σ c x` in float32 at least, so that coefficients keep their sum of 1."""
+    dtype = terms[0].dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    pairs = zip(coefficients, terms, strict=True)
+    terms = [jnp.asarray(c, wide) * x.astype(wide) for c, x in pairs]
+    return sum(terms, start=jnp.zeros((), wide)).astype(dtype)
 
 
 def _recursion(topology, rounds, acceleration):

@@ -1,0 +1,88 @@
+"""Imports run one way, and the core stays light."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "jaxsp"
+
+# What each module may import of jaxsp; a package stands for all its files.
+LAYERS = {
+    "permutations": set(),
+    "mixing": {"permutations"},
+    "topology": {"mixing", "permutations"},
+    "operators": set(),
+    "_arguments": {"topology"},
+    "comm": {"topology"},
+    "workers": set(),
+    "transforms": {"_arguments", "comm", "topology"},
+    "methods": {"_arguments", "comm", "topology", "transforms"},
+    "metrics": {"comm"},
+    "problems": {"_arguments", "operators"},
+}
+HEAVY = {"flax", "tensorflow_datasets", "tensorflow", "sklearn", "matplotlib"}
+HEAVY |= {"orbax", "networkx", "scipy", "PIL", "tqdm"}
+
+
+def modules():
+    return sorted(p for p in ROOT.rglob("*.py") if "gan" not in p.parts)
+
+
+def imported(path):
+    """Every module that the file imports anywhere, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path):
+    """`transforms/gossip.py` and `comm.py` as `transforms` and `comm`."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    if path.parent == ROOT and path.name == "__init__.py":
+        return
+    inside = {
+        name.split(".")[1] for name in imported(path) if name.startswith("jaxsp.")
+    }
+    allowed = LAYERS[room(path)]
+    if path.name == "__init__.py":
+        allowed = allowed | {room(path)}
+    assert inside <= allowed
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_imports_nothing_heavy(path):
+    assert not {name.split(".")[0] for name in imported(path)} & HEAVY
+
+
+def test_collectives_stand_in_comm_alone():
+    names = {"psum", "pmean", "pmax", "pmin", "ppermute", "all_gather", "all_to_all"}
+    names |= {"axis_index", "psum_scatter", "axis_size"}
+    for path in ROOT.rglob("*.py"):
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        assert path.name == "comm.py" or not used & names, path
+
+
+def test_import_loads_no_heavy_package():
+    code = "import sys, jaxsp; print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in out.stdout.split()}
+    assert "optax" in loaded
+    assert not loaded & (HEAVY - {"scipy"})  # JAX itself loads SciPy
