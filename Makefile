@@ -1,0 +1,58 @@
+# Everything runs from the virtual environment in $(VENV), which is made when it is
+# missing and brought up to date when pyproject.toml is newer.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+DEMO_DIR ?= runs/demo
+
+.PHONY: help demo test lint format bench test-lowest clean
+
+help:
+	@echo "make demo         train a GAN on eight workers, on 8x8 digits (3 minutes)"
+	@echo "make test         run all tests"
+	@echo "make lint         ruff and pyright"
+	@echo "make format       ruff format"
+	@echo "make bench        the short benchmarks of BENCHMARKS.md"
+	@echo "make test-lowest  run all tests with the oldest versions in pyproject.toml"
+	@echo "make clean        remove the virtual environments and caches"
+
+$(VENV)/.gan: pyproject.toml
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[gan]"
+	@touch $@
+
+$(VENV)/.all: pyproject.toml
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[all]"
+	@touch $@ $(VENV)/.gan
+
+demo: $(VENV)/.gan
+	rm -rf $(DEMO_DIR)
+	$(RUN) examples/train_gan.py --dataset=digits --workdir=$(DEMO_DIR)
+
+test: $(VENV)/.all
+	$(RUN) -m pytest -n 2
+
+lint: $(VENV)/.all
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: $(VENV)/.all
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.gan
+	$(RUN) benchmarks/gossip_scaling.py
+	$(RUN) benchmarks/step_overhead.py
+	$(RUN) benchmarks/step_overhead.py --devices=8
+
+test-lowest: $(VENV)/.all
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(RUN) -m uv pip install --quiet --resolution=lowest-direct \
+	    --python=$(VENV)-lowest/bin/python -e ".[all]"
+	$(VENV)-lowest/bin/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
