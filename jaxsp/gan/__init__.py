@@ -3,6 +3,26 @@
 Needs `pip install "jaxsp[gan]"`; the rest of jaxsp never imports it.
 """
 
-from jaxsp.gan import data, partition
+from jaxsp.gan import (
+    checkpoint,
+    data,
+    losses,
+    models,
+    partition,
+    report,
+    scores,
+    step,
+    train,
+)
 
-__all__ = ["data", "partition"]
+__all__ = [
+    "checkpoint",
+    "data",
+    "losses",
+    "models",
+    "partition",
+    "report",
+    "scores",
+    "step",
+    "train",
+]

@@ -106,7 +106,7 @@ def gossip(
     members = topology.members
 
     def schedule(count):
-        """Which matrix each round of update `count` applies, a function of the round."""
+        """The matrix of each round of update `count`, as a function of the round."""
         if not random:
             return lambda h: (count * rounds + h) % len(members)
         step_key = jax.random.fold_in(shared_key, count)

@@ -1,0 +1,183 @@
+"""Losses of the two players, to be given to `jaxsp.game`.
+
+Every loss is `f(x, y, batch, key)` with the generator's parameters x, the
+discriminator's parameters y, a batch of real samples (images as floats in [-1, 1]) and
+a typed random key. As many latents are drawn as the batch has samples. **Both players
+draw the same latents from the same key**: under one `jit` the samples G(z) and their
+logits are then computed once for both, and the two losses are those of one game at one
+sample. D(.) below are logits, σ the logistic function, E the mean over the batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsp.gan import models
+
+__all__ = ["Losses", "hinge", "non_saturating", "wasserstein"]
+
+Loss = Callable[..., jax.Array]
+
+
+class Losses(NamedTuple):
+    """The loss of either player, each `f(x, y, batch, key) -> scalar`.
+
+    Attributes:
+        generator: Minimized by the generator, over x.
+        discriminator: Minimized by the discriminator, over y.
+    """
+
+    generator: Loss
+    discriminator: Loss
+
+
+def _check(name: str, value: float) -> None:
+    """Refuses a penalty that is negative or not a number."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite; got {value}.")
+
+
+def _gradient(gan: models.Gan, y, samples: jax.Array) -> jax.Array:
+    """∇D at each sample, [n, ...]: a logit depends on its own sample alone."""
+    return jax.grad(lambda s: models.discriminate(gan, y, s).sum())(samples)
+
+
+def _r1(gan: models.Gan, y, batch: jax.Array) -> jax.Array:
+    """½ E |∇D(batch)|²."""
+    gradient = _gradient(gan, y, batch)
+    return 0.5 * jnp.sum(gradient**2) / batch.shape[0]
+
+
+def _losses(gan: models.Gan, generator, discriminator, penalty) -> Losses:
+    """The two losses from what each makes of logits and penalty of samples."""
+
+    def samples(x, batch, key):
+        return models.sample(gan, x, key, batch.shape[0])
+
+    def generator_loss(x, y, batch, key):
+        latent_key, _ = jax.random.split(key)
+        fake = models.discriminate(gan, y, samples(x, batch, latent_key))
+        return jnp.mean(generator(fake))
+
+    def discriminator_loss(x, y, batch, key):
+        latent_key, penalty_key = jax.random.split(key)
+        generated = samples(x, batch, latent_key)
+        fake = models.discriminate(gan, y, generated)
+        real = models.discriminate(gan, y, batch)
+        loss = jnp.mean(discriminator(real, fake))
+        return loss + penalty(y, batch, generated, penalty_key)
+
+    return Losses(generator_loss, discriminator_loss)
+
+
+def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:
+    """The non-saturating logistic loss, with an optional gradient penalty R1.
+
+        f_x = E[−log σ(D(G(z)))]                         = E softplus(−D(G(z)))
+        f_y = E[−log σ(D(b))] + E[−log(1 − σ(D(G(z))))]  + (r1 / 2) E |∇D(b)|²
+            = E softplus(−D(b)) + E softplus(D(G(z)))    + (r1 / 2) E |∇D(b)|²
+
+    Without a penalty simultaneous gradient steps need not converge even close to the
+    solution; with R1 they do (Mescheder et al.).
+
+    Args:
+        gan: The pair of networks.
+        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+
+    Returns:
+        The losses of generator and discriminator.
+
+    Raises:
+        ValueError: If r1 is negative or not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> gan = models.mlp((2,), latent_size=4, width=8)
+        >>> z = models.init(gan, jax.random.key(0))
+        >>> losses = non_saturating(gan)
+        >>> losses.generator(z.x, z.y, jnp.zeros((16, 2)), jax.random.key(1)).shape
+        ()
+
+    References:
+        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv 1406.2661.
+        Mescheder, Geiger, Nowozin, *Which Training Methods for GANs do actually
+        Converge?*, 2018, arXiv 1801.04406.
+    """
+    _check("r1", r1)
+    return _losses(
+        gan,
+        lambda fake: jax.nn.softplus(-fake),
+        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
+        lambda y, batch, *_: r1 * _r1(gan, y, batch) if r1 else 0.0,
+    )
+
+
+def hinge(gan: models.Gan, *, r1: float = 0.0) -> Losses:
+    """The hinge loss, with an optional gradient penalty R1.
+
+        f_x = −E D(G(z))
+        f_y = E max(0, 1 − D(b)) + E max(0, 1 + D(G(z))) + (r1 / 2) E |∇D(b)|²
+
+    Args:
+        gan: The pair of networks.
+        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+
+    Returns:
+        The losses of generator and discriminator.
+
+    Raises:
+        ValueError: If r1 is negative or not finite.
+
+    References:
+        Lim, Ye, *Geometric GAN*, 2017, arXiv 1705.02894.
+        Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
+        Adversarial Networks*, 2018, arXiv 1802.05957.
+    """
+    _check("r1", r1)
+    return _losses(
+        gan,
+        lambda fake: -fake,
+        lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake),
+        lambda y, batch, *_: r1 * _r1(gan, y, batch) if r1 else 0.0,
+    )
+
+
+def wasserstein(gan: models.Gan, *, gradient_penalty: float = 10.0) -> Losses:
+    """The Wasserstein loss with gradient penalty (WGAN-GP).
+
+        f_x = −E D(G(z))
+        f_y = E D(G(z)) − E D(b) + gradient_penalty · E (|∇D(s)| − 1)²
+
+    with s = u b + (1 − u) G(z), u uniform in [0, 1], one u a sample; the norm is over
+    all of a sample. With `gradient_penalty=0` the game is zero-sum.
+
+    Args:
+        gan: The pair of networks.
+        gradient_penalty: Weight of the penalty; 0 leaves it out.
+
+    Returns:
+        The losses of generator and discriminator.
+
+    Raises:
+        ValueError: If gradient_penalty is negative or not finite.
+
+    References:
+        Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, *Improved Training of
+        Wasserstein GANs*, 2017, arXiv 1704.00028.
+    """
+    _check("gradient_penalty", gradient_penalty)
+
+    def penalty(y, batch, generated, key):
+        if not gradient_penalty:
+            return 0.0
+        n = batch.shape[0]
+        u = jax.random.uniform(key, (n,) + (1,) * (batch.ndim - 1), batch.dtype)
+        gradient = _gradient(gan, y, u * batch + (1 - u) * generated)
+        # The norm has no derivative at 0; there the safe one has derivative 0.
+        norm = optax.safe_norm(gradient.reshape(n, -1), 1e-12, axis=1)
+        return gradient_penalty * jnp.mean((norm - 1) ** 2)
+
+    return _losses(gan, lambda fake: -fake, lambda real, fake: fake - real, penalty)

@@ -1,0 +1,331 @@
+"""What a training run tells: a file of metrics, a progress bar and pictures.
+
+Everything here runs on the host, on NumPy arrays and plain numbers. A file is written
+under a temporary name and renamed, so that a reader never sees half of one; lines are
+appended to the metrics file and flushed one at a time.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+import tqdm
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["MetricsFile", "Progress", "plot_curves", "plot_samples", "replacing"]
+
+_BLUE, _RED, _GREY = "#1f5fa8", "#c2462e", "#8a8a8a"
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary path that takes the place of `path` once the block has succeeded.
+
+    Args:
+      path: the file to write. Its old content stays until the new one is complete.
+
+    Yields:
+      The path to write to, in the same directory and with the same suffix.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `"step"`.
+
+    Args:
+      path: the file; None keeps the records in memory only.
+      keep: which of the records that the file holds to keep, or None for none. The
+        others are removed.
+
+    Attributes:
+      records: all records so far, as dicts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+    ):
+        self.records: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        path = pathlib.Path(path)
+        if keep is not None and path.exists():
+            self.records = [r for r in _read_lines(path) if keep(r)]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(map(_line, self.records)))
+        self._file = path.open("a")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; numbers that are not finite become null."""
+        self.records.append(json.loads(_line(record)))
+        if self._file is not None:
+            self._file.write(_line(record))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(record):
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _read_lines(path):
+    for line in path.read_text().splitlines():
+        # A machine that loses power may leave half a last line.
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+class Progress:
+    """A progress bar on a terminal, a line now and then elsewhere.
+
+    Args:
+      total: the step at which training ends.
+      start: the step at which it begins.
+      enabled: whether to show anything.
+      stream: where to; the default is standard error.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ):
+        self._stream = sys.stderr if stream is None else stream
+        self._total, self._start, self._step = total, start, start
+        self._began = self._said = time.monotonic()
+        self._said_step = start
+        self._enabled, self._bar = enabled, None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                file=self._stream,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def update(self, step: int, **numbers: float) -> None:
+        """Show that `step` is reached, and the numbers given by name."""
+        if self._bar is not None:
+            self._bar.set_postfix(
+                {k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False
+            )
+            self._bar.update(step - self._step)
+        self._step = step
+        if self._enabled and self._bar is None:
+            now = time.monotonic()
+            tenth = (step - self._said_step) >= (self._total - self._start) / 10
+            if tenth or step == self._total or now - self._said >= 30:
+                self._say(now, numbers)
+
+    def _say(self, now, numbers):
+        elapsed = now - self._began
+        left = elapsed * (self._total - self._step) / max(self._step - self._start, 1)
+        shown = "".join(f", {k} {v:.3f}" for k, v in numbers.items())
+        print(
+            f"step {self._step}/{self._total}, {_clock(elapsed)}, "
+            f"{_clock(left)} left{shown}",
+            file=self._stream,
+            flush=True,
+        )
+        self._said, self._said_step = now, self._step
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def plot_samples(
+    samples: np.ndarray,
+    path: str | os.PathLike,
+    reference: np.ndarray | None = None,
+    title: str = "",
+) -> None:
+    """Draw samples: a grid of images, or points of the plane.
+
+    Args:
+      samples: images (n, height, width, channels) with values from -1 to 1 or uint8, or
+        points (n, 2).
+      path: the PNG to write.
+      reference: points to draw below those of the plane, such as real data.
+      title: a line above.
+
+    Raises:
+      ValueError: if `samples` is of another shape.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim == 4 and samples.shape[-1] in (1, 3):
+        figure = _image_grid(samples, title)
+    elif samples.ndim == 2 and samples.shape[-1] == 2:
+        figure = _points(samples, reference, title)
+    else:
+        raise ValueError(
+            "samples must be images (n, height, width, 1 or 3) or points (n, 2), got "
+            f"shape {samples.shape}."
+        )
+    _save(figure, path)
+
+
+def _image_grid(images, title):
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    if images.dtype != np.uint8:
+        unit = np.clip((images.astype(np.float64) + 1) / 2, 0, 1)
+        images = np.round(255 * unit).astype(np.uint8)
+    zoom = max(1, round(64 / max(height, width)))  # 8×8 digits become visible
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    gap, (height, width) = 2, images.shape[1:3]
+    sheet = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels),
+        255,
+        np.uint8,
+    )
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    dpi, margin, head = 100, 10, 30 if title else 10  # pixels; one per sheet pixel
+    full = np.array([sheet.shape[1] + 2 * margin, sheet.shape[0] + margin + head])
+    figure = Figure(figsize=tuple(full / dpi), dpi=dpi)
+    figure.figimage(sheet.repeat(3 // channels, axis=-1), margin, margin)
+    figure.text(margin / full[0], 1 - 8 / full[1], title, va="top", fontsize=10)
+    return figure
+
+
+def _points(points, reference, title):
+    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(aspect="equal", title=title)
+    if reference is not None:
+        axes.scatter(*np.asarray(reference).T, s=8, color=_GREY, alpha=0.4, lw=0)
+    axes.scatter(*points.T, s=8, color=_BLUE, alpha=0.6, lw=0)
+    names = ["generated"] if reference is None else ["data", "generated"]
+    axes.legend(names, loc="upper right", markerscale=2)
+    if reference is not None:  # a generator that runs away must not shrink the data
+        centre, spread = np.mean(reference, 0), np.ptp(reference, 0).max()
+        axes.set(
+            xlim=centre[0] + 0.75 * spread * np.array([-1, 1]),
+            ylim=centre[1] + 0.75 * spread * np.array([-1, 1]),
+        )
+    return figure
+
+
+def plot_curves(
+    records: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = ""
+) -> None:
+    """Draw what `metrics.jsonl` holds against the step, one panel a quantity.
+
+    Args:
+      records: the records, with `"step"` and, where known, the losses, bits, consensus
+        distance and any scores (every other number).
+      path: the PNG to write.
+      title: a line above.
+    """
+    known = (
+        "step",
+        "seconds",
+        "loss_generator",
+        "loss_discriminator",
+        "bits_up",
+        "bits_down",
+        "consensus_distance",
+    )
+    names = list(dict.fromkeys(name for record in records for name in record))
+    scores = [name for name in names if name not in known]
+    panels = 3 + len(scores)
+    columns = min(panels, 3)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4 * columns, 2.9 * rows), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panel = iter(figure.subplots(rows, columns, squeeze=False).ravel())
+
+    axes = next(panel)
+    _curve(axes, records, "loss_generator", _BLUE, label="generator")
+    _curve(axes, records, "loss_discriminator", _RED, label="discriminator")
+    axes.set_title("loss (mean over workers)")
+    axes.legend(frameon=False)
+    for name in scores:
+        axes = next(panel)
+        values = _curve(axes, records, name, _BLUE, marker="o", ms=3)
+        axes.set_title(name.replace("_", " ").replace("frechet", "Fréchet"))
+        if len(values) > 1 and min(values) > 0 and max(values) > 10 * min(values):
+            axes.set_yscale("log")
+    axes = next(panel)
+    _curve(axes, records, "bits_up", _BLUE, scale=1 / 8e6, label="sent")
+    _curve(
+        axes,
+        records,
+        "bits_down",
+        _RED,
+        scale=1 / 8e6,
+        label="received",
+        ls=(0, (2, 2)),
+    )
+    axes.set_title("communication per worker, MB")
+    axes.legend(frameon=False)
+    axes = next(panel)
+    later = [r for r in records if r["step"] > 0]  # there it is rounding errors
+    values = _curve(axes, later, "consensus_distance", _BLUE)
+    axes.set_title("consensus distance")
+    if sum(value > 0 for value in values) > 1:
+        axes.set_yscale("log", nonpositive="mask")
+    for axes in panel:
+        axes.set_axis_off()
+    _save(figure, path)
+
+
+def _curve(axes: Axes, records, name, color, scale=1.0, **style):
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    values = [scale * value for _, value in points]
+    axes.plot([step for step, _ in points], values, color=color, lw=1.5, **style)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return values
+
+
+def _save(figure: Figure, path):
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

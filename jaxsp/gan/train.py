@@ -1,0 +1,480 @@
+"""The training loop: any GAN, any losses, any transformation, any workers.
+
+`train` runs the step of `jaxsp.gan.step`, records and scores what comes of it, and
+leaves a run that goes on where it stopped: what is random in a step follows from the
+seed, the step and the worker, so nothing random is saved, and a run that was
+interrupted continues bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxsp import metrics
+from jaxsp.gan import checkpoint, data, models, partition, report
+from jaxsp.gan.losses import Losses
+from jaxsp.gan.step import TrainState, init_state, make_step, mean_generator
+from jaxsp.workers import Workers
+
+__all__ = ["Result", "TrainConfig", "TrainingDivergedError", "train"]
+
+# JAX 0.10 on several CPU devices deadlocks when 64 steps with collectives are in
+# flight; and a signal is seen, and the bar moved, when one of these is complete.
+_MOST_CALLS_IN_FLIGHT = 32
+_SECONDS_IN_FLIGHT = 0.5
+_SAMPLE_BATCH = 500  # samples generated at once for a score
+_GRID = 64  # images shown
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train and what to record.
+
+    Attributes:
+      steps: the step to train to.
+      batch_size: examples a worker draws for one gradient.
+      seed: what everything random follows from.
+      log_every: steps between two lines of metrics.
+      eval_every: steps between two scores; there is one at the start and at the end.
+      checkpoint_every: steps between two checkpoints.
+      eval_samples: how many samples are generated for a score.
+      ema_decay: d in ema ← d ema + (1 − d) generator. Step t uses
+        min(d, (1 + t) / (10 + t)), so that the start is forgotten early on.
+      steps_per_call: steps compiled into one call, in a loop on the device. None means
+        1 on CPU, where a convolution inside such a loop is 3 to 4 times slower, and 32
+        elsewhere.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+
+    steps: int = 2_000
+    batch_size: int = 16
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    eval_samples: int = 10_000
+    ema_decay: float = 0.999
+    steps_per_call: int | None = None
+
+    def __post_init__(self):
+        least = {"steps": 1, "seed": 0}
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "ema_decay" or (name == "steps_per_call" and value is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name} must be an integer, got {value!r}.")
+            if value < least.get(name, 1):
+                raise ValueError(
+                    f"{name} must be at least {least.get(name, 1)}, got {value}."
+                )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay must be at least 0 and below 1, got {self.ema_decay}."
+            )
+
+
+# What may change when a run is resumed: it does not touch the trajectory.
+_FREE = ("steps", "log_every", "eval_every", "checkpoint_every", "steps_per_call")
+
+
+class Result(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+      state: the last state, stacked over workers.
+      generator: the generator's averaged parameters, mean over workers.
+      history: the records of `metrics.jsonl`.
+      step: the step reached.
+      signal: the signal that ended training early, or None.
+      files: what was written.
+    """
+
+    state: TrainState
+    generator: Any
+    history: list[dict[str, Any]]
+    step: int
+    signal: signal.Signals | None
+    files: tuple[pathlib.Path, ...]
+
+
+class TrainingDivergedError(FloatingPointError):
+    """A loss or a parameter is no longer a finite number.
+
+    Attributes:
+      step: the step at which it was found.
+      checkpoint: the last checkpoint, whose parameters are finite, or None.
+    """
+
+    def __init__(self, what: str, step: int, checkpoint: pathlib.Path | None):
+        kept = (
+            "there is no checkpoint"
+            if checkpoint is None
+            else f"the last good checkpoint is {checkpoint}"
+        )
+        super().__init__(f"{what} at step {step}; {kept}.")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+def train(
+    gan: models.Gan,
+    losses: Losses,
+    transformation: optax.GradientTransformation,
+    workers: Workers,
+    dataset: data.Dataset,
+    parts: Sequence[np.ndarray],
+    config: TrainConfig,
+    *,
+    score: Callable[[Any], Mapping[str, float]] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    workdir: str | os.PathLike | None = None,
+    resume: bool = False,
+    description: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train a GAN on workers that each hold a part of the data.
+
+    In `workdir` it leaves `config.json`, `metrics.jsonl`, `checkpoints/`, and as
+    pictures `partition.png`, `samples_000000.png`, `samples.png` and `curves.png`. A
+    line of metrics holds the `step`; `seconds` of training; `loss_generator` and
+    `loss_discriminator`, means over the workers and the steps since the line before;
+    `bits_up` and `bits_down`, sent and received since the start, mean over workers;
+    `consensus_distance` of the parameters; and, every `eval_every` steps, the scores of
+    samples from the averaged generator.
+
+    SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
+    return; a second Ctrl-C raises KeyboardInterrupt at once.
+
+    Args:
+      gan: generator and discriminator.
+      losses: their losses.
+      transformation: a method of `jaxsp.methods`, or any optax transformation.
+      workers: who trains.
+      dataset: what to learn.
+      parts: for each worker the indices of `dataset.train` that it holds.
+      config: how long to train and what to record.
+      score: `score(samples)` returns numbers by name; None leaves scores out.
+      callback: called with each record.
+      workdir: the directory of the run; None writes nothing.
+      resume: go on from the last checkpoint in `workdir`, or from the beginning where
+        there is none. Of `config` all may change but `batch_size`, `seed`, `ema_decay`
+        and `eval_samples`.
+      description: what else makes this run what it is (method, topology, learning
+        rate, ...), with values that JSON can hold. A run is resumed only if it agrees.
+      progress: whether to show progress on standard error.
+
+    Returns:
+      The trained state, what was recorded and where.
+
+    Raises:
+      ValueError: if the arguments do not fit each other, or `batch_size` exceeds a
+        share.
+      checkpoint.WorkdirError: if `workdir` holds a run and not `resume`, or a run of
+        another configuration, or one that is further than `steps`. A `ValueError`.
+      TrainingDivergedError: if a loss or a parameter is not finite. Checkpoints stay.
+
+    Example:
+      >>> import jax, jaxsp
+      >>> from jaxsp.gan import data, losses, models, partition, train
+      >>> mixture = data.load("mixture_ring")
+      >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(2, jax.devices()[:1])
+      >>> method = jaxsp.methods.cp_oadam(1e-3, axis_name=workers.axis_name)
+      >>> result = train.train(
+      ...     gan,
+      ...     losses.non_saturating(gan),
+      ...     method,
+      ...     workers,
+      ...     mixture,
+      ...     [np.arange(100), np.arange(100, 200)],
+      ...     train.TrainConfig(steps=10, log_every=5),
+      ...     progress=False,
+      ... )
+      >>> [record["step"] for record in result.history]
+      [0, 5, 10]
+    """
+    _check_arguments(gan, workers, dataset, parts, config)
+    shares, sizes = partition.stack(dataset.train, parts)
+    settings = {
+        **(description or {}),
+        **{k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE},
+        "workers": workers.count,
+        "data_crc32": zlib.crc32(sizes.data, zlib.crc32(shares.data)),
+    }
+    if workdir is not None:
+        checkpoint.check_directory(workdir, settings, resume)
+
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    state = init_state(gan, transformation, workers, init_key)
+    per_call = config.steps_per_call
+    if per_call is None:
+        per_call = 1 if workers.devices[0].platform == "cpu" else 32
+    step_fn = make_step(
+        losses,
+        transformation,
+        workers,
+        batch_size=config.batch_size,
+        ema_decay=config.ema_decay,
+        steps_per_call=per_call,
+    )
+    grid = (config.log_every, config.eval_every, config.checkpoint_every)
+    step, seconds, totals, steps_in_totals = 0, 0.0, np.zeros(2), 0
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = None
+        if workdir is not None:
+            workdir = pathlib.Path(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
+            if (saved := checkpoints.latest) is not None:
+                if saved > config.steps:
+                    raise checkpoint.WorkdirError(
+                        f"steps must be at least {saved}, which the run in {workdir} "
+                        f"has reached, got {config.steps}."
+                    )
+                state, note = checkpoints.restore(saved, state)
+                step, seconds = saved, note["seconds"]
+                totals, steps_in_totals = np.array(note["totals"]), note["steps"]
+            checkpoint.write_config(
+                workdir, settings, {k: getattr(config, k) for k in _FREE}
+            )
+            if step == 0:
+                counts = partition.table(dataset.train_labels, parts)
+                partition.plot(counts, workdir / "partition.png")
+        recorder = _Recorder(
+            gan, dataset, config, eval_key, score, callback, workdir, step
+        )
+        stack.callback(recorder.close)
+        bar = report.Progress(config.steps, step, enabled=progress)
+        stack.callback(bar.close)
+        caught = stack.enter_context(_signals_caught())
+        shares, sizes = workers.shard(jnp.asarray(shares)), workers.shard(sizes)
+        began = time.monotonic() - seconds
+
+        def fail(what, at):
+            kept = None
+            if checkpoints is not None and checkpoints.latest is not None:
+                kept = checkpoints.path(checkpoints.latest)
+            raise TrainingDivergedError(what, at, kept)
+
+        def record(means, scored):
+            if scored and not _all_finite((state.params, state.ema)):
+                fail("a parameter is not finite", step)
+            recorder.record(step, time.monotonic() - began, means, state, scored)
+
+        def save():
+            if checkpoints is not None and checkpoints.latest != step:
+                if not _all_finite((state.params, state.ema)):
+                    fail("a parameter is not finite", step)
+                note = {
+                    "seconds": time.monotonic() - began,
+                    "totals": totals.tolist(),
+                    "steps": steps_in_totals,
+                }
+                checkpoints.save(step, state, note)
+
+        if step == 0:
+            record(None, scored=True)
+            save()
+        calls = 1
+        while step < config.steps and not caught:
+            # Some calls are in flight together, up to the next step on the grid.
+            end = min(config.steps, *(step - step % every + every for every in grid))
+            dispatched, reached, flight = time.monotonic(), step, []
+            while reached < end and len(flight) < calls and not caught:
+                count = min(per_call, end - reached)
+                state, values = step_fn(state, shares, sizes, train_key, count)
+                flight.append((values, count))
+                reached += count
+            if not flight:
+                break
+            values = np.concatenate([np.asarray(v)[:, :n] for v, n in flight], axis=1)
+            if (bad := _first_not_finite(values)) is not None:
+                fail(bad[0], step + bad[1] + 1)
+            step = reached
+            means = values.mean(axis=0, dtype=np.float64)
+            for mean in means:  # one by one: the sum does not depend on the flights
+                totals, steps_in_totals = totals + mean, steps_in_totals + 1
+            took = (time.monotonic() - dispatched) / len(flight)
+            calls = int(np.clip(_SECONDS_IN_FLIGHT / took, 1, _MOST_CALLS_IN_FLIGHT))
+
+            last = step == config.steps
+            logged = step % config.log_every == 0 or step % config.eval_every == 0
+            if logged or last:
+                scored = last or step % config.eval_every == 0
+                record(totals / steps_in_totals, scored)
+            if logged:  # a last line off the grid must not change those of a longer run
+                totals, steps_in_totals = np.zeros(2), 0
+            if last or caught or step % config.checkpoint_every == 0:
+                save()
+            bar.update(
+                step, loss_G=means[-1, 0], loss_D=means[-1, 1], **recorder.headline
+            )
+    return Result(
+        state,
+        mean_generator(state),
+        recorder.history,
+        step,
+        caught[0] if caught and step < config.steps else None,
+        recorder.files,
+    )
+
+
+class _Recorder:
+    """Writes a line of metrics, scores and draws the averaged generator's samples."""
+
+    def __init__(
+        self, gan, dataset, config, key, score, callback, workdir, resumed_step
+    ):
+        self._gan, self._dataset, self._config = gan, dataset, config
+        self._key, self._score, self._callback = key, score, callback
+        self._workdir = workdir
+        self._file = report.MetricsFile(
+            None if workdir is None else workdir / "metrics.jsonl",
+            keep=lambda r: resumed_step > 0 and r["step"] <= resumed_step,
+        )
+        self.headline: dict[str, float] = {}
+
+    @property
+    def history(self):
+        return self._file.records
+
+    @property
+    def files(self):
+        return () if self._workdir is None else tuple(sorted(self._workdir.iterdir()))
+
+    def close(self):
+        self._file.close()
+
+    def record(self, step, seconds, losses, state, scored):
+        """Write one line; pictures too, if `scored`."""
+        up, down = _bits(state.opt_state)
+        line = {
+            "step": step,
+            "seconds": round(seconds, 3),
+            "loss_generator": None if losses is None else float(losses[0]),
+            "loss_discriminator": None if losses is None else float(losses[1]),
+            "bits_up": up,
+            "bits_down": down,
+            "consensus_distance": float(_consensus_distance(state.params)),
+        }
+        if scored:
+            x = mean_generator(state)
+            if self._score is not None:
+                line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
+        self._file.write(line)
+        if "frechet_distance" in line:
+            self.headline = {"FD": line["frechet_distance"]}
+        if self._callback is not None:
+            self._callback(dict(line))
+        if scored and self._workdir is not None:
+            self._draw_pictures(step, x)
+
+    def _draw(self, x):
+        """As many samples as asked for, from the same latents every time."""
+        total = self._config.eval_samples
+        size = min(total, _SAMPLE_BATCH)
+        batches = [
+            np.asarray(_sample(self._gan, x, jax.random.fold_in(self._key, i), size))
+            for i in range(-(-total // size))
+        ]
+        return np.concatenate(batches)[:total]
+
+    def _draw_pictures(self, step, x):
+        points = len(self._gan.sample_shape) == 1
+        shown = np.asarray(_sample(self._gan, x, self._key, 1000 if points else _GRID))
+        below = np.asarray(self._dataset.train[:2000]) if points else None
+        names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
+        for name in names:
+            title = f"{self._dataset.name}, step {step}"
+            report.plot_samples(shown, self._workdir / name, below, title)
+        report.plot_curves(
+            self.history, self._workdir / "curves.png", self._dataset.name
+        )
+
+
+_sample = jax.jit(models.sample, static_argnums=(0, 3))
+# One program: over several devices each of its collectives would be one otherwise.
+_consensus_distance = jax.jit(metrics.consensus_distance)
+
+
+def _bits(opt_state):
+    """Bits sent and received, mean over workers; None where nothing counts them."""
+    try:
+        return [int(b.sum()) // b.size for b in metrics.bits_sent(opt_state)]
+    except ValueError:
+        return None, None
+
+
+@jax.jit
+def _all_finite(tree):
+    """Whether every number in a tree is finite."""
+    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def _first_not_finite(values):
+    """What is wrong in losses (workers, steps, 2), and at which of the steps."""
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return None
+    at = int(bad.any(axis=(0, 2)).argmax())
+    worker, player = np.argwhere(bad[:, at])[0]
+    name = ("generator", "discriminator")[player]
+    return f"the {name} loss of worker {worker} is {values[worker, at, player]}", at
+
+
+@contextlib.contextmanager
+def _signals_caught() -> Iterator[list[signal.Signals]]:
+    """A list to which SIGINT and SIGTERM are added; a second SIGINT interrupts."""
+    caught: list[signal.Signals] = []
+
+    def handler(number, frame):
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may set handlers
+        return
+    previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, handler)
+        yield caught
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def _check_arguments(gan, workers, dataset, parts, config):
+    if len(parts) != workers.count:
+        raise ValueError(
+            f"parts must have one share for each of the {workers.count} workers, got "
+            f"{len(parts)}."
+        )
+    if tuple(gan.sample_shape) != tuple(dataset.train.shape[1:]):
+        raise ValueError(
+            f"gan makes samples of shape {tuple(gan.sample_shape)}, but those of "
+            f"{dataset.name} have shape {tuple(dataset.train.shape[1:])}."
+        )
+    sizes = [len(part) for part in parts]
+    worker = int(np.argmin(sizes))
+    if config.batch_size > sizes[worker]:
+        raise ValueError(
+            f"batch_size must be at most {sizes[worker]}, as many examples as worker "
+            f"{worker} holds, got {config.batch_size}."
+        )

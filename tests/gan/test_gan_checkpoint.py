@@ -1,0 +1,131 @@
+"""Run directories: whose they are, and checkpoints that are whole."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsp
+from jaxsp.gan import checkpoint
+
+
+class State(NamedTuple):
+    params: dict
+    others: tuple
+
+
+def make_state(seed=0, size=3):
+    key = jax.random.key(seed)
+    params = {"w": jax.random.normal(key, (4, size)), "b": jnp.ones(4, jnp.bfloat16)}
+    traffic = jnp.array([[seed, 2**32 - 1]] * 4, jnp.uint32)
+    opt_state = jax.vmap(optax.adam(1e-3).init)(params)
+    return State(params, (opt_state, traffic, jax.random.split(key, 4), ()))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_restores_exactly_what_was_saved(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(7, make_state(1), {"seconds": 0.1, "totals": [1 / 3, 2.0]})
+        state, progress = checkpoints.restore(7, make_state(0))
+    assert_same(state, make_state(1))
+    assert progress == {"seconds": 0.1, "totals": [1 / 3, 2.0]}
+
+
+def test_restores_to_where_it_is_used(tmp_path):
+    spread = jaxsp.Workers(4, jax.devices()[:4])
+    single = jaxsp.Workers(4, jax.devices()[:1])
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, spread.shard(make_state(1)), {})
+        for workers in (spread, single):
+            like = workers.shard(make_state(0))
+            state, _ = checkpoints.restore(0, like)
+            assert_same(state, make_state(1))
+            for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+def test_keeps_the_last_two_whole_ones(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step), {})
+        checkpoints.save(3, make_state(9), {})  # there already: kept
+    # What a machine that goes down while writing leaves behind.
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with checkpoint.Checkpoints(tmp_path) as again:
+        assert again.latest == 3
+        assert again.path(3) == tmp_path / "checkpoints" / "3"
+        assert not again.path(1).exists()
+        assert_same(again.restore(2, make_state())[0], make_state(2))
+        assert_same(again.restore(3, make_state())[0], make_state(3))
+        again.save(4, make_state(4), {})
+        assert_same(again.restore(4, make_state())[0], make_state(4))
+
+
+def test_refuses_a_state_of_another_layout(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(size=3), {})
+        message = r"\.params\['w'\] is float32\[4, 3\] there and float32\[4, 5\] here"
+        with pytest.raises(checkpoint.WorkdirError, match=message):
+            checkpoints.restore(1, make_state(size=5))
+        state = make_state()
+        with pytest.raises(checkpoint.WorkdirError, match="is missing there"):
+            checkpoints.restore(1, state._replace(others=(*state.others, jnp.ones(3))))
+
+
+SETTINGS = {"method": "dposg", "learning_rate": 0.1, "shape": (2, 3)}
+
+
+def test_a_new_directory_has_no_run_and_is_not_made(tmp_path):
+    for resume in (False, True):
+        new = tmp_path / "a" / "b"
+        assert checkpoint.check_directory(new, SETTINGS, resume) is False
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "notes.txt").write_text("not a run's")
+    assert checkpoint.check_directory(tmp_path, SETTINGS, False) is False
+
+
+def test_a_run_is_resumed_only_with_its_settings(tmp_path):
+    checkpoint.write_config(tmp_path, SETTINGS, {"steps": 10})
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["settings"] == {**SETTINGS, "shape": [2, 3]}
+    assert saved["free"] == {"steps": 10}
+    assert checkpoint.check_directory(tmp_path, SETTINGS, True) is True
+    assert checkpoint.check_directory(tmp_path, {**SETTINGS, "new": 1}, True) is True
+    with pytest.raises(checkpoint.WorkdirError) as caught:
+        checkpoint.check_directory(
+            tmp_path, {**SETTINGS, "method": "cp", "learning_rate": 0.2}, True
+        )
+    message = str(caught.value)
+    assert "method is 'cp' now and 'dposg' there" in message
+    assert "learning_rate is 0.2 now and 0.1 there" in message
+    assert "shape" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints"])
+def test_what_belongs_to_a_run_is_not_taken_over(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(checkpoint.WorkdirError, match=f"another run.*{name}"):
+        checkpoint.check_directory(tmp_path, SETTINGS, False)
+    with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
+        checkpoint.check_directory(tmp_path, SETTINGS, True)
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(checkpoint.WorkdirError, match="is a file"):
+        checkpoint.check_directory(tmp_path / "a" / "b", SETTINGS, False)

@@ -1,0 +1,186 @@
+"""Metrics files, progress and pictures."""
+
+import io
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxsp.gan import report
+
+
+def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail_half_way():
+        with report.replacing(path) as temporary:
+            temporary.write_text("half")
+            assert path.read_text() == "old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_text() == "old"
+    with report.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_metrics_file_is_json_a_line_and_readable_at_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = report.MetricsFile(path)
+    metrics.write({"step": 0, "loss": None, "bits": 2**60 + 1, "score": 0.1})
+    metrics.write({"step": 5, "loss": float("nan"), "score": float("inf")})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"step": 0, "loss": None, "bits": 2**60 + 1, "score": 0.1}
+    assert lines[1] == {"step": 5, "loss": None, "score": None}
+    assert metrics.records == lines
+    metrics.close()
+
+
+def test_metrics_file_goes_on_from_the_records_that_are_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = report.MetricsFile(path)
+    for step in (0, 5, 10):
+        first.write({"step": step})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 1')  # the machine went down here
+    second = report.MetricsFile(path, keep=lambda r: r["step"] <= 5)
+    second.write({"step": 7})
+    second.close()
+    assert path.read_text() == '{"step": 0}\n{"step": 5}\n{"step": 7}\n'
+    assert [r["step"] for r in second.records] == [0, 5, 7]
+
+
+def test_metrics_file_without_a_path_stays_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metrics = report.MetricsFile(None)
+    metrics.write({"step": 0})
+    metrics.close()
+    assert metrics.records == [{"step": 0}]
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    stream = Terminal()
+    progress = report.Progress(40, 10, stream=stream)
+    progress.update(25, loss_G=0.5)
+    progress.update(40, loss_G=0.25)
+    progress.close()
+    last = stream.getvalue().split("\r")[-1]
+    assert "40/40" in last
+    assert "loss_G=0.250" in last
+
+
+def test_progress_is_a_line_a_tenth_elsewhere():
+    stream = io.StringIO()
+    progress = report.Progress(100, stream=stream)
+    for step in range(1, 101):
+        progress.update(step, loss_G=0.5)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"step {step}/100" for step in range(10, 101, 10)
+    ]
+    assert all("left, loss_G 0.500" in line for line in lines)
+
+
+def test_progress_can_be_silent():
+    stream = Terminal()
+    progress = report.Progress(2, enabled=False, stream=stream)
+    progress.update(2, loss_G=0.5)
+    progress.close()
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((8, 8), 1), ((32, 32), 3)])
+def test_image_grid_shows_every_pixel_as_a_square(tmp_path, shape, channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape, channels), np.uint8)
+    as_floats = images / 127.5 - 1
+    for samples in (images, as_floats):
+        report.plot_samples(samples, tmp_path / "a.png")
+        picture = np.asarray(PIL.Image.open(tmp_path / "a.png").convert("RGB"))
+        zoom, gap, margin = 64 // shape[0], 2, 10
+        side = 64 + gap
+        assert picture.shape == (2 * side - gap + 20, 3 * side - gap + 20, 3)
+        for i, image in enumerate(images):
+            row, column = divmod(i, 3)
+            top, left = margin + row * side, margin + column * side
+            shown = picture[top : top + 64, left : left + 64]
+            for offset in (0, zoom - 1):
+                np.testing.assert_array_equal(
+                    shown[offset::zoom, offset::zoom],
+                    np.broadcast_to(image, (*shape, 3)),
+                )
+
+
+def test_points_are_drawn_over_the_data(tmp_path):
+    rng = np.random.default_rng(0)
+    data, points = rng.normal(size=(200, 2)), rng.normal(size=(100, 2))
+    report.plot_samples(points, tmp_path / "with.png", reference=data, title="a")
+    report.plot_samples(points, tmp_path / "without.png")
+    with_data, without = (
+        np.asarray(PIL.Image.open(tmp_path / name).convert("RGB"), int)
+        for name in ("with.png", "without.png")
+    )
+
+    def blue(picture):
+        return (picture[..., 2] - picture[..., 0] > 60).mean()
+
+    def grey(picture):
+        inner = picture[120:480, 120:480]
+        flat = np.ptp(inner, axis=-1) < 8
+        return (flat & (inner[..., 0] > 100) & (inner[..., 0] < 250)).mean()
+
+    assert blue(with_data) > 0.003
+    assert blue(without) > 0.003
+    assert grey(with_data) > 10 * grey(without)
+
+
+def test_samples_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got shape \(3, 5\)"):
+        report.plot_samples(np.zeros((3, 5)), tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_have_a_panel_for_every_score(tmp_path):
+    records = [
+        {
+            "step": step,
+            "seconds": 0.1 * step,
+            "loss_generator": None if step == 0 else 1.0,
+            "loss_discriminator": None if step == 0 else 0.5,
+            "bits_up": 10**9 * step,
+            "bits_down": None,
+            "consensus_distance": 0.1 * step,
+            **({"frechet_distance": 100.0 / (1 + step)} if step % 10 == 0 else {}),
+        }
+        for step in range(0, 50, 5)
+    ]
+    report.plot_curves(records, tmp_path / "four.png", title="a")
+    report.plot_curves(
+        [{**r, "modes_covered": 3} for r in records], tmp_path / "five.png"
+    )
+    report.plot_curves(records[:1], tmp_path / "start.png")
+    sizes = {}
+    for name in ("four", "five", "start"):
+        picture = PIL.Image.open(tmp_path / f"{name}.png").convert("RGB")
+        sizes[name] = picture.size
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 20
+    assert sizes["four"] == sizes["five"]  # two rows of three panels
+    middle = np.s_[345:, 460:880, :3]  # the second panel of the second row
+    four, five = (
+        np.asarray(PIL.Image.open(tmp_path / f"{name}.png"))[middle]
+        for name in ("four", "five")
+    )
+    assert (four < 255).sum() == 0
+    assert (five < 255).sum() > 500

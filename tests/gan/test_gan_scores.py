@@ -1,0 +1,364 @@
+import logging
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import strategies as st
+
+from jaxsp.gan import data, scores
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def spd(rng, d, rank=None):
+    factor = rng.standard_normal((d, d if rank is None else rank))
+    return factor @ factor.T / d
+
+
+def gaussian(rng, d, rank=None):
+    return rng.standard_normal(d), spd(rng, d, rank)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def judge(digits, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("digits")
+    return scores.evaluator(digits, directory, progress=False)
+
+
+@pytest.fixture
+def small():
+    """A data set too small to learn from, for the cache."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(40, 8, 8, 1)).astype(np.uint8)
+    labels = (np.arange(40) % 3).astype(np.int32)
+    return data.Dataset("small", images, labels, images[:10], labels[:10], 3)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Counts trainings, each of which returns the initial parameters scaled."""
+    calls = []
+
+    def train(params, dataset, progress):
+        calls.append(dataset.name)
+        return jax.tree.map(lambda p: (1 + 0.1 * len(calls)) * p, params)
+
+    monkeypatch.setattr(scores, "_train", train)
+    return calls
+
+
+# Fréchet distance
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    rng = np.random.default_rng(0)
+    m1, m2 = rng.standard_normal((2, 5))
+    s1, s2 = rng.uniform(0.1, 2, (2, 5))
+    wanted = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
+    got = scores.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2))
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("d", [1, 3, 20])
+def test_frechet_distance_against_scipy(d):
+    rng = np.random.default_rng(d)
+    (m1, c1), (m2, c2) = gaussian(rng, d), gaussian(rng, d)
+    root = scipy.linalg.sqrtm(c1 @ c2).real
+    wanted = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root)
+    got = scores.frechet_distance(m1, c1, m2, c2)
+    np.testing.assert_allclose(got, wanted, rtol=1e-8)
+
+
+def test_frechet_distance_of_singular_covariances():
+    zero, a, b = np.zeros(2), np.diag([4.0, 0.0]), np.diag([0.0, 9.0])
+    assert scores.frechet_distance(zero, a, zero, b) == 13.0
+    assert scores.frechet_distance(zero, a, zero, 0 * a) == 4.0
+    assert scores.frechet_distance(zero, 0 * a, zero, 0 * a) == 0.0
+    rng = np.random.default_rng(0)  # one line, two variances, in 30 dimensions
+    v = rng.standard_normal(30)
+    v /= np.linalg.norm(v)
+    c = np.outer(v, v)
+    got = scores.frechet_distance(np.zeros(30), 4 * c, np.zeros(30), 9 * c)
+    np.testing.assert_allclose(got, (2 - 3) ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_frechet_distance_to_itself_is_zero(rank):
+    mean, covariance = gaussian(np.random.default_rng(0), 16, rank)
+    got = scores.frechet_distance(mean, covariance, mean, covariance)
+    assert 0 <= got < 1e-12 * np.trace(covariance)
+
+
+@hypothesis.given(SEEDS, st.sampled_from([1, 2, 7]), st.booleans())
+@hypothesis.settings(max_examples=50)
+def test_frechet_distance_properties(seed, d, singular):
+    rng = np.random.default_rng(seed)
+    rank = max(1, d // 2) if singular else None
+    (m1, c1), (m2, c2) = gaussian(rng, d, rank), gaussian(rng, d, rank)
+    value = scores.frechet_distance(m1, c1, m2, c2)
+    scale = np.trace(c1) + np.trace(c2) + m1 @ m1 + m2 @ m2
+    assert value >= 0
+    # no nearer than the means, no farther than through the two centers
+    assert value >= ((m1 - m2) ** 2).sum() - 1e-10 * scale
+    assert value <= ((m1 - m2) ** 2).sum() + np.trace(c1 + c2) + 1e-10 * scale
+    swapped = scores.frechet_distance(m2, c2, m1, c1)
+    q, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    turned = scores.frechet_distance(q @ m1, q @ c1 @ q.T, q @ m2, q @ c2 @ q.T)
+    np.testing.assert_allclose([swapped, turned], value, atol=1e-7 * scale)
+
+
+def test_frechet_distance_refuses_what_does_not_fit():
+    m, c = np.zeros(2), np.eye(2)
+    with pytest.raises(ValueError, match="cov2 must be finite"):
+        scores.frechet_distance(m, c, m, np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match=r"mean2 .* got shape \(3,\)"):
+        scores.frechet_distance(m, c, np.zeros(3), c)
+    with pytest.raises(ValueError, match="mean1"):
+        scores.frechet_distance(c, c, m, c)
+
+
+# moments
+
+
+@hypothesis.given(SEEDS, st.lists(st.integers(1, 9), min_size=1, max_size=5))
+@hypothesis.settings(max_examples=30)
+def test_moments_merge_to_those_of_all_points(seed, sizes):
+    rng = np.random.default_rng(seed)
+    points = 1e3 + rng.standard_normal((sum(sizes) + 1, 3))
+    parts = np.split(points, np.cumsum(sizes))
+    moments = scores.Moments.of(parts[-1])
+    for part in parts[:-1]:
+        moments = moments.merge(scores.Moments.of(part))
+    assert moments.count == len(points)
+    np.testing.assert_allclose(moments.mean, points.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(points.T), atol=1e-9)
+
+
+def test_moments_are_float64_and_of_one_point_too():
+    moments = scores.Moments.of(np.ones((1, 2), np.float32))
+    assert moments.mean.dtype == np.float64
+    np.testing.assert_array_equal(moments.covariance, np.zeros((2, 2)))
+    for points in (np.ones(3), np.ones((0, 3))):
+        with pytest.raises(ValueError, match="points must be of shape"):
+            scores.Moments.of(points)
+
+
+# classifier score
+
+
+def test_classifier_score_is_exact_at_its_ends():
+    np.testing.assert_allclose(scores.classifier_score(np.eye(7)), 7, rtol=1e-12)
+    same = np.tile([0.2, 0.8, 0.0], (9, 1))
+    np.testing.assert_allclose(scores.classifier_score(same), 1, rtol=1e-12)
+    two = scores.classifier_score(np.array([[0.9, 0.1], [0.1, 0.9]]))
+    wanted = np.exp(0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5))
+    np.testing.assert_allclose(two, wanted, rtol=1e-12)
+
+
+@hypothesis.given(SEEDS, st.sampled_from([2, 5]))
+@hypothesis.settings(max_examples=30)
+def test_classifier_score_lies_between_1_and_classes(seed, classes):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(classes, 0.1), size=20)
+    assert 1 - 1e-12 <= scores.classifier_score(p) <= classes + 1e-12
+
+
+# mixtures
+
+
+def test_mode_coverage_counts():
+    centers = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = np.array([[0.1, 0.0], [0.0, 0.29], [0.0, 0.31], [10.0, 0.0], [5.0, 5.0]])
+    found = scores.mode_coverage(points, centers, std=0.1)
+    assert found.modes_covered == 2
+    assert found.high_quality == 3 / 5
+    np.testing.assert_array_equal(found.counts, [2, 1, 0])
+    wide = scores.mode_coverage(points, centers, std=0.1, threshold=3.2)
+    assert wide.high_quality == 4 / 5
+    with pytest.raises(ValueError, match="std must be positive"):
+        scores.mode_coverage(points, centers, std=0.0)
+    with pytest.raises(ValueError, match="points must be"):
+        scores.mode_coverage(points[:, :1], centers, std=0.1)
+
+
+def test_evaluator_of_a_mixture():
+    mixture = data.load("mixture_ring")
+    judge = scores.evaluator(mixture)
+    assert judge.floor["modes_covered"] == len(mixture.centers)
+    assert judge.floor["high_quality"] > 0.98  # Rayleigh: 1 - exp(-9/2) = 0.9889
+    assert judge.floor["frechet_distance"] < 1e-2
+    collapsed = judge(np.tile(mixture.centers[:1], (50, 1)))
+    assert collapsed["modes_covered"] == 1.0
+    assert collapsed["high_quality"] == 1.0
+    assert collapsed["frechet_distance"] > 100 * judge.floor["frechet_distance"]
+    bad = judge(np.full((4, 2), np.inf))
+    assert bad.keys() == collapsed.keys()
+    assert np.isnan(list(bad.values())).all()
+
+
+# images
+
+
+def test_digits_classifier_is_good(judge):
+    assert judge.classifier.test_accuracy > 0.96
+
+
+def test_evaluator_of_images(judge, digits):
+    floor = judge.floor
+    assert floor["classes_covered"] == 10
+    assert 9 < floor["classifier_score"] <= 10
+    zeros = judge(digits.train[digits.train_labels == 0])
+    assert zeros["classes_covered"] == 1
+    zero, one = (digits.train[digits.train_labels == k] for k in (0, 1))
+    # of 140 samples a class has to hold 1.4 to be covered
+    stray = judge(np.concatenate([zero[:138], one[:1], one[:1]]))
+    alone = judge(np.concatenate([zero[:139], one[:1]]))
+    assert (stray["classes_covered"], alone["classes_covered"]) == (2, 1)
+    assert zeros["classifier_score"] < 1.3
+    noise = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1))
+    noise = judge(noise)["frechet_distance"]
+    # the better of two is told from the worse: real < one class < noise
+    assert floor["frechet_distance"] < 0.1 * zeros["frechet_distance"]
+    assert floor["frechet_distance"] < 0.02 * noise
+    bad = judge(np.full((4, 8, 8, 1), np.nan))
+    assert np.isnan(list(bad.values())).all()
+    with pytest.raises(ValueError, match="samples must be of shape"):
+        judge(np.zeros((4, 28, 28, 1)))
+
+
+def test_score_is_that_of_the_parts(judge, digits):
+    hidden, _ = scores.features(judge.classifier, digits.test)
+    moments = scores.Moments.of(hidden)
+    wanted = scores.frechet_distance(
+        judge.reference.mean,
+        judge.reference.covariance,
+        moments.mean,
+        moments.covariance,
+    )
+    got = scores.classifier_frechet_distance(
+        judge.classifier, judge.reference, digits.test
+    )
+    assert got == wanted == judge.floor["frechet_distance"]
+
+
+def test_features_in_any_form_and_any_number(judge, digits):
+    images = digits.train[:1203]  # two chunks and a rest
+    hidden, p = scores.features(judge.classifier, images)
+    assert hidden.shape == (1203, 64)
+    assert p.shape == (1203, 10)
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
+    unit = images[1000:].astype(np.float32) / 127.5 - 1
+    again = scores.features(judge.classifier, unit)
+    np.testing.assert_allclose(again[0], hidden[1000:], atol=1e-4)
+    np.testing.assert_allclose(again[1], p[1000:], atol=1e-4)
+
+
+# the cache
+
+
+def test_second_call_reads_the_cache(small, trainings, tmp_path):
+    first = scores.fit_classifier(small, tmp_path, progress=False)
+    second = scores.fit_classifier(small, tmp_path, progress=False)
+    assert trainings == ["small"]
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    (file,) = tmp_path.iterdir()  # no temporary file is left
+    assert file.name.startswith("classifier-small-")
+
+
+def test_other_data_has_another_classifier(small, trainings, tmp_path):
+    scores.fit_classifier(small, tmp_path, progress=False)
+    scores.fit_classifier(small._replace(train=255 - small.train), tmp_path)
+    turned = small._replace(train_labels=small.train_labels[::-1])
+    scores.fit_classifier(turned, tmp_path, progress=False)
+    assert len(trainings) == len(list(tmp_path.iterdir())) == 3
+
+
+def spoil_truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_middle(path):
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(bytes(content))
+
+
+def spoil_empty(path):
+    path.write_bytes(b"")
+
+
+def spoil_text(path):
+    path.write_text("not an archive")
+
+
+def spoil_missing(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays.pop(next(name for name in arrays if "kernel" in name))
+    np.savez(path, **arrays)
+
+
+def spoil_accuracy(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays.pop("test_accuracy")
+    np.savez(path, **arrays)
+
+
+def spoil_nan(path):
+    with np.load(path) as file:
+        arrays = {name: np.full_like(array, np.nan) for name, array in file.items()}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_truncate,
+        spoil_middle,
+        spoil_empty,
+        spoil_text,
+        spoil_missing,
+        spoil_accuracy,
+        spoil_nan,
+    ],
+)
+def test_a_spoilt_cache_is_reported_and_replaced(
+    spoil, small, trainings, tmp_path, caplog
+):
+    scores.fit_classifier(small, tmp_path, progress=False)
+    (path,) = tmp_path.iterdir()
+    spoil(path)
+    with caplog.at_level(logging.WARNING):
+        again = scores.fit_classifier(small, tmp_path, progress=False)
+    assert len(trainings) == 2
+    assert "training anew" in caplog.text
+    third = scores.fit_classifier(small, tmp_path, progress=False)
+    assert len(trainings) == 2
+    jax.tree.map(np.testing.assert_array_equal, again, third)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(small, trainings, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        scores.fit_classifier(small, tmp_path / "file", progress=False)
+    assert "could not be written" in caplog.text
+
+
+def test_points_have_no_classifier(tmp_path):
+    with pytest.raises(ValueError, match="dataset must have images"):
+        scores.fit_classifier(data.load("mixture_ring"), tmp_path)
+
+
+def test_training_is_deterministic(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "_STEPS", 20)
+    runs = [scores.fit_classifier(small, tmp_path / n, False) for n in ("a", "b")]
+    jax.tree.map(np.testing.assert_array_equal, *runs)

@@ -1,0 +1,514 @@
+"""The step of all workers and the training loop."""
+
+import functools
+import itertools
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import PIL.Image
+import pytest
+
+import jaxsp
+from jaxsp.gan import checkpoint, data, losses, models, partition, step, train
+
+COUNT = 3
+WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
+AXIS = WORKERS.axis_name
+GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
+LOSSES = losses.non_saturating(GAN)
+METHOD = jaxsp.methods.dp_oadam(1e-2, jaxsp.topology.ring(COUNT), axis_name=AXIS)
+CONFIG = train.TrainConfig(
+    steps=20,
+    batch_size=8,
+    log_every=5,
+    eval_every=10,
+    checkpoint_every=10,
+    eval_samples=600,
+)
+
+
+def config(**changes):
+    return train.dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    full = data.load("mixture_ring")
+    return full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return functools.cache(step.make_step)
+
+
+@pytest.fixture
+def fit(fit_and_draw, monkeypatch):
+    """`fit_and_draw` without the pictures, which take most of the time."""
+    monkeypatch.setattr(train.report, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(train.report, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(train.partition, "plot", lambda *args: None)
+    return fit_and_draw
+
+
+@pytest.fixture
+def fit_and_draw(mixture, compiled, monkeypatch):
+    """`train.train` on the small mixture; equal steps are compiled once."""
+    monkeypatch.setattr(train, "make_step", compiled)
+    parts = partition.iid(mixture.train_labels, COUNT, seed=0)
+
+    def fit(config=CONFIG, method=METHOD, workers=WORKERS, parts=parts, **kwargs):
+        kwargs = {"losses": LOSSES, "gan": GAN, "progress": False, **kwargs}
+        return train.train(
+            transformation=method,
+            workers=workers,
+            dataset=mixture,
+            parts=parts,
+            config=config,
+            **kwargs,
+        )
+
+    return fit
+
+
+def score(samples):
+    return {"frechet_distance": float(np.mean(samples)), "size": len(samples)}
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def assert_close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=2e-4, atol=2e-5)
+
+
+def lines(path):
+    """The metrics of a run without the time they took."""
+    records = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------ one step
+
+
+def probe_step(operators, batch_size=4, **kwargs):
+    """A step whose update is what `operators` makes of the two fields it is given.
+
+    The game is x·(mean of the batch), y·(mean of the batch), so that the field at any
+    point is the mean of the batch that was drawn for it.
+    """
+
+    def update(g, state, params, operator_fn):
+        return operators(g, operator_fn(params)), state
+
+    method = optax.GradientTransformationExtraArgs(lambda z: optax.EmptyState(), update)
+    game = losses.Losses(
+        lambda x, y, batch, key: x @ batch.mean(0),
+        lambda x, y, batch, key: y @ batch.mean(0),
+    )
+    start = step.TrainState(
+        step=jnp.zeros(COUNT, jnp.int32),
+        params=jaxsp.MinMax(jnp.zeros((COUNT, 2)), jnp.zeros((COUNT, 2))),
+        opt_state=optax.EmptyState(),
+        ema=jnp.zeros((COUNT, 2)),
+    )
+    kwargs = {"batch_size": batch_size, **kwargs}
+    return step.make_step(game, method, WORKERS, **kwargs), start
+
+
+def test_each_worker_draws_two_fresh_batches_from_its_own_share():
+    """The first batch goes to x, the second to y; a share holds its worker's number."""
+    run, state = probe_step(lambda first, second: jaxsp.MinMax(first.x, second.x))
+    shares = np.stack([np.full((50, 2), m, np.float32) for m in range(COUNT)])
+    shares[:, :, 1] = np.random.default_rng(0).normal(size=50)  # alike on all workers
+    sizes = np.array([50, 50, 2], np.int32)
+    shares[2, 2:] = 1e9  # padding
+    before = jaxsp.MinMax(np.zeros((COUNT, 2)), np.zeros((COUNT, 2)))
+    drawn = []
+    for _ in range(3):
+        state, _ = run(state, shares, sizes, jax.random.key(0), 1)
+        after = jax.tree.map(np.array, state.params)
+        moved = jax.tree.map(lambda a, b: a - b, after, before)
+        np.testing.assert_allclose(moved.x[:, 0], [0, 1, 2], atol=1e-5)
+        np.testing.assert_allclose(moved.y[:, 0], [0, 1, 2], atol=1e-5)
+        drawn += [*moved.x[:2, 1], *moved.y[:2, 1]]
+        before = after
+    assert np.abs(after.x).max() < 1e3
+    # Workers, first and second batch, and steps all draw differently.
+    assert len(np.unique(np.round(drawn, 4))) == len(drawn) == 12
+
+
+def test_average_of_the_generator_is_exponential_with_a_short_memory_at_first():
+    run, state = probe_step(
+        lambda first, second: jaxsp.MinMax(jnp.ones(2), jnp.ones(2)), ema_decay=0.3
+    )
+    shares, sizes = np.zeros((COUNT, 5, 2), np.float32), np.full(COUNT, 5, np.int32)
+    ema = 0.0
+    for t in range(12):
+        state, _ = run(state, shares, sizes, jax.random.key(0), 1)
+        decay = min(0.3, (1 + t) / (10 + t))
+        ema = decay * ema + (1 - decay) * (t + 1)
+        np.testing.assert_allclose(state.ema, np.full((COUNT, 2), ema), rtol=1e-5)
+    assert state.step.tolist() == [12] * COUNT
+
+
+def test_the_second_gradient_costs_nothing_where_it_is_not_used():
+    """Losses are traced once a gradient."""
+    traced = []
+
+    def counted(loss):
+        return lambda *args: traced.append(1) or loss(*args)
+
+    counting = losses.Losses(*map(counted, LOSSES))
+    shares, sizes = jnp.zeros((COUNT, 20, 2)), jnp.full(COUNT, 20)
+    calls = {}
+    for name, method in {
+        "one": jaxsp.methods.cp_oadam(1e-2, axis_name=AXIS),
+        "two": jaxsp.methods.extra_step(1e-2, axis_name=AXIS),
+    }.items():
+        state = step.init_state(GAN, method, WORKERS, jax.random.key(0))
+        traced.clear()
+        run = step.make_step(counting, method, WORKERS, batch_size=4)
+        jax.eval_shape(run, state, shares, sizes, jax.random.key(0), 1)
+        calls[name] = len(traced)
+    assert calls == {"one": 2, "two": 4}
+
+
+def test_buffers_are_given_up_and_never_shared():
+    """A state may hold the parameters themselves, which cannot be given up twice."""
+    holder = optax.GradientTransformation(
+        lambda params: {"start": params},
+        lambda g, state, params=None: (g, state),
+    )
+    state = step.init_state(GAN, holder, WORKERS, jax.random.key(0))
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+    copy = jax.tree.map(np.array, state)
+    run = step.make_step(LOSSES, holder, WORKERS, batch_size=4)
+    shares, sizes = np.ones((COUNT, 20, 2), np.float32), np.full(COUNT, 20, np.int32)
+    after, _ = run(state, shares, sizes, jax.random.key(0), 1)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert_same(after.opt_state, copy.opt_state)
+    assert not np.array_equal(
+        jax.tree.leaves(after.params)[0], jax.tree.leaves(copy.params)[0]
+    )
+
+
+# ------------------------------------------------------------------ what is recorded
+
+
+def test_records_what_happened(fit_and_draw, tmp_path):
+    seen = []
+    result = fit_and_draw(score=score, callback=seen.append, workdir=tmp_path)
+    assert [r["step"] for r in result.history] == [0, 5, 10, 15, 20]
+    assert result.history == seen
+    assert result.history == [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result.step == 20
+    assert result.signal is None
+    names = {"step", "seconds", "loss_generator", "loss_discriminator"}
+    names |= {"bits_up", "bits_down", "consensus_distance"}
+    scored = {"frechet_distance", "size"}
+    assert [set(r) - names for r in seen] == [scored, set(), scored, set(), scored]
+    assert all(names <= set(r) for r in seen)
+    assert seen[0]["loss_generator"] is None
+    assert 0.2 < seen[-1]["loss_generator"] < 2
+    assert seen[0]["size"] == 600
+    params = sum(x[0].size for x in jax.tree.leaves(result.state.params))
+    # Two neighbours on the ring, 32 bits a parameter.
+    assert [r["bits_up"] for r in seen] == [r["step"] * params * 64 for r in seen]
+    assert [r["bits_down"] for r in seen] == [r["step"] * params * 64 for r in seen]
+    assert seen[0]["consensus_distance"] < 1e-6
+    assert seen[-1]["consensus_distance"] == pytest.approx(
+        float(jaxsp.metrics.consensus_distance(result.state.params)), rel=1e-6
+    )
+    seconds = [r["seconds"] for r in seen]
+    assert seconds == sorted(seconds)
+    pictures = {"curves.png", "partition.png", "samples.png", "samples_000000.png"}
+    assert {p.name for p in result.files} == {p.name for p in tmp_path.iterdir()}
+    assert {p.name for p in result.files} == pictures | {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+    }
+    shown = {n: np.asarray(PIL.Image.open(tmp_path / n).convert("L")) for n in pictures}
+    assert all(len(np.unique(picture)) > 20 for picture in shown.values())
+    assert not np.array_equal(shown["samples.png"], shown["samples_000000.png"])
+    for mean, stacked in zip(
+        jax.tree.leaves(result.generator),
+        jax.tree.leaves(result.state.ema),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mean, np.mean(stacked, axis=0), rtol=1e-6)
+
+
+def test_losses_are_means_since_the_line_before(fit):
+    each = fit(config(log_every=1)).history
+    for every, calls in ((4, 1), (5, 4)):
+        some = fit(config(log_every=every, steps_per_call=calls)).history
+        for before, line in itertools.pairwise(some):
+            window = each[before["step"] + 1 : line["step"] + 1]
+            for name in ("loss_generator", "loss_discriminator"):
+                mean = np.mean([r[name] for r in window])
+                tolerance = 1e-12 if calls == 1 else 1e-4
+                assert line[name] == pytest.approx(mean, rel=tolerance)
+
+
+def test_without_a_directory_nothing_is_written(fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = fit(config(steps=3))
+    assert list(tmp_path.iterdir()) == []
+    assert result.files == ()
+    # There is a line at the end, whether or not its turn has come.
+    assert [r["step"] for r in result.history] == [0, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_generator_that_stands_still_scores_the_same(fit):
+    """Scores use the same latents every time; and what counts no bits may be used."""
+    history = fit(config(steps=10), method=optax.set_to_zero(), score=score).history
+    first, last = history[0], history[-1]
+    assert last["frechet_distance"] == pytest.approx(
+        first["frechet_distance"], rel=1e-4
+    )
+    assert last["bits_up"] is None
+    assert last["bits_down"] is None
+
+
+# ------------------------------------------------------------------ the same numbers
+
+
+def test_many_steps_a_call_are_the_same_steps(fit):
+    one = fit(config(steps_per_call=1))
+    many = fit(config(steps_per_call=4))  # 4 does not divide 5 or 10
+    assert [r["step"] for r in many.history] == [0, 5, 10, 15, 20]
+    assert_close(one.state, many.state)
+
+
+def test_workers_on_devices_of_their_own_are_the_same_workers(fit):
+    spread = jaxsp.Workers(COUNT, jax.devices()[:COUNT])
+    assert spread.mode == "shard_map"
+    virtual = fit(config(steps=40))
+    for calls in (1, 4):
+        result = fit(config(steps=40, steps_per_call=calls), workers=spread)
+        assert_close(result.state, virtual.state)
+        assert result.history[-1]["bits_up"] == virtual.history[-1]["bits_up"]
+
+
+METHODS = {
+    "dposg": jaxsp.methods.dposg(1e-2, jaxsp.topology.path(COUNT), axis_name=AXIS),
+    "rand_dp_oadam": jaxsp.methods.rand_dp_oadam(
+        1e-2,
+        jaxsp.topology.random_ring(COUNT),
+        key=jax.random.key(5),
+        axis_name=AXIS,
+    ),
+    "extra_step_local_sgd": jaxsp.methods.extra_step_local_sgd(1e-2, 3, axis_name=AXIS),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "steps_per_call"),
+    [
+        ("dposg", 1),
+        ("dposg", 4),
+        ("rand_dp_oadam", 1),
+        ("extra_step_local_sgd", 1),
+    ],
+)
+def test_a_resumed_run_continues_bit_for_bit(fit, tmp_path, method, steps_per_call):
+    settings = config(steps_per_call=steps_per_call)
+    kwargs = {"method": METHODS[method], "score": score}
+    whole = fit(settings, workdir=tmp_path / "whole", **kwargs)
+    parts = tmp_path / "parts"
+    for steps in (7, 13, 20):  # neither recorded nor saved in the whole run
+        stopping = train.dataclasses.replace(settings, steps=steps)
+        resumed = fit(stopping, workdir=parts, resume=True, **kwargs)
+    assert_same(resumed.state, whole.state)
+    assert_same(resumed.generator, whole.generator)
+    kept = [r for r in lines(parts) if r["step"] not in (7, 13)]
+    assert kept == lines(tmp_path / "whole")
+    seconds = [r["seconds"] for r in resumed.history]
+    assert seconds == sorted(seconds)
+
+
+def test_lines_after_the_last_checkpoint_are_written_anew(fit, tmp_path):
+    """As after SIGKILL: the metrics are ahead of the checkpoint."""
+    fit(workdir=tmp_path / "whole", score=score)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(record):
+        if record["step"] == 15:
+            raise KilledError
+
+    killed = tmp_path / "killed"
+    with pytest.raises(KilledError):
+        fit(workdir=killed, score=score, callback=kill)
+    assert lines(killed)[-1]["step"] == 15
+    fit(workdir=killed, score=score, resume=True)
+    assert lines(killed) == lines(tmp_path / "whole")
+
+
+def test_a_finished_run_is_resumed_without_a_change(fit, tmp_path):
+    done = fit(workdir=tmp_path)
+    files = contents(tmp_path)
+    again = fit(workdir=tmp_path, resume=True)
+    assert_same(again.state, done.state)
+    assert again.history == done.history
+    assert contents(tmp_path) == files
+
+
+# ------------------------------------------------------------------ how it ends
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def stop(record):
+        if record["step"] == 5:
+            os.kill(os.getpid(), number)
+
+    stopped = fit(workdir=tmp_path / "stopped", callback=stop)
+    assert stopped.signal == number
+    assert stopped.step == 5
+    assert (tmp_path / "stopped" / "checkpoints" / "5").is_dir()
+    assert handlers == (
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+    )
+    resumed = fit(workdir=tmp_path / "stopped", resume=True)
+    whole = fit(workdir=tmp_path / "whole")
+    assert_same(resumed.state, whole.state)
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+
+
+def test_a_second_interrupt_ends_at_once(fit):
+    def stop(record):
+        if record["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(callback=stop)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_trains_beside_the_main_thread(fit):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit(config(steps=5))))
+    thread.start()
+    thread.join()
+    assert results[0].step == 5
+
+
+def failing_at(update):
+    """A method whose update number `update`, from 0, is not a number."""
+    return optax.sgd(lambda count: jnp.where(count == update, jnp.nan, 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("every", "found", "last"),
+    [
+        # Update 6 spoils the parameters of step 7; the loss is seen to be NaN at 8.
+        (4, r"generator loss of worker 0 is nan at step 8", 4),
+        (7, r"a parameter is not finite at step 7", 0),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, every, found, last):
+    settings = config(checkpoint_every=every, log_every=100, eval_every=100)
+    with pytest.raises(train.TrainingDivergedError, match=found) as caught:
+        fit(settings, method=failing_at(6), workdir=tmp_path, score=score)
+    assert caught.value.checkpoint == tmp_path / "checkpoints" / str(last)
+    assert str(caught.value.checkpoint) in str(caught.value)
+    assert [r["step"] for r in lines(tmp_path)] == [0]
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == last
+        like = step.init_state(GAN, failing_at(6), WORKERS, jax.random.key(1))
+        state, _ = checkpoints.restore(last, like)
+    assert state.step.tolist() == [last] * COUNT
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_without_checkpoints_it_says_so(fit):
+    with pytest.raises(train.TrainingDivergedError, match="there is no checkpoint"):
+        fit(method=failing_at(2))
+
+
+# ------------------------------------------------------------------ bad arguments
+
+
+def test_another_run_is_never_touched(fit, tmp_path, mixture):
+    fit(workdir=tmp_path, description={"method": "dp_oadam"})
+    files = contents(tmp_path)
+    other = partition.by_label(mixture.train_labels, COUNT)
+    for kwargs, message in [
+        ({}, "holds another run"),
+        (
+            {"resume": True, "description": {"method": "cp"}},
+            "method is 'cp' now and 'd",
+        ),
+        ({"resume": True, "config": config(seed=1)}, "seed is 1 now and 0 there"),
+        ({"resume": True, "config": config(batch_size=9)}, "batch_size is 9 now and 8"),
+        ({"resume": True, "parts": other}, "data_crc32 is"),
+        ({"resume": True, "config": config(steps=5)}, "steps must be at least 20"),
+        ({"resume": True, "method": optax.sgd(1e-2)}, r"\.opt_state.* missing here"),
+    ]:
+        with pytest.raises(checkpoint.WorkdirError, match=message):
+            fit(workdir=tmp_path, **kwargs)
+        assert contents(tmp_path) == files
+    # What does not touch the trajectory may change.
+    fit(config(steps=25, log_every=1, eval_every=3), workdir=tmp_path, resume=True)
+
+
+def test_resume_begins_where_there_is_nothing_to_resume(fit, tmp_path):
+    fresh = fit(config(steps=5), workdir=tmp_path / "new", resume=True)
+    assert fresh.step == 5
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"config": config(batch_size=101)}, "at most 100, .* worker 0 holds, got 101"),
+        ({"parts": [np.arange(9)]}, "each of the 3 workers, got 1"),
+        ({"gan": models.mlp((3,))}, r"samples of shape \(3,\), but .* shape \(2,\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(fit, tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        fit(workdir=tmp_path / "a", **kwargs)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 2.0),
+        ("seed", -1),
+        ("log_every", True),
+        ("steps_per_call", 0),
+        ("ema_decay", 1.0),
+    ],
+)
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
+        train.TrainConfig(**{field: value})
