@@ -153,7 +153,8 @@ def test_every_method_reaches_the_loop(
     args, kwargs = calls[0]
     assert hasattr(args[2], "update")
     assert kwargs["description"]["method"] == method
-    assert kwargs["description"]["learning_rate"] in (script.SGD, script.ADAM)
+    rate = 1e-3 if "oadam" in method else 0.02 if method == "dposg" else 0.01
+    assert kwargs["description"]["learning_rate"] == rate
     out = capsys.readouterr().out
     assert method in out
     assert "8 workers by vmap on 1 cpu device\n" in out
