@@ -29,6 +29,7 @@ __all__ = [
     "dense_bits",
     "gather",
     "mean",
+    "mean_bits",
     "mix",
     "no_traffic",
     "pack",
@@ -189,7 +190,7 @@ def _scaled(weights, x, axis_name):
 
 
 class Traffic(NamedTuple):
-    """Bits a worker has sent and received since `init`, exactly.
+    """Bits a worker has sent to others and received from them since `init`, exactly.
 
     Attributes:
       up: bits sent, as uint32 limbs `[high, low]`.
@@ -208,6 +209,17 @@ def no_traffic() -> Traffic:
 def dense_bits(tree: Any) -> int:
     """The size of a tree's arrays in bits, as they travel uncompressed."""
     return sum(8 * x.dtype.itemsize * x.size for x in jax.tree.leaves(tree))
+
+
+def mean_bits(tree: Any, axis_name: AxisName) -> int:
+    r"""What `mean` makes each worker send, and receive: $2(M-1)/M$ times the tree.
+
+    That is the least with which every worker can end with the mean, what a ring
+    all-reduce moves: each worker's block goes once around to be added up, and once
+    more to be told.
+    """
+    count = worker_count(axis_name)
+    return -(-2 * (count - 1) * dense_bits(tree) // count)
 
 
 def add_traffic(

@@ -225,15 +225,19 @@ def bits_after(tx, updates=4, workers=None):
 
 
 MODEL_BITS = 9 * 32
+ALL_REDUCE = 2 * (N - 1) / N  # 1.75: 7 bytes for each float32
 
 
 @pytest.mark.parametrize(
     ("build", "messages"),
     [
-        (lambda: jaxsp.average(axis_name=AXIS), 4),
-        (lambda: methods.cp_oadam(0.1, axis_name=AXIS), 4),
-        (lambda: methods.extra_step(0.1, axis_name=AXIS), 8),
-        (lambda: methods.extra_step_local_sgd(0.1, 2, axis_name=AXIS), 2),
+        (lambda: jaxsp.average(axis_name=AXIS), 4 * ALL_REDUCE),
+        (lambda: methods.cp_oadam(0.1, axis_name=AXIS), 4 * ALL_REDUCE),
+        (lambda: methods.extra_step(0.1, axis_name=AXIS), 8 * ALL_REDUCE),
+        (
+            lambda: methods.extra_step_local_sgd(0.1, 2, axis_name=AXIS),
+            2 * ALL_REDUCE,
+        ),
         (lambda: methods.extra_step_local_sgd(0.1, 5, axis_name=AXIS), 0),
         (lambda: methods.dposg(0.1, topology.ring(N), 3, axis_name=AXIS), 24),
         (

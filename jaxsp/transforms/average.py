@@ -11,7 +11,7 @@ class AverageState(NamedTuple):
     """What `average` keeps.
 
     Attributes:
-      traffic: the bits sent to and received from the (possibly virtual) server.
+      traffic: the bits sent and received.
     """
 
     traffic: comm.Traffic
@@ -26,8 +26,8 @@ def average(*, axis_name: comm.AxisName) -> optax.GradientTransformationExtraArg
     `extragradient` it touches only the first of the two gradients: put it inside,
     `extragradient(optax.chain(average(...), optimizer))`.
 
-    The traffic is counted as with a server: one uncompressed message up and one down,
-    and none with a single worker.
+    The traffic is that of a ring all-reduce, $2(M-1)/M$ times the size of the updates
+    in each direction: 7 bytes for each float32 number with 8 workers.
 
     Args:
       axis_name: the worker axis, `Workers.axis_name`.
@@ -58,7 +58,7 @@ def average(*, axis_name: comm.AxisName) -> optax.GradientTransformationExtraArg
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        bits = comm.dense_bits(updates) if comm.worker_count(axis_name) > 1 else 0
+        bits = comm.mean_bits(updates, axis_name)
         return (
             comm.mean(updates, axis_name),  # (1/M) Σ u_j
             AverageState(comm.add_traffic(state.traffic, bits, bits, axis_name)),

@@ -80,7 +80,7 @@ def sync(
         def averaged(updates, traffic):
             moved = optax.tree.add(params, updates)
             agreed = comm.mean(moved, axis_name)  # (1/M) Σ (z_j + u_j)
-            bits = comm.dense_bits(params) if comm.worker_count(axis_name) > 1 else 0
+            bits = comm.mean_bits(params, axis_name)
             return (
                 optax.tree.sub(agreed, params),
                 comm.add_traffic(traffic, bits, bits, axis_name),

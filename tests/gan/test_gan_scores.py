@@ -89,6 +89,15 @@ def test_frechet_distance_of_singular_covariances():
     np.testing.assert_allclose(got, (2 - 3) ** 2, rtol=1e-10)
 
 
+def test_frechet_distance_of_orthogonal_subspaces_is_exact():
+    """Square roots of rounding errors, 1e-8, must not enter."""
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.standard_normal((30, 30)))
+    a, b = q[:, :10] @ q[:, :10].T, q[:, 10:] @ q[:, 10:].T
+    got = scores.frechet_distance(np.zeros(30), a, np.zeros(30), b)
+    np.testing.assert_allclose(got, 30, rtol=1e-12)
+
+
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_frechet_distance_to_itself_is_zero(rank):
     mean, covariance = gaussian(np.random.default_rng(0), 16, rank)

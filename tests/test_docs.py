@@ -1,0 +1,83 @@
+"""Examples in docstrings and documents run, and commands name what exists."""
+
+import doctest
+import importlib
+import pathlib
+import re
+import warnings
+
+import pytest
+
+import jaxsp
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "jaxsp").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def public_functions():
+    """Every public name with a callable behind it."""
+    for module in (jaxsp, jaxsp.methods, jaxsp.topology, jaxsp.problems, jaxsp.metrics):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value):
+                yield pytest.param(value, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize("function", public_functions())
+def test_public_functions_are_documented(function):
+    text = function.__doc__ or ""
+    assert len(text.splitlines()[0]) > 20
+    assert "Args:" in text or "Attributes:" in text or len(text) > 60
+
+
+def python_blocks(document):
+    text = (ROOT / document).read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_code_in_documents_runs(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(document)
+    assert len(blocks) >= 3
+    for i, block in enumerate(blocks):
+        # Each block stands alone, as a reader would paste it.
+        exec(compile(block, f"{document}, block {i}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("document", ["README.md", "BUILD.md", "BENCHMARKS.md"])
+def test_commands_in_documents_name_what_exists(document):
+    text = (ROOT / document).read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    blocks = "\n".join(re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.M | re.S))
+    for target in re.findall(r"\bmake ([a-z-]+)", blocks):
+        assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+    for script in re.findall(r"\b((?:examples|benchmarks)/\w+\.(?:py|ipynb))", text):
+        assert (ROOT / script).exists(), script
+
+
+def test_flags_in_documents_are_flags_of_the_script():
+    source = (ROOT / "examples" / "train_gan.py").read_text()
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"(?<=\s)--([a-z_]+)", text))
+    assert used
+    for flag in used - {"helpshort"}:
+        assert f'"{flag}"' in source, flag
+
+
+def test_version_is_one():
+    metadata = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{jaxsp.__version__}"' in metadata
+    assert f"## {jaxsp.__version__}" in (ROOT / "CHANGELOG.md").read_text()
