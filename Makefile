@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-DEMO_DIR ?= runs/demo
+DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help demo test lint format bench test-lowest clean
 
@@ -27,7 +27,6 @@ $(VENV)/.all: pyproject.toml
 	@touch $@ $(VENV)/.gan
 
 demo: $(VENV)/.gan
-	rm -rf $(DEMO_DIR)
 	$(RUN) examples/train_gan.py --dataset=digits --workdir=$(DEMO_DIR)
 
 test: $(VENV)/.all

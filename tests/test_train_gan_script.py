@@ -64,7 +64,7 @@ BAD = [
     ("--workers=0", "--workers=0", "at least 1"),
     ("--steps=0", "--steps=0", "at least 1"),
     ("--rounds=0", "--rounds=0", "at least 1"),
-    ("--learning_rate=0", "--learning_rate=0", "above 0", "0.001"),
+    ("--learning_rate=0", "--learning_rate=0", "above 0", "0.002"),
     ("--learning_rate=nan", "--learning_rate=nan", "above 0"),
     ("--seed=-1", "--seed=-1", "from 0"),
     ("--devices=two", "--devices=two", "--devices=8"),
@@ -174,7 +174,7 @@ def test_trains_resumes_and_refuses_another_run(call, tmp_path):
     for change, message in [
         ([], "run holds another run"),
         (["--resume", "--seed=1"], "seed is 1 now and 0 there"),
-        (["--resume", "--learning_rate=0.5"], "learning_rate is 0.5 now and 0.001"),
+        (["--resume", "--learning_rate=0.5"], "learning_rate is 0.5 now and 0.002"),
         (["--resume", "--steps=10"], "steps must be at least 20"),
     ]:
         code, _, err = call(*run, *change)
