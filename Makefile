@@ -27,7 +27,8 @@ $(VENV)/.all: pyproject.toml
 	@touch $@ $(VENV)/.gan
 
 demo: $(VENV)/.gan
-	$(RUN) examples/train_gan.py --dataset=digits --workdir=$(DEMO_DIR)
+	$(RUN) examples/train_gan.py --dataset=digits --steps=4000 --batch_size=32 \
+	    --workdir=$(DEMO_DIR)
 
 test: $(VENV)/.all
 	$(RUN) -m pytest -n 2
