@@ -53,7 +53,7 @@ def measure(size: int, repeats: int, counts=COUNTS) -> dict[int, float]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=10_000, help="numbers a worker")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()

@@ -8,7 +8,16 @@ used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxsp import comm, methods, metrics, problems, topology, transforms
+from jaxsp import (
+    comm,
+    methods,
+    metrics,
+    problems,
+    projections,
+    theory,
+    topology,
+    transforms,
+)
 from jaxsp.operators import MinMax, game, gradient, saddle
 from jaxsp.transforms import (
     alternating_extragradient,
@@ -38,8 +47,10 @@ __all__ = [
     "methods",
     "metrics",
     "problems",
+    "projections",
     "saddle",
     "sync",
+    "theory",
     "topology",
     "transforms",
 ]

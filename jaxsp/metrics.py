@@ -10,7 +10,14 @@ import optax
 
 from jaxsp import comm
 
-__all__ = ["BitsSent", "bits_sent", "consensus_distance", "distance", "residual"]
+__all__ = [
+    "BitsSent",
+    "bits_sent",
+    "consensus_distance",
+    "distance",
+    "duality_gap",
+    "residual",
+]
 
 
 class BitsSent(NamedTuple):
@@ -33,6 +40,42 @@ def residual(operator: Callable[..., Any], z: Any) -> jax.Array:
 def distance(z: Any, z_star: Any) -> jax.Array:
     r"""The distance to the solution, $\|z - z^*\|_2$."""
     return optax.tree.norm(optax.tree.sub(z, z_star))
+
+
+def duality_gap(payoff: jax.Array, z: Any) -> jax.Array:
+    r"""What the players of a matrix game could gain: 0 at an equilibrium, else more.
+
+    $$\max_j (A^\top x)_j - \min_i (A y)_i$$
+
+    for $\min_x \max_y x^\top A y$ over probability vectors.
+
+    Args:
+      payoff: $A$, of shape `[rows, columns]`; what the workers of
+        `jaxsp.problems.matrix_game` have is averaged by `problem.data.mean(0)`.
+      z: a `MinMax` of probability vectors of shapes `[rows]` and `[columns]`.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxsp
+      >>> pennies = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+      >>> z = jaxsp.MinMax(jnp.array([0.75, 0.25]), jnp.array([0.5, 0.5]))
+      >>> print(jaxsp.metrics.duality_gap(pennies, z))
+      0.5
+    """
+    x, y = z
+    if jnp.shape(payoff) != (*jnp.shape(x), *jnp.shape(y)) or jnp.ndim(payoff) != 2:
+        raise ValueError(
+            "payoff must be a matrix with a row for each entry of z.x and a column for "
+            f"each of z.y, got shapes {jnp.shape(payoff)}, {jnp.shape(x)} and "
+            f"{jnp.shape(y)}: map over stacked points, average stacked payoffs."
+        )
+    return jnp.max(x @ payoff) - jnp.min(payoff @ y)
 
 
 def consensus_distance(stacked: Any) -> jax.Array:

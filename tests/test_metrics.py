@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxsp
 from jaxsp import metrics
@@ -23,3 +24,20 @@ def test_consensus_distance_is_the_rms_distance_from_the_mean():
     ours = metrics.consensus_distance({"a": jnp.asarray(a), "b": jnp.asarray(b)})
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
     assert metrics.consensus_distance(jnp.ones((4, 3))) == 0
+
+
+def test_duality_gap_is_the_best_deviations_of_both_players():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(4, 3))
+    x, y = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(3))
+    best_reply_to_x = max(x @ A @ e for e in np.eye(3))
+    best_reply_to_y = min(e @ A @ y for e in np.eye(4))
+    gap = metrics.duality_gap(jnp.asarray(A), jaxsp.MinMax(*map(jnp.asarray, (x, y))))
+    np.testing.assert_allclose(gap, best_reply_to_x - best_reply_to_y, rtol=1e-5)
+    assert gap > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (2, 4, 3)])
+def test_duality_gap_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match="payoff must be a matrix"):
+        metrics.duality_gap(jnp.ones(shape), jaxsp.MinMax(jnp.ones(4), jnp.ones(3)))

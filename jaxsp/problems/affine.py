@@ -1,11 +1,6 @@
-r"""Games with a known solution, as operators of the workers.
-
-Each worker $m$ has an affine operator $F_m(z) = H_m z + h_m$ of its own, and the
-problem is $F = \frac1M \sum_m F_m$. Everything is drawn in float64 NumPy from a seed.
-"""
+r"""Random games with affine operators, $F_m(z) = H_m z + h_m$ for worker $m$."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +9,7 @@ import numpy as np
 
 from jaxsp import _arguments
 from jaxsp.operators import MinMax, saddle
-
-__all__ = ["Affine", "Problem", "bilinear", "quadratic"]
+from jaxsp.problems.problem import Problem
 
 
 class Affine(NamedTuple):
@@ -33,39 +27,6 @@ class Affine(NamedTuple):
     p: jax.Array
     q: jax.Array
     mu: jax.Array
-
-
-class Problem(NamedTuple):
-    r"""A game spread over workers.
-
-    Attributes:
-      operator: `operator(z, data)`, the operator of the worker who has `data`; for
-        `Workers.map`.
-      data: the workers' data, stacked: leading axis M.
-      z_star: the solution of the mean operator, as a `MinMax`.
-      L: a Lipschitz constant of every $F_m$, so also of their mean.
-      mu: the strong monotonicity of every $F_m$; 0 if there is none.
-    """
-
-    operator: Callable[..., MinMax]
-    data: Affine
-    z_star: MinMax
-    L: float
-    mu: float
-
-    @property
-    def operators(self) -> tuple[Callable[[MinMax], MinMax], ...]:
-        """The workers' operators one by one, each a function of the point."""
-        return tuple(self._bind(m) for m in range(len(self.data.mu)))
-
-    def mean_operator(self, z: MinMax) -> MinMax:
-        r"""The problem's operator, $\frac1M \sum_m F_m(z)$."""
-        # F_m is affine in its data, so the mean operator has the mean data.
-        return self.operator(z, jax.tree.map(lambda x: x.mean(0), self.data))
-
-    def _bind(self, m):
-        data = jax.tree.map(lambda x: x[m], self.data)
-        return lambda z: self.operator(z, data)
 
 
 def bilinear(
@@ -173,11 +134,12 @@ def _affine(workers, dim, L, mu, heterogeneity, seed):
     q = deviation[:, 1] - (mu * y - coupling.transpose(0, 2, 1) @ x)
     # z* solves the mean operator because the deviations cancel.
     data = Affine(*map(jnp.asarray, (coupling, p, q, np.full(workers, mu))))
-    operator = saddle(_payoff)
+    operator = saddle(payoff)
     return Problem(operator, data, MinMax(jnp.asarray(x), jnp.asarray(y)), L, mu)
 
 
-def _payoff(x, y, data):
+def payoff(x, y, data):
+    """The $f$ of `Affine`, for one worker's data."""
     return (
         data.mu / 2 * (x @ x - y @ y) + x @ data.coupling @ y + data.p @ x - data.q @ y
     )

@@ -1,0 +1,188 @@
+"""Step sizes, refresh probabilities and what they promise."""
+
+import math
+
+import numpy as np
+import pytest
+import reference_compressed as reference
+
+from jaxsp import theory
+
+
+def test_extra_step_by_hand():
+    found = theory.extra_step([1, 3], 0.5)
+    assert found == (1 / 8, 1.0, 1 - 0.5 / 8)
+    assert theory.extra_step(2.0, 0.0).contraction == 1.0
+
+
+def test_masha1_by_hand():
+    # L̃² = (1 + 4)/2 = 5/2, C² = (3/4)((2 + 5/2) + (4·4 + 5/2)) = 69/4.
+    found = theory.masha1([1, 2], 0.0, q=[2, 4], q_server=3, refresh=0.1)
+    np.testing.assert_allclose(found.learning_rate, math.sqrt(0.05 / 17.25), rtol=1e-14)
+    assert (found.refresh, found.contraction) == (0.1, 1.0)
+    # The other branch: (1 - τ)/2μ = 0.1/2 is below √0.05/C.
+    found = theory.masha1(1.0, 1.0, q=1.0, workers=3, refresh=0.1)
+    np.testing.assert_allclose(found, (0.05, 0.1, 0.975), rtol=1e-14)
+
+
+def test_masha1_of_equal_workers():
+    # C² = L² (q + M - 1)/M; the default refresh is balanced: 1/q.
+    L, q, M = 2.0, 10.0, 40
+    found = theory.masha1(L, 0.01, q, workers=M)
+    gamma = math.sqrt(0.1 / 2) / (L * math.sqrt((q + M - 1) / M))
+    np.testing.assert_allclose(found, (gamma, 0.1, 1 - gamma * 0.005), rtol=1e-14)
+    for same in (
+        theory.masha1([L] * M, 0.01, q),
+        theory.masha1(L, 0.01, np.full(M, q)),
+        theory.masha1(np.float32(L), 0.01, 10, workers=M),
+    ):
+        np.testing.assert_allclose(same, found, rtol=1e-14)
+
+
+def test_without_compression_the_number_of_workers_drops_out():
+    for workers in (1, 7, 100):
+        found = theory.masha1(4.0, 0.0, q=1.0, workers=workers)
+        np.testing.assert_allclose(found, (1 / 8, 0.5, 1.0), rtol=1e-14)
+    many = theory.masha1(4.0, 0.0, q=50.0, workers=10**7, refresh=0.5)
+    np.testing.assert_allclose(many.learning_rate, 1 / 8, rtol=1e-5)  # the 1/M gain
+    alone = theory.masha1(4.0, 0.0, q=49.0, workers=1, refresh=0.5)
+    np.testing.assert_allclose(alone.learning_rate, 1 / 8 / 7, rtol=1e-14)
+
+
+def test_variance_reduction_changes_the_refresh_only():
+    common = dict(L=[1.0, 2.0], mu=0.1, q=10.0)
+    few = theory.vr_masha1(**common, batch=1, samples=50)
+    assert few.refresh == 1 / 50
+    assert few == theory.masha1(**common, refresh=1 / 50)
+    many = theory.vr_masha1(**common, batch=25, samples=50)
+    assert many == theory.masha1(**common)
+    given = theory.vr_masha1(**common, batch=1, samples=50, refresh=0.3)
+    assert given == theory.masha1(**common, refresh=0.3)
+    everything = theory.vr_masha1(1.0, 0.1, 1.0, workers=2, batch=9, samples=9)
+    assert everything.refresh == 0.5
+
+
+def test_partial_participation_by_hand():
+    # One of M: C² = q L². All in all: between that and masha1's.
+    found = theory.pp_masha1(2.0, 0.0, q=8.0, workers=4, participants=1)
+    np.testing.assert_allclose(
+        found, (math.sqrt(1 / 64) / (2 * math.sqrt(8)), 1 / 32, 1.0), rtol=1e-14
+    )
+    # b = 2: C² = L² (q/2 + (q + 3)/8) = 4 (4 + 11/8) = 21.5, doubled by the server.
+    found = theory.pp_masha1(2.0, 0.0, 8.0, 2.0, workers=4, participants=2, refresh=0.1)
+    np.testing.assert_allclose(found.learning_rate, math.sqrt(0.05 / 43), rtol=1e-14)
+    # Without compression participation costs nothing per iteration.
+    for participants in (1, 3):
+        found = theory.pp_masha1(
+            2.0, 0.0, 1.0, workers=3, participants=participants, refresh=0.1
+        )
+        np.testing.assert_allclose(found.learning_rate, math.sqrt(0.05) / 2, rtol=1e-14)
+
+
+def test_masha2_by_hand():
+    found = theory.masha2([1.0, 7.0], 0.0, delta=4.0)  # L̃ = 5
+    np.testing.assert_allclose(found[:2], (0.5 / 20, 0.25), rtol=1e-14)
+    assert found.contraction is None
+    both = theory.masha2([1.0, 7.0], 0.0, delta=4.0, delta_server=4.0)
+    np.testing.assert_allclose(both.learning_rate, 0.5 / 80, rtol=1e-14)
+    assert theory.masha2(1.0, 1.0, delta=1.0).learning_rate == 0.25  # (1 - τ)/2μ
+    assert theory.masha2(1.0, 0.0, delta=1.0).refresh == 0.5
+    reduced = theory.vr_masha2(5.0, 0.0, 4.0, 4.0, batch=1, samples=16)
+    np.testing.assert_allclose(reduced[:2], (0.25 / 80, 1 / 16), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda **more: theory.extra_step(2.0, 0.5, **more),
+        lambda **more: theory.masha1(2.0, 0.5, 10.0, workers=3, **more),
+        lambda **more: theory.pp_masha1(
+            2.0, 0.5, 10.0, workers=3, participants=2, **more
+        ),
+        lambda **more: theory.vr_masha1(
+            2.0, 0.5, 10.0, workers=3, batch=2, samples=5, **more
+        ),
+        lambda **more: theory.masha2(2.0, 0.5, 10.0, **more),
+        lambda **more: theory.vr_masha2(2.0, 0.5, 10.0, batch=2, samples=5, **more),
+    ],
+    ids=["extra_step", "masha1", "pp_masha1", "vr_masha1", "masha2", "vr_masha2"],
+)
+def test_a_multiplier_scales_the_step_and_above_1_nothing_is_promised(method):
+    base, half, twice = method(), method(multiplier=0.5), method(multiplier=2)
+    assert half.learning_rate == base.learning_rate / 2
+    assert twice.learning_rate == base.learning_rate * 2
+    assert half.refresh == twice.refresh == base.refresh
+    assert twice.contraction is None
+    if base.contraction is not None:
+        np.testing.assert_allclose(1 - half.contraction, (1 - base.contraction) / 2)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("q", [1.0, 10.0])
+def test_masha1_keeps_its_promise(ratio, q):
+    """The mean of V⁺/V over draws is below the promised contraction."""
+    M, d = 5, 20
+    F, z_star, _ = reference.near_bilinear(M, d, ratio, seed=0)
+    gamma, refresh, contraction = theory.masha1(1.0, ratio, q, workers=M)
+    rng = np.random.default_rng(0)
+    Q = reference.rand_k(round(d / q), rng)
+    for _ in range(10):
+        z0 = z_star + rng.standard_normal(d)  # w = z here, later not
+        coins = rng.random(5) < refresh
+        z, w = reference.masha1(z0, F, Q, coins, gamma, refresh)
+        V = (1 - refresh) * np.sum((z[-1] - z_star) ** 2) + np.sum(
+            (w[-1] - z_star) ** 2
+        )
+        ratios = []
+        for _ in range(60):
+            at, center = F(w[-1]), (1 - refresh) * z[-1] + refresh * w[-1]
+            half = center - gamma * at.mean(axis=0)
+            g = at.mean(axis=0) + reference.up(Q, 0, F(half) - at).mean(axis=0)
+            new = center - gamma * g
+            expected = np.sum((new - z_star) ** 2)  # the coin's mean, exactly
+            expected += (1 - refresh) * np.sum((w[-1] - z_star) ** 2)
+            ratios.append(expected / V)
+        assert np.mean(ratios) <= contraction
+
+
+BAD = [
+    (lambda: theory.extra_step(0.0, 0.0), "L must be above 0"),
+    (lambda: theory.extra_step("1", 0.0), "L must be a finite number"),
+    (lambda: theory.extra_step([], 0.0), "L must be a finite number"),
+    (lambda: theory.extra_step([[1.0]], 0.0), "L must be a finite number"),
+    (lambda: theory.extra_step([1.0, np.nan], 0.0), "L must be a finite number"),
+    (lambda: theory.extra_step(1.0, -0.1), "mu must be between 0 and"),
+    (lambda: theory.extra_step(1.0, 1.1), "mu must be between 0 and"),
+    (lambda: theory.extra_step(1.0, None), "mu must be a finite number"),
+    (lambda: theory.extra_step(1.0, 0.1, multiplier=0), "multiplier must be above 0"),
+    (lambda: theory.masha1(1.0, 0.1, 2.0), "workers must be given"),
+    (lambda: theory.masha1(1.0, 0.1, 2.0, workers=0), "workers must be an integer"),
+    (lambda: theory.masha1(1.0, 0.1, 2.0, workers=2.0), "workers must be an integer"),
+    (lambda: theory.masha1([1, 2], 0.1, [2, 3, 4]), "must agree in length"),
+    (lambda: theory.masha1([1, 2], 0.1, 2.0, workers=3), "must agree in length"),
+    (lambda: theory.masha1([1, 2], 0.1, 0.5), "q must be at least 1"),
+    (lambda: theory.masha1([1, 2], 0.1, 2.0, 0.5), "q_server must be at least 1"),
+    (lambda: theory.masha1([1], 0.1, 2.0, refresh=0.0), "refresh must be above 0"),
+    (lambda: theory.masha1([1], 0.1, 2.0, refresh=1.0), "use theory.extra_step"),
+    (
+        lambda: theory.pp_masha1([1, 1], 0.1, 2.0, participants=3),
+        "participants must be at most workers = 2",
+    ),
+    (
+        lambda: theory.vr_masha1([1], 0.1, 2.0, batch=3, samples=2),
+        "batch must be at most samples = 2",
+    ),
+    (
+        lambda: theory.vr_masha2(1.0, 0.1, 2.0, batch=True, samples=2),
+        "batch must be an integer",
+    ),
+    (lambda: theory.masha2(1.0, 0.1, 0.9), "delta must be at least 1"),
+    (lambda: theory.masha2(1.0, 0.1, 2.0, math.inf), "delta_server must be a finite"),
+    (lambda: theory.masha2(1.0, 0.1, 2.0, refresh=0.6), "at most 1/2"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
