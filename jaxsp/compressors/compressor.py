@@ -1,0 +1,201 @@
+"""The protocol: what a compressor is, and the two ways to make another of one."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsp import _arguments
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Compressor:
+    r"""How an array is compressed: pure functions, no state.
+
+    Attributes:
+      name: what it is called in tables.
+      compress: `compress(key, x) -> payload`, of a floating array of any shape, one
+        number at least; the payload is a pytree of the arrays that travel.
+      decompress: `decompress(payload, like) -> array` of the shape and dtype of `like`,
+        an array or a `jax.ShapeDtypeStruct`; it needs nothing but the payload.
+      q: `q(d)` if it is unbiased, $\mathbb E|Q(v)|^2 \le q |v|^2$ in dimension $d$,
+        else None.
+      delta: `delta(d)` if it is contractive,
+        $\mathbb E|C(v)-v|^2 \le (1-1/\delta)|v|^2$, else None.
+      per_leaf: whether transformations compress each leaf of a model by itself. If not,
+        they compress the packed model, one vector for each dtype: one scale, and one
+        budget of `k` numbers, for all leaves.
+      shared_key: whether all workers must compress with the same key, because their
+        payloads fit together. If not, each needs a key of its own.
+      worker: `worker(index, count) -> Compressor` if what is sent depends on who sends
+        it, else None; see `for_worker`.
+      warm: `warm(key, x, previous) -> payload`, if the payload for the last vector
+        helps with this one, else None. A payload of zeros is no help, and no harm.
+    """
+
+    name: str
+    compress: Callable[[jax.Array, jax.Array], Any]
+    decompress: Callable[[Any, Any], jax.Array]
+    q: Callable[[int], float] | None = None
+    delta: Callable[[int], float] | None = None
+    per_leaf: bool = False
+    shared_key: bool = False
+    worker: Callable[[Any, int], "Compressor"] | None = None
+    warm: Callable[[jax.Array, jax.Array, Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def bits(self, like: Any) -> int:
+        """The size of the payload for an array like this, exactly, as it travels."""
+        payload = jax.eval_shape(
+            lambda x: self.compress(jax.random.key(0), x),
+            jax.ShapeDtypeStruct(like.shape, like.dtype),
+        )
+        return sum(8 * a.dtype.itemsize * a.size for a in jax.tree.leaves(payload))
+
+    def for_worker(self, index: jax.Array | int, count: int) -> "Compressor":
+        """What worker `index` of `count` compresses with: itself, but for `perm_k`.
+
+        Args:
+          index: the number of the worker, which may be traced, as
+            `jaxsp.comm.worker_index(axis_name)` is.
+          count: the number of workers, a Python integer.
+        """
+        if self.worker is None:
+            return self
+        return dataclasses.replace(self.worker(index, count), per_leaf=self.per_leaf)
+
+
+def per_leaf(compressor: Compressor) -> Compressor:
+    """The same compressor, for each leaf of a model by itself.
+
+    The packed model has one scale and one budget: `top_k(0.01)` may spend it all on
+    one layer, and one large number coarsens `quantize(4)` for all layers. Leaf by leaf,
+    each has its own scale, at least one number of each leaf is kept, and the constants
+    are those of the largest leaf, not of the model; but every leaf has its overhead: a
+    scale, a seed, at least one number.
+
+    Args:
+      compressor: any compressor.
+
+    Returns:
+      A compressor whose `per_leaf` is True.
+
+    Raises:
+      ValueError: if `compressor` is not a compressor.
+
+    Example:
+      >>> from jaxsp import compressors
+      >>> print(compressors.per_leaf(compressors.sign()))
+      per_leaf(sign())
+    """
+    check_compressor("compressor", compressor)
+    if compressor.per_leaf:
+        return compressor
+    return dataclasses.replace(
+        compressor, per_leaf=True, name=f"per_leaf({compressor.name})"
+    )
+
+
+def scaled(unbiased: Compressor) -> Compressor:
+    r"""The contraction $Q/q$ of an unbiased compressor $Q$, with $\delta = q$.
+
+    $\mathbb E|Q(v)/q - v|^2 = \mathbb E|Q(v)|^2/q^2 - 2|v|^2/q + |v|^2
+    \le (1 - 1/q)|v|^2$.
+
+    Args:
+      unbiased: a compressor that states its `q`.
+
+    Returns:
+      The contractive compressor, with the payload of `unbiased`.
+
+    Raises:
+      ValueError: if `unbiased` is not unbiased.
+
+    Example:
+      >>> from jaxsp import compressors
+      >>> print(compressors.scaled(compressors.rand_k(0.1)).delta(1000))
+      10.0
+    """
+    check_compressor("unbiased", unbiased)
+    q = unbiased.q
+    if q is None:
+        raise ValueError(
+            f"unbiased must be an unbiased compressor, got {unbiased}, which states no "
+            f"q: it is contractive as it is, write {unbiased} alone."
+        )
+
+    def decompress(payload, like):
+        return unbiased.decompress(payload, like) / q(math.prod(like.shape))
+
+    worker = unbiased.worker
+    return dataclasses.replace(
+        unbiased,
+        name=f"scaled({unbiased.name})",
+        decompress=decompress,
+        q=None,
+        delta=q,
+        worker=None if worker is None else lambda i, count: scaled(worker(i, count)),
+    )
+
+
+def check_compressor(name: str, compressor: Any) -> None:
+    """Accept a compressor."""
+    if not isinstance(compressor, Compressor):
+        raise ValueError(
+            f"{name} must come from jaxsp.compressors, got {compressor!r}: write, say, "
+            "jaxsp.compressors.natural()."
+        )
+
+
+def check_fraction(fraction: Any) -> float:
+    """A number in (0, 1]."""
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
+        raise ValueError(f"fraction must be a number, got {fraction!r}: write 0.01.")
+    if not 0 < float(fraction) <= 1:
+        raise ValueError(
+            f"fraction must be above 0 and at most 1, got {fraction!r}: it is the "
+            "share of the numbers that is sent, write 0.01 for one in a hundred."
+        )
+    return float(fraction)
+
+
+def kept(fraction: float, d: int) -> int:
+    """How many of `d` numbers a fraction keeps: rounded, at least one."""
+    return max(1, round(fraction * d))
+
+
+def check_input(key: Any, x: Any) -> jax.Array:
+    """An array that can be compressed, with a key."""
+    _arguments.check_key("key", key)
+    x = jnp.asarray(x)
+    if x.dtype.name not in _FLOATS:
+        raise ValueError(
+            f"x must be an array of one of {', '.join(_FLOATS)}, got {x.dtype}: "
+            "convert it, or leave it out with optax.masked."
+        )
+    if x.size == 0:
+        raise ValueError(
+            f"x must have at least one number, got shape {x.shape}: leave empty arrays "
+            "out with optax.masked."
+        )
+    return x
+
+
+def wide(dtype: Any) -> np.dtype:
+    """The type to compute in: float32, or float64 for itself."""
+    return np.dtype(jnp.promote_types(dtype, jnp.float32))
+
+
+def poisoned(values: jax.Array, x: jax.Array) -> jax.Array:
+    """The values sent of `x`, or NaN if there is anything in it that is not finite."""
+    finite = jnp.isfinite(jnp.max(jnp.abs(x)))
+    return jnp.where(finite, values, jnp.full_like(values, jnp.nan))

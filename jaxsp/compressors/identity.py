@@ -1,0 +1,24 @@
+"""No compression."""
+
+from jaxsp.compressors.compressor import Compressor, check_input
+
+
+def identity() -> Compressor:
+    r"""The array itself, $Q(v) = v$: $q = \delta = 1$.
+
+    Returns:
+      The compressor, unbiased and contractive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxsp import compressors
+      >>> print(compressors.identity().bits(jnp.zeros(10)))
+      320
+    """
+    return Compressor(
+        name="identity()",
+        compress=check_input,
+        decompress=lambda payload, like: payload.reshape(like.shape),
+        q=lambda d: 1.0,
+        delta=lambda d: 1.0,
+    )

@@ -1,0 +1,77 @@
+"""Numbers at random places, which both sides draw."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsp.compressors import draws
+from jaxsp.compressors.compressor import (
+    Compressor,
+    check_fraction,
+    check_input,
+    kept,
+    poisoned,
+)
+
+
+class Drawn(NamedTuple):
+    """What travels.
+
+    Attributes:
+      values: the numbers, `[k]`.
+      seed: two words from which the receiver draws their places again.
+    """
+
+    values: jax.Array
+    seed: jax.Array
+
+
+def rand_k(fraction: float) -> Compressor:
+    r"""$k$ numbers at random places, times $d/k$, the rest zero.
+
+    A number is sent with probability $k/d$, so $\mathbb E|Q(v)|^2 = (k/d)(d/k)^2|v|^2$:
+    $q = d/k$. The places are $k$ different ones of a pseudo-random permutation, drawn
+    one by one. They are not sent: the seed is, in 64 bits. If a number is not finite,
+    sent or not, all that are sent are NaN.
+
+    Args:
+      fraction: the share of the numbers that is sent, in (0, 1]; of $d$ numbers, $k$ is
+        `fraction * d`, rounded, and at least 1.
+
+    Returns:
+      The unbiased compressor. Workers need different keys: with the same places on
+      all of them, the mean over $M$ workers is no better than one.
+
+    Raises:
+      ValueError: if `fraction` is not in (0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxsp import compressors
+      >>> print(compressors.rand_k(0.1).bits(jnp.zeros(1000)))  # 64 for the seed
+      3264
+    """
+    fraction = check_fraction(fraction)
+
+    def places(seed, d):
+        return draws.permutation(seed, jnp.arange(kept(fraction, d), dtype="uint32"), d)
+
+    def compress(key, x):
+        v = check_input(key, x).ravel()
+        seed = draws.seed(key)
+        return Drawn(poisoned(v[places(seed, v.size)], v), seed)
+
+    def decompress(payload, like):
+        d = math.prod(like.shape)
+        values = (payload.values * (d / payload.values.size)).astype(like.dtype)
+        zeros = jnp.zeros(d, like.dtype)
+        return zeros.at[places(payload.seed, d)].set(values).reshape(like.shape)
+
+    return Compressor(
+        f"rand_k({fraction:g})",
+        compress,
+        decompress,
+        q=lambda d: d / kept(fraction, d),
+    )
