@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxsp import (
     comm,
+    compressors,
     methods,
     metrics,
     problems,
@@ -22,6 +23,9 @@ from jaxsp.operators import MinMax, game, gradient, saddle
 from jaxsp.transforms import (
     alternating_extragradient,
     average,
+    compressed_average,
+    compressed_gossip,
+    error_feedback_average,
     extragradient,
     gossip,
     sync,
@@ -39,6 +43,10 @@ __all__ = [
     "alternating_extragradient",
     "average",
     "comm",
+    "compressed_average",
+    "compressed_gossip",
+    "compressors",
+    "error_feedback_average",
     "extragradient",
     "game",
     "gan",

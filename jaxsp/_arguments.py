@@ -98,12 +98,14 @@ def require_params(params: Any) -> Any:
     return params
 
 
-def require_operator(operator_fn: Any) -> Callable[[Any], Any]:
+def require_operator(
+    operator_fn: Any, name: str = "operator_fn"
+) -> Callable[[Any], Any]:
     """Refuse a two-gradient update without a way to get the second gradient."""
     if not callable(operator_fn):
         raise ValueError(
-            "operator_fn is required: call update(F(z), state, z, operator_fn=F) with "
-            f"a function of the point alone, got {operator_fn!r}."
+            f"{name} is required: call update(F(z), state, z, {name}=F) with a "
+            f"function of the point alone, got {operator_fn!r}."
         )
     return operator_fn
 
@@ -134,3 +136,9 @@ def call_operator(operator_fn: Callable[[Any], Any], point: Any) -> Any:
                 "optax.partition of extragradients."
             ) from error
         raise
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Accept a traced value, or a number in (0, 1]."""
+    if not isinstance(value, Tracer) and not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")

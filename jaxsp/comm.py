@@ -31,9 +31,11 @@ __all__ = [
     "mean",
     "mean_bits",
     "mix",
+    "mix_payloads",
     "no_traffic",
     "pack",
     "shared_index",
+    "transpose",
     "worker_count",
     "worker_index",
     "worker_key",
@@ -119,9 +121,83 @@ def mean(tree: Any, axis_name: AxisName) -> Any:
 
 
 def gather(tree: Any, axis_name: AxisName) -> Any:
-    """Every worker's tree on every worker, stacked along a new leading axis."""
-    buffers, unpack = pack(tree)
-    return jax.vmap(unpack)([lax.all_gather(buffer, axis_name) for buffer in buffers])
+    """Every worker's tree on every worker, stacked along a new leading axis.
+
+    The arrays travel as the bytes they are: one all-gather, whatever their dtypes.
+    """
+    data, unpack = _pack_bytes(tree)
+    return jax.vmap(unpack)(lax.all_gather(data, axis_name))
+
+
+def transpose(tree: Any, axis_name: AxisName) -> Any:
+    """Row j of this worker's tree goes to worker j: one all-to-all of bytes.
+
+    Args:
+      tree: arrays with a leading axis of the number of workers M.
+      axis_name: the worker axis.
+
+    Returns:
+      Arrays of the same shapes, of which row j came from worker j.
+    """
+    _, unpack = _pack_bytes(jax.tree.map(lambda x: x[0], tree))
+    rows = jax.vmap(lambda row: _pack_bytes(row)[0])(tree)
+    return jax.vmap(unpack)(lax.all_to_all(rows, axis_name, 0, 0, tiled=True))
+
+
+def _pack_bytes(tree):
+    """A tree as one vector of bytes, and what makes the tree of such a vector."""
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    data = [lax.bitcast_convert_type(leaf, jnp.uint8).ravel() for leaf in leaves]
+    ends = np.cumsum([part.size for part in data])[:-1]
+
+    def unpack(data):
+        return jax.tree.unflatten(
+            treedef,
+            [
+                lax.bitcast_convert_type(
+                    part.reshape(_byte_shape(leaf)), leaf.dtype
+                ).reshape(leaf.shape)
+                for leaf, part in zip(leaves, jnp.split(data, ends), strict=True)
+            ],
+        )
+
+    return jnp.concatenate(data) if data else jnp.zeros(0, jnp.uint8), unpack
+
+
+def _byte_shape(leaf):
+    """The shape of an array's bytes: a number of several has an axis of its own."""
+    size = leaf.dtype.itemsize
+    return leaf.shape if size == 1 else (*leaf.shape, size)
+
+
+def mix_payloads(
+    payload: Any,
+    decode: Callable[[Any], Any],
+    topology: Topology,
+    axis_name: AxisName,
+) -> Any:
+    r"""`mix` of what payloads stand for, $\sum_j W_{mj}\,\mathrm{decode}(c_j)$.
+
+    The payloads travel, each neighbour's as it is, and are decoded where they arrive.
+    """
+    data, unpack = _pack_bytes(payload)
+
+    def term(weights, data):
+        return jax.tree.map(
+            lambda x: _scaled(weights, x, axis_name), decode(unpack(data))
+        )
+
+    total = term(topology.self_weights, data)
+    for sources, weights in zip(topology.permutations, topology.weights, strict=True):
+        received = _permuted(data, sources, axis_name)
+        total = jax.tree.map(jnp.add, total, term(weights, received))
+    return total
+
+
+def _permuted(x, sources, axis_name):
+    pairs = [(int(source), m) for m, source in enumerate(sources)]
+    return lax.ppermute(x, axis_name, pairs)
 
 
 def mix(
@@ -170,8 +246,7 @@ def _weighted_permutations(topology, x, axis_name):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     mixed = _scaled(topology.self_weights, x.astype(wide), axis_name)
     for sources, weights in zip(topology.permutations, topology.weights, strict=True):
-        pairs = [(int(source), m) for m, source in enumerate(sources)]
-        received = lax.ppermute(x, axis_name, pairs)  # P_r x
+        received = _permuted(x, sources, axis_name)  # P_r x
         mixed = mixed + _scaled(weights, received.astype(wide), axis_name)
     return mixed.astype(x.dtype)
 

@@ -15,7 +15,7 @@ import optax
 import reference
 
 import jaxsp
-from jaxsp import methods, topology, transforms
+from jaxsp import compressors, methods, topology, transforms
 
 AXIS = jaxsp.Workers(1).axis_name
 KEY = jax.random.key(7)
@@ -31,6 +31,7 @@ class Row(NamedTuple):
     build: Callable
     loop: Callable | None = None
     rate: float = 0.1
+    covers: tuple[str, ...] = ()  # other public names that are the same but for a part
 
 
 def random_ring(n):
@@ -136,7 +137,59 @@ TRANSFORMS = [
     Row("optimistic_adam", lambda t, lr: transforms.optimistic_adam(lr)),
 ]
 
-ALL = METHODS + TRANSFORMS
+# Compressors here leave each leaf alone, so that masks and partitions change nothing;
+# what methods do with real ones is in tests/compressed.
+TOP = compressors.per_leaf(compressors.top_k(0.5))
+EXACT = compressors.identity()
+shared = dict(key=KEY, axis_name=AXIS)
+
+COMPRESSED_METHODS = [
+    Row("dqgan", lambda t, lr: methods.dqgan(lr, TOP, TOP, **shared)),
+    Row(
+        "dqgan_adam",
+        lambda t, lr: methods.dqgan_adam(lr, TOP, **shared),
+        covers=("cp_oadam_gq",),
+    ),
+    Row(
+        "masha1",
+        lambda t, lr: methods.masha1(lr, EXACT, EXACT, 0.5, **shared),
+        covers=("pp_masha1",),
+    ),
+    Row("masha2", lambda t, lr: methods.masha2(lr, TOP, TOP, 0.5, **shared)),
+    Row(
+        "vr_masha1",
+        lambda t, lr: methods.vr_masha1(lr, EXACT, None, 0.5, **shared),
+        covers=("vr_masha2",),
+    ),
+    Row(
+        "compressed_extragradient",
+        lambda t, lr: methods.compressed_extragradient(lr, TOP, **shared),
+        covers=("error_feedback_extragradient",),
+    ),
+    Row(
+        "diana_sgda",
+        lambda t, lr: methods.diana_sgda(lr, EXACT, **shared),
+        covers=("ef21_sgda", "qsgda"),
+    ),
+]
+
+COMPRESSED_TRANSFORMS = [
+    Row(
+        "compressed_average",
+        lambda t, lr: transforms.compressed_average(TOP, schedule="sharded", **shared),
+    ),
+    Row(
+        "error_feedback_average",
+        lambda t, lr: transforms.error_feedback_average(TOP, TOP, **shared),
+        covers=("difference_average", "two_step_feedback", "anchored_extragradient"),
+    ),
+    Row(
+        "compressed_gossip",
+        lambda t, lr: transforms.compressed_gossip(t, TOP, 0.3, **shared),
+    ),
+]
+
+ALL = METHODS + TRANSFORMS + COMPRESSED_METHODS + COMPRESSED_TRANSFORMS
 
 
 class Game(NamedTuple):

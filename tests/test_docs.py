@@ -28,14 +28,16 @@ def test_docstring_examples(name):
 
 def public_functions():
     """Every public name with a callable behind it."""
-    for module in (jaxsp, jaxsp.methods, jaxsp.topology, jaxsp.problems, jaxsp.metrics):
+    modules = "methods", "topology", "problems", "metrics", "projections", "theory"
+    modules += "compressors", "transforms"
+    for module in (jaxsp, *(getattr(jaxsp, name) for name in modules)):
         for name in module.__all__:
             value = getattr(module, name)
             if callable(value):
                 yield pytest.param(value, id=f"{module.__name__}.{name}")
 
 
-@pytest.mark.parametrize("function", public_functions())
+@pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_are_documented(function):
     text = function.__doc__ or ""
     assert len(text.splitlines()[0]) > 20

@@ -17,7 +17,7 @@ from jaxsp import methods, topology, transforms
 N = 8
 AXIS = table.AXIS
 ROWS = pytest.mark.parametrize("row", table.ALL, ids=lambda row: row.name)
-TWO_CALLS = ("extra", "decentralized")
+TWO_CALLS = ("extra", "decentralized", "masha", "vr_", "compressed_extra")
 
 
 def params_of(dtype=jnp.float32, n=N):
@@ -40,7 +40,12 @@ def make_step(tx, **extra):
 
     def step(params, state):
         updates, state = tx.update(
-            operator(params), state, params, operator_fn=operator, **extra
+            operator(params),
+            state,
+            params,
+            operator_fn=operator,
+            full_operator_fn=operator,
+            **extra,
         )
         return optax.apply_updates(params, updates), state
 
@@ -88,10 +93,10 @@ def assert_close(a, b, **tolerance):
 
 def test_the_table_is_complete():
     """A method or transformation that is not in the table would go untested."""
+    known = {name for row in table.ALL for name in (row.name, *row.covers)}
     public = {name for name in methods.__all__ if name != "eval_params"}
-    assert public <= {row.name for row in table.METHODS}
     built = {name for name in transforms.__all__ if not name.endswith("State")}
-    assert built <= {row.name for row in table.TRANSFORMS}
+    assert public | built <= known
 
 
 @ROWS
@@ -247,12 +252,14 @@ INJECTED = {
 
 
 def test_everything_with_a_learning_rate_is_injected():
-    with_rate = {
+    with_rate = {  # of what does not compress: those are compositions of the same
         name
         for module in (methods, transforms)
         for name in module.__all__
         if name[0].islower()
         and "learning_rate" in inspect.signature(getattr(module, name)).parameters
+        and not {"compressor", "up", "exchange"}
+        & set(inspect.signature(getattr(module, name)).parameters)
     }
     assert with_rate == set(INJECTED)
 
@@ -293,8 +300,9 @@ def test_two_call_methods_ask_for_the_operator(name):
 
 @ROWS
 def test_what_moves_parameters_asks_for_them(row):
-    if row.name in ("average", "optimistic_adam", "cp_oadam"):
-        return  # they only look at updates
+    looks = ("average", "cp_oadam", "dqgan_adam", "sgda", "optimistic_adam")
+    if row.name.endswith(looks):
+        return  # only at updates
     workers = jaxsp.Workers(N, devices=jax.devices()[:1])
     tx, z = row.build(ring(), 0.1), jnp.ones((N, 3))
     with pytest.raises(ValueError, match="params"):

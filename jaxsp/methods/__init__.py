@@ -8,21 +8,43 @@ the point alone; methods with one ignore it. A worker count of 1 is legal everyw
 `eval_params(state, params)` is the point to report.
 """
 
+from jaxsp.methods.baselines import (
+    compressed_extragradient,
+    diana_sgda,
+    ef21_sgda,
+    error_feedback_extragradient,
+    qsgda,
+)
 from jaxsp.methods.dposg import cp_oadam, dp_oadam, dposg, rand_dp_oadam
+from jaxsp.methods.dqgan import cp_oadam_gq, dqgan, dqgan_adam
 from jaxsp.methods.evaluation import eval_params
 from jaxsp.methods.extra_step import (
     decentralized_extra_step,
     extra_step,
     extra_step_local_sgd,
 )
+from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
 
 __all__ = [
+    "compressed_extragradient",
     "cp_oadam",
+    "cp_oadam_gq",
     "decentralized_extra_step",
+    "diana_sgda",
     "dp_oadam",
     "dposg",
+    "dqgan",
+    "dqgan_adam",
+    "ef21_sgda",
+    "error_feedback_extragradient",
     "eval_params",
     "extra_step",
     "extra_step_local_sgd",
+    "masha1",
+    "masha2",
+    "pp_masha1",
+    "qsgda",
     "rand_dp_oadam",
+    "vr_masha1",
+    "vr_masha2",
 ]

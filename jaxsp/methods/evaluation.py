@@ -16,8 +16,9 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     """The point to report, where `params` may be a point of a look ahead.
 
     For `dposg` and `jaxsp.transforms.past_extragradient` that is $Y$, the mixed point;
-    for `jaxsp.alternating_extragradient` the point that both half-steps start from; for
-    everything else `params`. It looks into chains, partitions, masks and wrappers.
+    for `dqgan` $w$, which all workers share; for `jaxsp.alternating_extragradient` the
+    point that both half-steps start from; for everything else `params`. It looks into
+    chains, partitions, masks and wrappers.
 
     Args:
       state: the state of the transformation, of one worker or stacked.
@@ -37,6 +38,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     kinds = (
         transforms.PastExtragradientState,
         transforms.AlternatingExtragradientState,
+        transforms.TwoStepFeedbackState,
     )
     for found in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kinds)):
         if isinstance(found, transforms.PastExtragradientState):
@@ -47,6 +49,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
                 params,
                 found.anchor,
             )
+        elif isinstance(found, transforms.TwoStepFeedbackState):
+            params = _where_present(lambda p, w: w, params, found.anchor)
     return params
 
 

@@ -58,7 +58,7 @@ def extra_step(
     """
     return transforms.extragradient(
         optax.chain(
-            transforms.average(axis_name=axis_name), _descent(learning_rate, calls=2)
+            transforms.average(axis_name=axis_name), descent(learning_rate, calls=2)
         )
     )
 
@@ -101,7 +101,7 @@ def decentralized_extra_step(
     """
     return transforms.extragradient(
         optax.chain(
-            _descent(learning_rate, calls=2),
+            descent(learning_rate, calls=2),
             transforms.gossip(topology, rounds, acceleration, axis_name=axis_name),
         )
     )
@@ -141,12 +141,12 @@ def extra_step_local_sgd(
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112.
     """
     return optax.chain(
-        transforms.extragradient(_descent(learning_rate, calls=2)),
+        transforms.extragradient(descent(learning_rate, calls=2)),
         transforms.sync(sync_every, axis_name=axis_name),
     )
 
 
-def _descent(learning_rate, calls):
+def descent(learning_rate, calls=1):
     """`−γ F`, with a schedule of iterations of `calls` oracle calls each."""
     _arguments.check_learning_rate(learning_rate)
     if callable(learning_rate):

@@ -1,0 +1,127 @@
+"""The mean of the workers' updates, through compressors whose errors are made good."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsp import _arguments, comm
+from jaxsp.compressors import Compressor
+from jaxsp.exchange import (
+    Schedule,
+    check_contractive,
+    check_exchange,
+    compressed_mean,
+)
+
+
+class ErrorFeedbackAverageState(NamedTuple):
+    r"""What `error_feedback_average` keeps.
+
+    Attributes:
+      count: the number of updates so far, an int32 scalar.
+      residual: $e_m$, what this worker's compressor has left out.
+      server_residual: this worker's part of the server's, as
+        `jaxsp.exchange.compressed_mean` keeps it; `()` without a compressor on the way
+        down.
+      traffic: the bits sent and received.
+    """
+
+    count: chex.Array
+    residual: optax.Updates
+    server_residual: optax.Updates
+    traffic: comm.Traffic
+
+
+def error_feedback_average(
+    compressor: Compressor,
+    down: Compressor | None = None,
+    *,
+    key: chex.PRNGKey,
+    axis_name: comm.AxisName,
+    schedule: Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replace every worker's update by the mean of compressed ones, with feedback.
+
+    $$c_m = C(u_m + e_m), \qquad e_m \leftarrow u_m + e_m - c_m, \qquad
+    u_m \leftarrow \frac1M \sum_{j=1}^M c_j,$$
+
+    and with a compressor $C_s$ on the way down $u_m \leftarrow c = C_s(\frac1M \sum_j
+    c_j + e)$, $e \leftarrow \frac1M \sum_j c_j + e - c$. The residuals have the units
+    of the updates that come in: before an optimizer they are gradients, after one,
+    steps. A compressor should be contractive (`delta`); rescale an unbiased one,
+    `jaxsp.compressors.scaled`.
+
+    This is the classical, one-step feedback. On bilinear games it diverges with a
+    strong compressor, where `jaxsp.methods.dqgan`, which puts the residual in the look
+    ahead too, converges.
+
+    Args:
+      compressor: $C$, from `jaxsp.compressors`.
+      down: $C_s$, the compressor of the server's mean, or None for none.
+      key: a key that all workers share.
+      axis_name: the worker axis, `Workers.axis_name`.
+      schedule: as in `compressed_average`.
+
+    Returns:
+      The transformation.
+
+    Raises:
+      ValueError: for a bad argument, an unbiased compressor, or parameters that are not
+        floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsp
+      >>> workers = jaxsp.Workers(1)
+      >>> tx = jaxsp.error_feedback_average(
+      ...     jaxsp.compressors.top_k(0.5),
+      ...     key=jax.random.key(0),
+      ...     axis_name=workers.axis_name,
+      ... )
+      >>> u = jnp.array([[3.0, 2.0]])
+      >>> state = workers.map(tx.init)(u)
+      >>> for _ in range(2):
+      ...   out, state = workers.map(tx.update)(u, state)
+      ...   print(out)
+      [[3. 0.]]
+      [[0. 4.]]
+
+    References:
+      Karimireddy, Rebjock, Stich, Jaggi, Error Feedback Fixes SignSGD and other
+      Gradient Compression Schemes, 2019, arXiv 1901.09847.
+    """
+    check_exchange(compressor, down, key, axis_name, schedule)
+    for name, each in (("compressor", compressor), ("down", down)):
+        check_contractive(name, each)
+
+    def init_fn(params):
+        _arguments.check_floating(params)
+        zeros = optax.tree.zeros_like(params)
+        server = () if down is None else optax.tree.zeros_like(params)
+        return ErrorFeedbackAverageState(
+            jnp.zeros([], jnp.int32), zeros, server, comm.no_traffic()
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        wanted = optax.tree.add(updates, state.residual)  # u + e
+        mean, sent, server, bits = compressed_mean(
+            wanted,
+            compressor,
+            down,
+            key=jax.random.fold_in(key, state.count),
+            axis_name=axis_name,
+            schedule=schedule,
+            residual=None if down is None else state.server_residual,
+        )
+        return mean, ErrorFeedbackAverageState(
+            count=jnp.asarray(optax.safe_increment(state.count)),
+            residual=optax.tree.sub(wanted, sent),  # e ← u + e − C(u + e)
+            server_residual=() if down is None else server,
+            traffic=comm.add_traffic(state.traffic, bits, bits, axis_name),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,530 @@
+"""DQGAN, MASHA and the baselines against NumPy loops fed the very same messages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference_compressed as loops
+
+import jaxsp
+from jaxsp import compressors, methods, transforms
+
+M, D = 8, 12
+KEY = jax.random.key(5)
+AXIS = jaxsp.Workers(1).axis_name
+MODES = {"vmap": 1, "shard_map": M}
+STEPS = 200
+
+
+def workers(mode):
+    return jaxsp.Workers(M, devices=jax.devices()[: MODES[mode]])
+
+
+def messages(compressor, key):
+    """Q(m, k, v) as the gather schedule draws it from the exchange's key."""
+
+    @jax.jit
+    def arrived(m, k, v):
+        up, _ = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, k), 0))
+        each = compressor.for_worker(m, M)
+        own = up if compressor.shared_key else jax.random.fold_in(up, m)
+        return each.decompress(each.compress(own, v), v)
+
+    return lambda m, k, v: np.asarray(arrived(m, k, jnp.asarray(v)))
+
+
+def averaged(compressor, key):
+    """The same for `compressed_average`, which draws participants from a key too."""
+
+    @jax.jit
+    def arrived(m, k, v):
+        key_k, _ = jax.random.split(jax.random.fold_in(key, k))
+        up, _ = jax.random.split(jax.random.fold_in(key_k, 0))
+        each = compressor.for_worker(m, M)
+        own = up if compressor.shared_key else jax.random.fold_in(up, m)
+        return each.decompress(each.compress(own, v), v)
+
+    return lambda m, k, v: np.asarray(arrived(m, k, jnp.asarray(v)))
+
+
+def server(compressor, key, split):
+    """Q_s(k, v) of the server."""
+
+    @jax.jit
+    def arrived(k, v):
+        key_k = jax.random.fold_in(key, k)
+        if split:
+            key_k, _ = jax.random.split(key_k)
+        _, down = jax.random.split(jax.random.fold_in(key_k, 0))
+        return compressor.decompress(compressor.compress(down, v), v)
+
+    return lambda k, v: np.asarray(arrived(k, jnp.asarray(v)))
+
+
+def coins(key, refresh, steps):
+    _, coin_key = jax.random.split(key)
+    return [
+        bool(jax.random.bernoulli(jax.random.fold_in(coin_key, k), refresh))
+        for k in range(steps)
+    ]
+
+
+class Game:
+    """A smooth monotone game that differs from worker to worker."""
+
+    def __init__(self, seed=0, affine=False, same=False):
+        rng = np.random.default_rng(seed)
+        A = rng.normal(size=(M, D, D)) / np.sqrt(D)
+        if same:
+            A = np.repeat(A[:1], M, 0)
+        self.H = (A - A.transpose(0, 2, 1)) / 2 + 0.2 * np.eye(D)
+        self.h = rng.normal(size=(M, D))
+        self.bend = 0.0 if affine else 0.3
+
+    def __call__(self, z):
+        """Rows F_m at one point, or at the workers' own."""
+        z = np.asarray(z)
+        rows = np.broadcast_to(z, (M, D)) if z.ndim == 1 else z
+        linear = np.einsum("mij,mj->mi", self.H, rows)
+        return linear + self.bend * np.tanh(rows) + self.h
+
+    def operator(self, z, H, h):
+        return H @ z + self.bend * jnp.tanh(z) + h
+
+
+def trajectory(mode, tx, game, steps=STEPS, full=False):
+    """The parameters of all workers `[steps + 1, M, D]`, and the reported ones."""
+
+    def one_worker(z, H, h):
+        def F(z):
+            return game.operator(z, H, h)
+
+        extra = {"full_operator_fn": F} if full else {}
+
+        def step(carry, _):
+            z, state = carry
+            updates, state = tx.update(F(z), state, z, operator_fn=F, **extra)
+            z = optax.apply_updates(z, updates)
+            return (z, state), (z, methods.eval_params(state, z))
+
+        _, (path, shown) = jax.lax.scan(step, (z, tx.init(z)), length=steps)
+        return jnp.concatenate([z[None], path]), jnp.concatenate([z[None], shown])
+
+    start = jnp.tile(start_point(), (M, 1))
+    path, shown = jax.jit(workers(mode).map(one_worker))(start, game.H, game.h)
+    return np.asarray(path).swapaxes(0, 1), np.asarray(shown).swapaxes(0, 1)
+
+
+def start_point():
+    return np.random.default_rng(9).normal(size=D)
+
+
+def points(out):
+    """The iterates of a reference, whatever else it returns."""
+    return np.asarray(out[0] if isinstance(out, tuple) else out)
+
+
+UNBIASED = {
+    "rand_k": lambda: compressors.rand_k(0.25),
+    "perm_k": compressors.perm_k,
+    "natural": compressors.natural,
+    "dithering": lambda: compressors.dithering(4),
+}
+CONTRACTIVE = {
+    "top_k": lambda: compressors.top_k(0.25),
+    "sign": compressors.sign,
+    "scaled": lambda: compressors.scaled(compressors.rand_k(0.5)),
+}
+gather = dict(key=KEY, axis_name=AXIS, schedule="gather")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("codec", UNBIASED)
+def test_masha1(x64, codec, two_way, mode):
+    game, up = Game(), UNBIASED[codec]()
+    down = compressors.natural() if two_way else None
+    tx = methods.masha1(0.1, up, down, 0.3, **gather)
+    ours, _ = trajectory(mode, tx, game)
+    exchange_key, _ = jax.random.split(KEY)
+    theirs = loops.masha1(
+        start_point(),
+        game,
+        averaged(up, exchange_key),
+        coins(KEY, 0.3, STEPS),
+        0.1,
+        0.3,
+        Qs=server(down, exchange_key, True) if two_way else None,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+
+
+def spread(out):
+    """A shared trajectory for every worker."""
+    return np.repeat(points(out)[:, None], M, axis=1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("codec", CONTRACTIVE)
+def test_masha2(x64, codec, two_way, mode):
+    game, up = Game(), CONTRACTIVE[codec]()
+    down = compressors.top_k(0.5) if two_way else None
+    tx = methods.masha2(0.02, up, down, 0.3, **gather)
+    ours, _ = trajectory(mode, tx, game)
+    exchange_key, _ = jax.random.split(KEY)
+    theirs = loops.masha2(
+        start_point(),
+        game,
+        messages(up, exchange_key),
+        coins(KEY, 0.3, STEPS),
+        0.02,
+        0.3,
+        Cs=server(down, exchange_key, False) if two_way else None,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("codec", CONTRACTIVE)
+def test_dqgan(x64, codec, two_way, mode):
+    game, up = Game(), CONTRACTIVE[codec]()
+    down = compressors.top_k(0.5) if two_way else None
+    tx = methods.dqgan(0.05, up, down, **gather)
+    ours, shown = trajectory(mode, tx, game)
+    halves, w = loops.dqgan(
+        start_point(),
+        game,
+        messages(up, KEY),
+        0.05,
+        STEPS,
+        Qs=server(down, KEY, False) if two_way else None,
+    )
+    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(shown, spread(w), rtol=0, atol=1e-11)
+    assert (shown == shown[:, :1]).all()  # w is one, bit for bit
+
+
+def test_dqgan_takes_a_schedule_of_the_iteration(x64):
+    game, up = Game(), compressors.top_k(0.25)
+
+    def rate(k):
+        return 0.1 / (1 + jnp.asarray(k, float) / 20)
+
+    ours, _ = trajectory("vmap", methods.dqgan(rate, up, **gather), game)
+    halves, _ = loops.dqgan(start_point(), game, messages(up, KEY), rate, STEPS)
+    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-11)
+
+
+ALL = {
+    "identity": compressors.identity,
+    "top_k": lambda: compressors.top_k(0.1),
+    "rand_k": lambda: compressors.rand_k(0.3),
+    "perm_k": compressors.perm_k,
+    "natural": compressors.natural,
+    "dithering": lambda: compressors.dithering(2),
+    "ternary": compressors.ternary,
+    "quantize_2": lambda: compressors.quantize(2),
+    "quantize_4": lambda: compressors.quantize(4),
+    "sign": compressors.sign,
+    "scaled": lambda: compressors.scaled(compressors.ternary()),
+}
+
+
+@pytest.mark.parametrize(
+    ("two_way", "schedule"), [(False, "gather"), (True, "gather"), (True, "sharded")]
+)
+@pytest.mark.parametrize("codec", ALL)
+def test_mean_half_point_of_dqgan_is_uncompressed_whatever_the_codec(
+    x64, codec, two_way, schedule
+):
+    game, codec = Game(affine=True, same=True), ALL[codec]()
+    down = compressors.top_k(0.3) if two_way else None
+    tx = methods.dqgan(0.2, codec, down, key=KEY, axis_name=AXIS, schedule=schedule)
+    ours, _ = trajectory("vmap", tx, game, 100)
+    theirs = loops.optimistic(start_point(), game, 0.2, 100)
+    scale = max(1.0, np.abs(ours).max())  # the workers' own points may be far apart
+    np.testing.assert_allclose(ours.mean(1), theirs, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("codec", ["top_k", "sign"])
+def test_feedback_in_the_push_alone_diverges_where_dqgan_converges(x64, codec):
+    """A bilinear game: E|w| of the one grows without end."""
+    rng = np.random.default_rng(0)
+    d, rate = 20, 0.2
+    B = np.linalg.qr(rng.normal(size=(d // 2, d // 2)))[0]
+    H = np.block([[np.zeros_like(B), B], [-B.T, np.zeros_like(B)]])
+    codec = {"top_k": lambda: compressors.top_k(0.1), "sign": compressors.sign}[codec]()
+    one_step = optax.chain(
+        transforms.error_feedback_average(codec, **gather),
+        transforms.past_extragradient(rate),
+    )
+    two_step = methods.dqgan(rate, codec, **gather)
+
+    def end(tx, steps=4000):
+        def one_worker(z):
+            def step(carry, _):
+                z, state = carry
+                updates, state = tx.update(jnp.asarray(H) @ z, state, z)
+                return (optax.apply_updates(z, updates), state), None
+
+            (z, state), _ = jax.lax.scan(step, (z, tx.init(z)), length=steps)
+            return methods.eval_params(state, z)
+
+        z = jax.jit(workers("vmap").map(one_worker))(jnp.ones((M, d)))
+        return float(jnp.abs(z.mean(0)).max())
+
+    assert end(two_step) < 1e-3
+    assert not end(one_step) < 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pp_masha1(x64, mode):
+    game, up, b = Game(), compressors.rand_k(0.5), 3
+    tx = methods.pp_masha1(0.05, up, b, 0.2, **gather)
+    ours, _ = trajectory(mode, tx, game)
+    exchange_key, _ = jax.random.split(KEY)
+    participants = []
+    for k in range(STEPS):
+        _, draw_key = jax.random.split(jax.random.fold_in(exchange_key, k))
+        participants.append(np.asarray(jax.random.randint(draw_key, (b,), 0, M)))
+    theirs = loops.pp_masha1(
+        start_point(),
+        game,
+        averaged(up, exchange_key),
+        participants,
+        coins(KEY, 0.2, STEPS),
+        0.05,
+        0.2,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+
+
+R = 6
+
+
+def terms_of(game):
+    """`terms(z)`, `[M, R, D]`: R affine terms a worker, whose mean is its F_m."""
+    rng = np.random.default_rng(4)
+    shift = rng.normal(size=(M, R, D))
+    shift -= shift.mean(1, keepdims=True)
+    tilt = 0.2 * rng.normal(size=(M, R, D))
+    tilt -= tilt.mean(1, keepdims=True)
+    return shift, tilt, lambda z: game(z)[:, None] + shift + tilt * np.asarray(z)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["vr_masha1", "vr_masha2"])
+def test_variance_reduced_masha(x64, which, mode):
+    game = Game()
+    shift, tilt, terms = terms_of(game)
+    rng = np.random.default_rng(8)
+    batches = rng.integers(0, R, size=(STEPS, M, 2))
+    up = {"vr_masha1": compressors.rand_k(0.5), "vr_masha2": compressors.top_k(0.5)}
+    up = up[which]
+    rate = {"vr_masha1": 0.05, "vr_masha2": 0.02}[which]
+    tx = getattr(methods, which)(rate, up, None, 0.2, **gather)
+
+    def one_worker(z, H, h, shift, tilt, batches):
+        def F(z):
+            return game.operator(z, H, h)
+
+        def step(carry, batch):
+            z, state = carry
+
+            def sampled(z):
+                return F(z) + (shift[batch] + tilt[batch] * z).mean(0)
+
+            updates, state = tx.update(
+                F(z), state, z, operator_fn=sampled, full_operator_fn=F
+            )
+            z = optax.apply_updates(z, updates)
+            return (z, state), z
+
+        _, path = jax.lax.scan(step, (z, tx.init(z)), batches)
+        return jnp.concatenate([z[None], path])
+
+    start = jnp.tile(start_point(), (M, 1))
+    ours = jax.jit(workers(mode).map(one_worker))(
+        start, game.H, game.h, shift, tilt, jnp.asarray(batches.swapaxes(0, 1))
+    )
+    exchange_key, _ = jax.random.split(KEY)
+    draw = averaged if which == "vr_masha1" else messages
+    theirs = getattr(loops, which)(
+        start_point(),
+        terms,
+        batches,
+        draw(up, exchange_key),
+        coins(KEY, 0.2, STEPS),
+        rate,
+        0.2,
+    )
+    ours = np.asarray(ours).swapaxes(0, 1)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+
+
+def test_masha_without_compression_and_always_renewed_is_extragradient(x64):
+    game = Game()
+    theirs = spread(loops.extragradient(start_point(), game, 0.1, STEPS))
+    for method in (methods.masha1, methods.masha2):
+        tx = method(0.1, compressors.identity(), None, 1.0, **gather)
+        ours, _ = trajectory("vmap", tx, game)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_masha1_with_a_projection(x64):
+    game, up = Game(), compressors.rand_k(0.5)
+
+    def prox(z, gamma):
+        return jnp.clip(z, -0.5, 0.5)
+
+    tx = methods.masha1(0.05, up, None, 0.5, prox=prox, **gather)
+    ours, _ = trajectory("vmap", tx, game)
+    exchange_key, _ = jax.random.split(KEY)
+    theirs = loops.masha1(
+        start_point(),
+        game,
+        averaged(up, exchange_key),
+        coins(KEY, 0.5, STEPS),
+        0.05,
+        0.5,
+        prox=lambda v, gamma: np.clip(v, -0.5, 0.5),
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    assert np.abs(ours[1:]).max() == 0.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["ceg", "eg_ef", "qsgda", "diana_sgda", "ef21_sgda"])
+def test_baselines(x64, name, mode):
+    game = Game()
+    rand, top = compressors.rand_k(0.5), compressors.top_k(0.5)
+    z0, rate = start_point(), 0.05
+    tx, theirs = {
+        "ceg": lambda: (
+            methods.compressed_extragradient(rate, rand, **gather),
+            loops.ceg(z0, game, averaged(rand, KEY), rate, STEPS),
+        ),
+        "eg_ef": lambda: (
+            methods.error_feedback_extragradient(rate, top, **gather),
+            loops.eg_ef(z0, game, messages(top, KEY), rate, STEPS),
+        ),
+        "qsgda": lambda: (
+            methods.qsgda(rate, rand, **gather),
+            loops.qsgda(z0, game, averaged(rand, KEY), rate, STEPS),
+        ),
+        "diana_sgda": lambda: (
+            methods.diana_sgda(rate, rand, **gather),
+            loops.diana_sgda(z0, game, messages(rand, KEY), rate, 0.5, STEPS),
+        ),
+        "ef21_sgda": lambda: (
+            methods.ef21_sgda(rate, top, **gather),
+            loops.ef21_sgda(z0, game, messages(top, KEY), rate, STEPS),
+        ),
+    }[name]()
+    ours, _ = trajectory(mode, tx, game)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("graph", ["ring", "star", "asymmetric"])
+def test_compressed_gossip_is_choco(x64, graph, mode):
+    import table
+
+    graph, top = table.graphs(M)[graph], compressors.top_k(0.25)
+    tx = jaxsp.compressed_gossip(graph, top, 0.3, key=KEY, axis_name=AXIS)
+
+    def one_worker(z):
+        def step(carry, _):
+            z, state = carry
+            updates, state = tx.update(jnp.zeros_like(z), state, z)
+            z = optax.apply_updates(z, updates)
+            return (z, state), z
+
+        _, path = jax.lax.scan(step, (z, tx.init(z)), length=60)
+        return jnp.concatenate([z[None], path])
+
+    X = np.random.default_rng(2).normal(size=(M, D))
+    ours = np.asarray(jax.jit(workers(mode).map(one_worker))(jnp.asarray(X)))
+
+    def Q(m, k, v):
+        return np.asarray(roundtrip(top, v))
+
+    theirs = loops.choco(X, graph.to_matrix(), Q, 0.3, 60)
+    np.testing.assert_allclose(ours.swapaxes(0, 1), theirs, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours[:, -1].mean(0), X.mean(0), atol=1e-13)
+    spread_ratio = np.linalg.norm(ours[:, -1] - X.mean(0)) / np.linalg.norm(
+        X - X.mean(0)
+    )
+    assert spread_ratio < 0.5
+
+
+def roundtrip(compressor, v):
+    """What arrives of a vector through a compressor that draws nothing."""
+    x = jnp.asarray(v)
+    return compressor.decompress(compressor.compress(jax.random.key(0), x), x)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: methods.masha1(0.1, compressors.sign(), None, 0.5, **gather),
+            r"up must be unbiased, and sign\(\) is not",
+        ),
+        (
+            lambda: methods.masha1(
+                0.1, compressors.natural(), compressors.sign(), 0.5, **gather
+            ),
+            "down must be unbiased",
+        ),
+        (
+            lambda: methods.masha2(0.1, compressors.rand_k(0.1), None, 0.5, **gather),
+            r"up must be contractive.*scaled\(",
+        ),
+        (
+            lambda: jaxsp.error_feedback_average(compressors.rand_k(0.1), **gather),
+            "compressor must be contractive",
+        ),
+        (
+            lambda: methods.diana_sgda(0.1, compressors.top_k(0.1), **gather),
+            "compressor must be unbiased",
+        ),
+        (
+            lambda: methods.ef21_sgda(0.1, compressors.rand_k(0.1), **gather),
+            "compressor must be contractive",
+        ),
+        (
+            lambda: methods.masha1(0.1, compressors.natural(), None, 0.0, **gather),
+            "refresh must be above 0",
+        ),
+        (
+            lambda: methods.masha1(0.1, compressors.natural(), None, 1.5, **gather),
+            "refresh must be above 0 and at most 1",
+        ),
+        (lambda: methods.dqgan(0.1, "top_k", **gather), "jaxsp.compressors.top_k"),
+        (
+            lambda: methods.dqgan(
+                0.1, compressors.sign(), key=KEY, axis_name=AXIS, schedule="tree"
+            ),
+            "schedule",
+        ),
+        (
+            lambda: methods.pp_masha1(0.1, compressors.natural(), 0, 0.5, **gather),
+            "participants",
+        ),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_the_minibatch_forms_ask_for_the_full_operator():
+    tx = methods.vr_masha1(0.1, compressors.natural(), None, 0.5, **gather)
+    z = jnp.ones((1, 4))
+    one = jaxsp.Workers(1, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="full_operator_fn"):
+        one.map(lambda z: tx.update(z, tx.init(z), z, operator_fn=lambda z: z))(z)

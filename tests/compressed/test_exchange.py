@@ -1,0 +1,204 @@
+"""The compressed mean in both schedules: NumPy, modes, and bytes in the program."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsp
+from jaxsp import compressors, exchange
+
+N = 8
+AXIS = jaxsp.Workers(1).axis_name
+MODES = {"vmap": 1, "shard_map": N}
+CODECS = {
+    "identity": compressors.identity,
+    "top_k": lambda: compressors.top_k(0.2),
+    "rand_k": lambda: compressors.rand_k(0.2),
+    "natural": compressors.natural,
+    "dithering": lambda: compressors.dithering(4),
+    "ternary": compressors.ternary,
+    "quantize_2": lambda: compressors.quantize(2),
+    "quantize_3": lambda: compressors.quantize(3),
+    "quantize_4": lambda: compressors.quantize(4),
+    "quantize_8": lambda: compressors.quantize(8),
+    "sign": compressors.sign,
+    "perm_k": compressors.perm_k,
+}
+
+
+def workers(mode):
+    return jaxsp.Workers(N, devices=jax.devices()[: MODES[mode]])
+
+
+def arrivals(compressor):
+    """What arrives of worker m's vector that it compresses with a key."""
+
+    @jax.jit
+    def arrived(m, key, x):
+        each = compressor.for_worker(m, N)
+        return each.decompress(each.compress(key, x), x)
+
+    return arrived
+
+
+def own_key(compressor, key, m):
+    """The key that worker m compresses with, made from the exchange's."""
+    up_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+    return up_key if compressor.shared_key else jax.random.fold_in(up_key, m)
+
+
+def messages(compressor, key, X):
+    """What arrives of every worker's vector, as the gather schedule draws it."""
+    arrived = arrivals(compressor)
+    return np.stack(
+        [arrived(m, own_key(compressor, key, m), x) for m, x in enumerate(X)]
+    )
+
+
+def block_messages(compressor, key, X):
+    """The same for the sharded schedule, `[worker, block, size]`."""
+    size = -(-X.shape[1] // N)
+    padded = np.pad(X, ((0, 0), (0, size * N - X.shape[1]))).reshape(N, N, size)
+    out, arrived = np.zeros_like(padded), arrivals(compressor)
+    for m in range(N):
+        for j, k in enumerate(jax.random.split(own_key(compressor, key, m), N)):
+            out[m, j] = arrived(m, k, padded[m, j])
+    return out
+
+
+def modes_of(codec):
+    """Both modes for the codecs that differ in kind; the rest run on one device."""
+    both = codec.name.startswith(("top_k", "rand_k", "perm_k", "quantize(4"))
+    return MODES if both else ["vmap"]
+
+
+def run(mode, codec, schedule, X, key, down=None, residual=None):
+    fn = workers(mode).map(
+        lambda x, e: exchange.compressed_mean(
+            x,
+            codec,
+            down,
+            key=key,
+            axis_name=AXIS,
+            schedule=schedule,
+            residual=None if residual is None else e,
+        )[:3]
+    )
+    e = jnp.zeros_like(X) if residual is None else residual
+    return [np.asarray(a) for a in jax.jit(fn)(jnp.asarray(X), e)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_gather_is_the_mean_of_the_messages(x64, codec):
+    codec, key = CODECS[codec](), jax.random.key(3)
+    X = np.random.default_rng(0).normal(size=(N, 37))
+    arrived = messages(codec, key, X)
+    for mode in modes_of(codec):
+        mean, sent, _ = run(mode, codec, "gather", X, key)
+        np.testing.assert_allclose(mean, np.tile(arrived.mean(0), (N, 1)), atol=1e-13)
+        np.testing.assert_allclose(sent, arrived, atol=1e-14)
+        assert (mean == mean[0]).all()  # bit for bit on all workers
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_sharded_is_the_mean_of_the_messages_of_blocks(x64, codec):
+    codec, key = CODECS[codec](), jax.random.key(3)
+    X = np.random.default_rng(0).normal(size=(N, 37))
+    arrived = block_messages(codec, key, X)
+    for mode in modes_of(codec):
+        mean, sent, _ = run(mode, codec, "sharded", X, key)
+        expected = arrived.mean(0).ravel()[:37]
+        np.testing.assert_allclose(mean, np.tile(expected, (N, 1)), atol=1e-13)
+        np.testing.assert_allclose(sent, arrived.reshape(N, -1)[:, :37], atol=1e-14)
+        assert (mean == mean[0]).all()
+
+
+@pytest.mark.parametrize("schedule", ["gather", "sharded"])
+def test_identity_both_ways_is_the_mean(x64, schedule):
+    X = np.random.default_rng(0).normal(size=(N, 37))
+    identity = compressors.identity()
+    mean, _, e = run("vmap", identity, schedule, X, jax.random.key(0), identity)
+    np.testing.assert_allclose(mean, np.tile(X.mean(0), (N, 1)), atol=1e-14)
+    np.testing.assert_array_equal(e, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("schedule", ["gather", "sharded"])
+def test_what_the_server_leaves_out_is_the_mean_of_the_parts(x64, mode, schedule):
+    X = np.random.default_rng(0).normal(size=(N, 37))
+    top, identity = compressors.top_k(0.3), compressors.identity()
+    mean, _, parts = run(mode, identity, schedule, X, jax.random.key(0), top)
+    np.testing.assert_allclose(mean[0] + parts.mean(0), X.mean(0), atol=1e-14)
+    assert np.abs(parts).max() > 0
+    again, _, left = run(
+        mode, identity, schedule, X, jax.random.key(0), top, jnp.asarray(parts)
+    )
+    expected = X.mean(0) + parts.mean(0)
+    np.testing.assert_allclose(again[0] + left.mean(0), expected, atol=1e-14)
+
+
+def test_cheapest_moves_fewer_bits():
+    x = [jnp.zeros(10_000)]
+    four, sparse = compressors.quantize(4), compressors.top_k(0.001)
+    assert exchange.cheapest(four, four, x, 8) == "sharded"
+    assert exchange.cheapest(sparse, None, x, 8) == "gather"
+
+
+# ---------------------------------------------------------- bytes in the program
+
+
+def collective_bytes(text):
+    """Bytes that leave one worker by the collectives of a program, read from its text.
+
+    An all-gather of an operand goes to the other 7 workers, an all-to-all but for the
+    worker's own part, an all-reduce around a ring.
+    """
+    sizes = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s16": 2}
+    sizes |= {"f32": 4, "u32": 4, "s32": 4, "f64": 8, "u64": 8, "s64": 8}
+    total = 0
+    for line in text.splitlines():
+        found = re.search(
+            r" = (.*?) (all-gather|all-to-all|all-reduce)(?:-start)?\(", line
+        )
+        if not found:
+            continue
+        size = sum(
+            sizes[dtype] * int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
+            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
+        )
+        # Of what an all-gather or an all-to-all leaves, 1/8 was here before.
+        total += size * (N - 1) / N * (2 if found[2] == "all-reduce" else 1)
+    return total
+
+
+@pytest.mark.parametrize("schedule", ["gather", "sharded"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_accounted_bits_are_the_bytes_of_the_collectives(codec, schedule):
+    codec, team, d = CODECS[codec](), workers("shard_map"), 4000
+    tx = jaxsp.compressed_average(
+        codec, key=jax.random.key(0), axis_name=AXIS, schedule=schedule
+    )
+    u = jnp.ones((N, d))
+    state = team.map(tx.init)(u)
+    update = jax.jit(team.map(tx.update))
+    text = update.lower(u, state).compile().as_text()
+    _, state = update(u, state)
+    accounted = int(jaxsp.metrics.bits_sent(state).up[0]) / 8
+    assert collective_bytes(text) == pytest.approx(accounted, rel=0.02, abs=64)
+
+
+def test_four_bits_both_ways_send_at_most_a_byte_a_parameter():
+    team, d = workers("shard_map"), 1_000_000
+    four = compressors.quantize(4)
+    tx = jaxsp.methods.dqgan(0.1, four, four, key=jax.random.key(0), axis_name=AXIS)
+    w = jax.ShapeDtypeStruct((N, d), jnp.float32)
+    state = jax.eval_shape(team.map(tx.init), w)
+    text = jax.jit(team.map(tx.update)).lower(w, state, w).compile().as_text()
+    assert 0.8 * d < collective_bytes(text) <= d
+    average = jaxsp.average(axis_name=AXIS)
+    state = jax.eval_shape(team.map(average.init), w)
+    text = jax.jit(team.map(average.update)).lower(w, state).compile().as_text()
+    assert collective_bytes(text) == 7 * d
