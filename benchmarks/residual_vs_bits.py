@@ -1,0 +1,352 @@
+"""The residual against the bits that a worker sends, with and without compression.
+
+    python benchmarks/residual_vs_bits.py [--game 40x100 10x10000]
+
+The game, of M workers and d numbers, is strongly monotone with μ/L = 0.13 and couples x
+and y by Gaussian blocks, three tenths of each worker's own. Methods start at zero and
+run until |F(z)| is 1e-6 of what it was, or until they have sent what extragradient at
+its theory step needs for that.
+
+Bits are counted as for a parameter server, as the papers do: those of one payload up
+for each exchange of the method, and of d uncompressed numbers for each refresh that its
+coins made. `floats` leaves out of them what draws or places the numbers of a sparse
+payload (a seed, indices) and divides by 64, the size of a number here. There is no
+server in the library: its own counter, `jaxsp.metrics.bits_sent`, has what the
+collective moves instead, with this schedule every payload to all other workers. It is
+the last column.
+
+Every method runs with three steps. The table has the step of the theory where there is
+one, and the best of the three; the plot has the former for two methods only.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsp
+from jaxsp import compressors, methods, theory
+
+ACCURACY = 1e-6
+RATIO = 0.13  # μ/L
+PICTURE = pathlib.Path(__file__).with_suffix(".png")
+
+
+class Game(NamedTuple):
+    """What the workers have, and the constants."""
+
+    data: Any
+    constants: np.ndarray  # L_m
+    mu: float
+
+
+class Row(NamedTuple):
+    """A method: `build(rate, **arguments)`, the steps to try, and what it sends."""
+
+    name: str
+    build: Callable[..., optax.GradientTransformationExtraArgs]
+    steps: dict[str, float]
+    compressor: compressors.Compressor | None = None
+    exchanges: int = 1
+
+
+class Run(NamedTuple):
+    """The residual after every iteration and what was sent until then."""
+
+    rate: float
+    residual: np.ndarray
+    bits: np.ndarray
+    floats: np.ndarray
+    counted: np.ndarray
+    reached: int | None  # the iteration
+
+
+def make_game(workers: int, size: int, block: int, seed: int = 0) -> Game:
+    """λ(|x|² - |y|²)/2 + xᵀB_m y + p_mᵀx - q_mᵀy with B_m of Gaussian blocks."""
+    rng, blocks = np.random.default_rng(seed), size // 2 // block
+    common = rng.standard_normal((blocks, block, block))
+    own = rng.standard_normal((workers, blocks, block, block))
+    coupling = common + 0.3 * own
+    norms = np.linalg.norm(coupling, 2, axis=(2, 3)).max(1)
+    scale = math.sqrt(1 - RATIO**2) / norms.max()
+    p, q = rng.standard_normal((2, workers, blocks, block))
+    data = jax.tree.map(jnp.asarray, (coupling * scale, p, q))
+    return Game(data, np.hypot(RATIO, norms * scale), RATIO)
+
+
+@jaxsp.saddle
+def operator(x, y, data):
+    """The payoff of one worker; the decorator makes it the operator."""
+    coupling, p, q = data
+    bilinear = jnp.sum(x * jnp.einsum("bij,bj->bi", coupling, y))
+    return (
+        RATIO / 2 * (jnp.sum(x**2) - jnp.sum(y**2))
+        + bilinear
+        + jnp.sum(p * x)
+        - jnp.sum(q * y)
+    )
+
+
+def rows(game: Game) -> list[Row]:
+    """The methods that are compared."""
+    workers, L, mu = len(game.constants), game.constants, game.mu
+    ten = compressors.rand_k(0.1)
+    eg = theory.extra_step(math.sqrt(np.mean(L**2)), mu).learning_rate
+
+    def times(rate, *multipliers):
+        return {("theory" if m == 1 else f"×{m:g}"): m * rate for m in multipliers}
+
+    def tuned(rate, *multipliers):
+        return {f"×{m:g}": m * rate for m in multipliers}
+
+    def masha1(name, codec, q, refresh=None):
+        found = theory.masha1(L, mu, q, workers=workers, refresh=refresh)
+
+        def build(rate, **where):
+            return methods.masha1(rate, codec, None, found.refresh, **where)
+
+        return Row(f"MASHA1 {name}", build, times(found.learning_rate, 1, 2, 4), codec)
+
+    def masha2(name, codec, delta, refresh, multipliers):
+        found = theory.masha2(L, mu, delta, refresh=refresh)
+
+        def build(rate, **where):
+            return methods.masha2(rate, codec, None, refresh, **where)
+
+        return Row(
+            f"MASHA2 {name}", build, times(found.learning_rate, *multipliers), codec
+        )
+
+    def compressed(method):
+        return lambda rate, **where: method(rate, ten, **where)
+
+    ceg = compressed(methods.compressed_extragradient)
+    qsgda, diana = compressed(methods.qsgda), compressed(methods.diana_sgda)
+    return [
+        Row(
+            "EG",
+            lambda rate, *, axis_name, **_: methods.extra_step(
+                rate, axis_name=axis_name
+            ),
+            times(eg, 1, 2, 3),
+            exchanges=2,
+        ),
+        # Of extragradient's step, and of μ/L², which is the best of plain descent.
+        Row("CEG RandK 10 %", ceg, tuned(eg, 0.25, 0.5, 1), ten, 2),
+        Row("QSGDA RandK 10 %", qsgda, tuned(mu, 0.25, 0.5, 1), ten),
+        Row("DIANA RandK 10 %", diana, tuned(mu, 0.5, 1, 1.5), ten),
+        *(
+            masha1(
+                f"RandK {percent} %", compressors.rand_k(percent / 100), 100 / percent
+            )
+            for percent in (2, 5, 10)
+        ),
+        masha1("PermK", compressors.perm_k(), 1.0, 1 / workers),
+        masha2("TopK 10 %", compressors.top_k(0.1), 10.0, 0.1, (1, 4, 8)),
+        # δ of a Gaussian vector, and nothing is promised: the worst vector's is d.
+        masha2("sign", compressors.sign(), math.pi / 2, 0.1, (0.2, 1, 2)),
+    ]
+
+
+def message(compressor, size: int, workers: int) -> tuple[int, float]:
+    """Bits of a payload, and its floats."""
+    like = jax.ShapeDtypeStruct((size,), jnp.float64)
+    if compressor is None:
+        return 64 * size, size
+    compressor = compressor.for_worker(0, workers)
+    bits = compressor.bits(like)
+    payload = jax.eval_shape(lambda x: compressor.compress(jax.random.key(0), x), like)
+    values = getattr(payload, "values", None)
+    return bits, bits / 64 if values is None else values.size
+
+
+def make_chunk(row: Row, game: Game, iterations: int, seed: int):
+    """A compiled function of the step size that does so many iterations."""
+    count = len(game.constants)
+    workers = jaxsp.Workers(count, devices=jax.devices()[:1])
+    mean = jax.tree.map(lambda a: a.mean(0), game.data)
+    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
+
+    def tx(rate):
+        return row.build(
+            lambda _: rate,
+            key=jax.random.key(seed),
+            axis_name=workers.axis_name,
+            **({} if row.compressor is None else {"schedule": "gather"}),
+        )
+
+    def chunk(rate, z, state):
+        def one_worker(z, state, data):
+            updates, state = tx(rate).update(
+                operator(z, data), state, z, operator_fn=lambda z: operator(z, data)
+            )
+            return optax.apply_updates(z, updates), state
+
+        def step(carry, _):
+            refreshed = getattr(carry[1], "stale", jnp.zeros(count, bool))[0]
+            z, state = workers.map(one_worker)(*carry, game.data)
+            first = jax.tree.map(lambda x: x[0], z)
+            residual = jaxsp.metrics.residual(lambda z: operator(z, mean), first)
+            leaves = jax.tree.leaves(state, is_leaf=is_traffic)
+            traffic = [x for x in leaves if is_traffic(x)]
+            return (z, state), (residual, refreshed, traffic)
+
+        return jax.lax.scan(step, (z, state), length=iterations)
+
+    one = jnp.zeros_like(game.data[1][0])
+    start = workers.replicate(jaxsp.MinMax(one, one))
+    state = workers.map(tx(0.1).init)(start)
+    initial = float(jaxsp.metrics.residual(lambda z: operator(z, mean), (one, one)))
+    return jax.jit(chunk), start, state, initial
+
+
+def measure(
+    row: Row,
+    game: Game,
+    budget: float = math.inf,
+    chunk: int = 200,
+    cap: int = 8000,
+    seed: int = 0,
+) -> dict[str, Run]:
+    """A `Run` for every step size of a row."""
+    workers, size = len(game.constants), 2 * game.data[1][0].size
+    bits, floats = message(row.compressor, size, workers)
+    advance, start, start_state, initial = make_chunk(row, game, chunk, seed)
+    runs = {}
+    for name, rate in row.steps.items():
+        parts, z, state = [], start, start_state
+        while True:
+            (z, state), (residual, refreshed, traffic) = advance(rate, z, state)
+            counted = jaxsp.metrics.bits_sent(traffic).up[:, 0]
+            parts.append([np.asarray(residual) / initial, refreshed, counted])
+            residual, refreshed, counted = map(np.concatenate, zip(*parts, strict=True))
+            n = np.arange(1, len(residual) + 1)
+            ups = n * row.exchanges * bits + np.cumsum(refreshed) * 64 * size
+            numbers = n * row.exchanges * floats + np.cumsum(refreshed) * size
+            reached = np.flatnonzero(residual <= ACCURACY)
+            if reached.size or not residual[-1] < 1e3:
+                break
+            if len(n) >= cap or ups[-1] >= budget:
+                break
+        end = reached[0] + 1 if reached.size else None
+        kept = slice(end)
+        columns = (column[kept] for column in (residual, ups, numbers, counted))
+        runs[name] = Run(rate, *columns, reached=end and int(end))
+    return runs
+
+
+def best(runs: dict[str, Run]) -> str:
+    """The step with the fewest bits to the accuracy, or else the lowest end."""
+
+    def cost(name):
+        run = runs[name]
+        if run.reached is not None:
+            return (0, run.bits[-1])
+        tail = run.residual[-len(run.residual) // 4 :]
+        return (1, np.inf if np.isnan(tail).any() else np.median(tail))
+
+    return min(runs, key=cost)
+
+
+def measure_all(workers: int, size: int, block: int, **options) -> dict[str, dict]:
+    """The runs of all methods, by name and step."""
+    game, found, budget = make_game(workers, size, block), {}, math.inf
+    for row in rows(game):
+        start = time.perf_counter()
+        found[row.name] = measure(row, game, budget, **options)
+        if row.name == "EG":
+            budget = float(found["EG"]["theory"].bits[-1])
+        print(f"# {row.name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return found
+
+
+def print_table(found: dict[str, dict[str, Run]]):
+    """Markdown: the step of the theory, and the best."""
+    print(
+        f"| method | step | iterations | floats to {ACCURACY:g} | Mbit up | end "
+        "| Mbit counted |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for name, runs in found.items():
+        chosen = best(runs)
+        for step in ["theory", chosen] if chosen != "theory" else [chosen]:
+            if step not in runs:
+                continue
+            run = runs[step]
+            done = run.reached is not None
+            cells = [
+                name,
+                f"{step}, γ = {run.rate:.3g}",
+                f"{run.reached:,}" if done else "—",
+                f"{run.floats[-1]:,.0f}" if done else "—",
+                f"{run.bits[-1] / 1e6:,.3g}" if done else "—",
+                f"{run.residual[-1]:.1e}",
+                f"{run.counted[-1] / 1e6:,.4g}",
+            ]
+            print("| " + " | ".join(cells) + " |")
+
+
+def plot(panels: dict[str, dict[str, dict[str, Run]]], path: pathlib.Path):
+    """A panel for each game, a line for each method at its best step."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), 5.2), squeeze=False
+    )
+    for ax, (title, found) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, runs) in enumerate(found.items()):
+            step = best(runs)
+            run = runs[step]
+            style: dict[str, Any] = {
+                "color": f"C{i}",
+                "linestyle": "--" if i < 4 else "-",
+            }
+            ax.plot(run.bits / 1e6, run.residual, label=f"{name}, {step}", **style)
+            if name in ("EG", "MASHA1 RandK 2 %") and step != "theory":
+                run, label = runs["theory"], f"{name}, theory"
+                style["linewidth"] = 0.7
+                ax.plot(run.bits / 1e6, run.residual, label=label, **style)
+        ax.axhline(ACCURACY, color="grey", linewidth=0.8, linestyle=":")
+        ax.set(
+            title=title,
+            xlabel="megabits up per worker",
+            ylabel="|F(z)| / |F(0)|",
+            xscale="log",
+            yscale="log",
+            xlim=(found["EG"]["theory"].bits[-1] / 5e8, None),
+            ylim=(ACCURACY / 3, 10),
+        )
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8, loc="lower left")
+    figure.tight_layout()
+    partial = path.with_name("." + path.name)
+    figure.savefig(partial, dpi=120)
+    plt.close(figure)
+    os.replace(partial, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--game", nargs="+", default=["40x100", "10x10000"])
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    panels = {}
+    for name in arguments.game:
+        workers, size = map(int, name.split("x"))
+        block = 50 if size <= 1000 else 10
+        found = measure_all(workers, size, block)
+        print(f"\nM = {workers}, d = {size:,}\n")
+        print_table(found)
+        panels[f"M = {workers}, d = {size:,}"] = found
+    plot(panels, PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The benchmarks run, on sizes at which their numbers still mean something."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+    """A script of `benchmarks/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gossip_costs_are_positive():
+    found = load("gossip_scaling").measure(size=100, repeats=1, counts=(8, 16))
+    assert set(found) == {8, 16}
+    assert min(found.values()) > 0
+
+
+def test_masha1_needs_fewer_floats_than_extragradient(x64, tmp_path):
+    bench = load("residual_vs_bits")
+    workers, size = 10, 20
+    game = bench.make_game(workers, size, 10)
+    wanted = ("EG", "MASHA1 RandK 10 %")
+    rows = [r for r in bench.rows(game) if r.name in wanted]
+    rows = [r._replace(steps={"theory": r.steps["theory"]}) for r in rows]
+    found = {r.name: bench.measure(r, game, chunk=250) for r in rows}
+
+    eg, masha1 = (found[name]["theory"] for name in wanted)
+    assert eg.floats[-1] == 2 * size * eg.reached
+    assert eg.bits[-1] == 64 * eg.floats[-1]
+    # A ring moves 2(M - 1)/M of a vector for a mean.
+    assert eg.counted[-1] == eg.bits[-1] * 2 * (workers - 1) / workers
+    # Two floats and a seed in each message, the rest is refreshes.
+    refreshes = masha1.floats - 2 * np.arange(1, masha1.reached + 1)
+    assert refreshes[0] == size
+    assert set(np.diff(refreshes)) == {0, size}
+    assert masha1.bits[-1] == 64 * (masha1.floats[-1] + masha1.reached)
+    assert masha1.floats[-1] < eg.floats[-1] / 2
+
+    bench.print_table(found)
+    bench.plot({"game": found}, tmp_path / "plot.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_no_method_is_below_the_lower_bound(x64, tmp_path):
+    bench = load("lower_bound")
+    paths = bench.measure_paths(4, 4.0, multiples=(4,), iterations=60)
+    at, bound = paths["lower bound"]
+    for name, (exchanges, distance) in paths.items():
+        # The bound is a step function: it holds from one multiple of Δ to the next.
+        held = bound[np.searchsorted(at, exchanges, "right") - 1]
+        assert (distance >= held * (1 - 1e-12)).all(), name
+        assert name == "lower bound" or distance[-1] < 0.05
+    assert 0.01 < bound[5] < 0.5  # it is not trivial
+
+    table = bench.measure_ratios(4, (4.0, 8.0), halves=(10,))
+    for row in table.values():
+        assert row["floor"] < row["extra_step"] < row["decentralized"]
+    growth = table[8.0]["extra_step"] / table[4.0]["extra_step"]
+    assert growth == pytest.approx(2, rel=0.2)
+    bench.print_table(table)
+    bench.plot(paths, table, 4, 4.0, tmp_path / "plot.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
