@@ -139,15 +139,15 @@ TRANSFORMS = [
 
 # Compressors here leave each leaf alone, so that masks and partitions change nothing;
 # what methods do with real ones is in tests/compressed.
-TOP = compressors.per_leaf(compressors.top_k(0.5))
+SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
 shared = dict(key=KEY, axis_name=AXIS)
 
 COMPRESSED_METHODS = [
-    Row("dqgan", lambda t, lr: methods.dqgan(lr, TOP, TOP, **shared)),
+    Row("dqgan", lambda t, lr: methods.dqgan(lr, SIGN, SIGN, **shared)),
     Row(
         "dqgan_adam",
-        lambda t, lr: methods.dqgan_adam(lr, TOP, **shared),
+        lambda t, lr: methods.dqgan_adam(lr, SIGN, **shared),
         covers=("cp_oadam_gq",),
     ),
     Row(
@@ -155,7 +155,7 @@ COMPRESSED_METHODS = [
         lambda t, lr: methods.masha1(lr, EXACT, EXACT, 0.5, **shared),
         covers=("pp_masha1",),
     ),
-    Row("masha2", lambda t, lr: methods.masha2(lr, TOP, TOP, 0.5, **shared)),
+    Row("masha2", lambda t, lr: methods.masha2(lr, SIGN, SIGN, 0.5, **shared)),
     Row(
         "vr_masha1",
         lambda t, lr: methods.vr_masha1(lr, EXACT, None, 0.5, **shared),
@@ -163,7 +163,7 @@ COMPRESSED_METHODS = [
     ),
     Row(
         "compressed_extragradient",
-        lambda t, lr: methods.compressed_extragradient(lr, TOP, **shared),
+        lambda t, lr: methods.compressed_extragradient(lr, SIGN, **shared),
         covers=("error_feedback_extragradient",),
     ),
     Row(
@@ -176,16 +176,16 @@ COMPRESSED_METHODS = [
 COMPRESSED_TRANSFORMS = [
     Row(
         "compressed_average",
-        lambda t, lr: transforms.compressed_average(TOP, schedule="sharded", **shared),
+        lambda t, lr: transforms.compressed_average(SIGN, schedule="sharded", **shared),
     ),
     Row(
         "error_feedback_average",
-        lambda t, lr: transforms.error_feedback_average(TOP, TOP, **shared),
+        lambda t, lr: transforms.error_feedback_average(SIGN, SIGN, **shared),
         covers=("difference_average", "two_step_feedback", "anchored_extragradient"),
     ),
     Row(
         "compressed_gossip",
-        lambda t, lr: transforms.compressed_gossip(t, TOP, 0.3, **shared),
+        lambda t, lr: transforms.compressed_gossip(t, SIGN, 0.3, **shared),
     ),
 ]
 
