@@ -33,12 +33,28 @@ class BitsSent(NamedTuple):
 
 
 def residual(operator: Callable[..., Any], z: Any) -> jax.Array:
-    r"""The norm of the operator, $\|F(z)\|_2$: 0 at a solution without constraints."""
+    r"""The norm of the operator, $\|F(z)\|_2$: 0 at a solution without constraints.
+
+    Args:
+      operator: $F$, a function of the point.
+      z: the point.
+
+    Returns:
+      A scalar.
+    """
     return optax.tree.norm(operator(z))
 
 
 def distance(z: Any, z_star: Any) -> jax.Array:
-    r"""The distance to the solution, $\|z - z^*\|_2$."""
+    r"""The distance to the solution, $\|z - z^*\|_2$.
+
+    Args:
+      z: a point.
+      z_star: the solution, a tree like it.
+
+    Returns:
+      A scalar.
+    """
     return optax.tree.norm(optax.tree.sub(z, z_star))
 
 

@@ -141,7 +141,7 @@ TRANSFORMS = [
 # what methods do with real ones is in tests/compressed.
 SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
-shared = dict(key=KEY, axis_name=AXIS)
+shared = dict(key=KEY, axis_name=AXIS, schedule="gather")
 
 COMPRESSED_METHODS = [
     Row("dqgan", lambda t, lr: methods.dqgan(lr, SIGN, SIGN, **shared)),
@@ -176,7 +176,7 @@ COMPRESSED_METHODS = [
 COMPRESSED_TRANSFORMS = [
     Row(
         "compressed_average",
-        lambda t, lr: transforms.compressed_average(SIGN, schedule="sharded", **shared),
+        lambda t, lr: transforms.compressed_average(SIGN, **shared),
     ),
     Row(
         "error_feedback_average",
@@ -185,7 +185,9 @@ COMPRESSED_TRANSFORMS = [
     ),
     Row(
         "compressed_gossip",
-        lambda t, lr: transforms.compressed_gossip(t, SIGN, 0.3, **shared),
+        lambda t, lr: transforms.compressed_gossip(
+            t, SIGN, 0.3, key=KEY, axis_name=AXIS
+        ),
     ),
 ]
 

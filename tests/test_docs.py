@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pathlib
 import re
 import warnings
@@ -40,8 +41,9 @@ def public_functions():
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_are_documented(function):
     text = function.__doc__ or ""
-    assert len(text.splitlines()[0]) > 20
-    assert "Args:" in text or "Attributes:" in text or len(text) > 60
+    assert len(text.splitlines()[0]) > 10
+    takes = not isinstance(function, type) and inspect.signature(function).parameters
+    assert "Args:" in text or not takes
 
 
 def python_blocks(document):

@@ -153,7 +153,7 @@ def test_every_method_reaches_the_loop(
     args, kwargs = calls[0]
     assert hasattr(args[2], "update")
     assert kwargs["description"]["method"] == method
-    rate = 1e-3 if "oadam" in method else 0.02 if method == "dposg" else 0.01
+    rate = 2e-3 if "oadam" in method else 0.02 if method == "dposg" else 0.01
     assert kwargs["description"]["learning_rate"] == rate
     out = capsys.readouterr().out
     assert method in out

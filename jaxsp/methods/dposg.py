@@ -44,7 +44,7 @@ def dposg(
       ValueError: for a bad argument.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax
       >>> import jaxsp, optax
       >>> workers = jaxsp.Workers(8)
       >>> ring = jaxsp.topology.ring(8)
@@ -55,8 +55,9 @@ def dposg(
       ...   return optax.apply_updates(z, updates), state
       >>> z = workers.replicate(jaxsp.MinMax(1.0, 1.0))
       >>> state = workers.map(tx.init)(z)
+      >>> step = jax.jit(workers.map(step))
       >>> for _ in range(200):
-      ...   z, state = workers.map(step)(z, state)
+      ...   z, state = jax.block_until_ready(step(z, state))
       >>> print(f"{float(abs(z.x).max()):.0e}")
       4e-05
 

@@ -481,7 +481,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
     loaded = set(in_subprocess(code))
     assert "jax" in loaded
-    assert not loaded & {"tensorflow", "tensorflow_datasets", "sklearn", "matplotlib"}
+    assert not loaded & {"tensorflow", "tensorflow_datasets", "sklearn"}
 
 
 def test_real_mnist_is_read_without_tensorflow(tfds_dir, tmp_path):

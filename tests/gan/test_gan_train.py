@@ -401,7 +401,15 @@ def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number):
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
 
 
-def test_a_second_interrupt_ends_at_once(fit):
+@pytest.fixture
+def default_interrupt():
+    """Ctrl-C as in a terminal; a shell makes what it runs behind ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_ends_at_once(fit, default_interrupt):
     def stop(record):
         if record["step"] == 5:
             os.kill(os.getpid(), signal.SIGINT)
