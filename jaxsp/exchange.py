@@ -30,6 +30,7 @@ __all__ = [
     "check_contractive",
     "check_exchange",
     "check_unbiased",
+    "cold",
     "compressed_mean",
     "decode",
     "encode",
@@ -48,12 +49,15 @@ class Exchange(NamedTuple):
         it is: all of it on every worker that forms the whole mean, M times a block on
         the server of the block.
       bits: bits sent and received by a worker, a Python integer: as many both ways.
+      payloads: what this worker's compressor made, for its next warm start; `()` if it
+        has none.
     """
 
     mean: Any
     sent: Any
     residual: Any
     bits: int
+    payloads: Any = ()
 
 
 def encode(compressor: Compressor, key: jax.Array, tree: Any) -> list[Any]:
@@ -82,6 +86,7 @@ def compressed_mean(
     schedule: Schedule | None = None,
     residual: Any = None,
     weights: jax.Array | None = None,
+    previous: Any = (),
 ) -> Exchange:
     r"""The mean over workers of compressed vectors.
 
@@ -96,6 +101,8 @@ def compressed_mean(
       residual: this worker's part of the server's residual, as the exchange before
         returned it, to be added to the mean before `down`; None for none.
       weights: what each worker's vector counts, `[M]`, known to all; None is 1 each.
+      previous: the payloads of the exchange before, for a compressor with a warm start,
+        which is then gathered whole.
 
     Returns:
       The mean, what this worker sent, the server's new residual, and the bits.
@@ -109,6 +116,18 @@ def compressed_mean(
         remainders = [jnp.zeros_like(x) for x in vectors]
     else:
         remainders = _vectors(compressor, residual)[0]
+    if compressor.warm is not None and previous:
+        return _warm(
+            vectors,
+            restore,
+            remainders,
+            compressor,
+            down,
+            weights,
+            key,
+            axis_name,
+            previous,
+        )
     chosen = schedule or cheapest(compressor, down, vectors, count)
     run, bits = {
         "gather": (_gathered, _gather_bits),
@@ -171,6 +190,31 @@ def _weighted_sum(compressor, payloads, weights, like):
     return jax.lax.scan(add, start, (jnp.arange(count), payloads))[0]
 
 
+def cold(compressor: Compressor, tree: Any) -> Any:
+    """Payloads of zeros, from which a warm start starts; `()` without one."""
+    if compressor.warm is None:
+        return ()
+    shapes = jax.eval_shape(lambda t: encode(compressor, jax.random.key(0), t), tree)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+
+def _warm(
+    vectors, restore, remainders, compressor, down, weights, key, axis_name, previous
+):
+    """`_gathered` of payloads that start from the ones before."""
+    count = comm.worker_count(axis_name)
+    pairs = [jax.random.split(jax.random.fold_in(key, i)) for i in range(len(vectors))]
+    payloads = [
+        compressor.warm(_own_key(compressor, up_key, axis_name), x, before)
+        for (up_key, _), x, before in zip(pairs, vectors, previous, strict=True)
+    ]
+    mean, sent, remainders = _exchanged(
+        vectors, remainders, compressor, down, weights, pairs, payloads, axis_name
+    )
+    moved = _gather_bits(compressor, down, vectors, count)
+    return Exchange(restore(mean), restore(sent), restore(remainders), moved, payloads)
+
+
 def _gathered(vectors, remainders, compressor, down, weights, key, axis_name):
     count, me = comm.worker_count(axis_name), comm.worker_index(axis_name)
     mine = compressor.for_worker(me, count)
@@ -179,6 +223,17 @@ def _gathered(vectors, remainders, compressor, down, weights, key, axis_name):
         mine.compress(_own_key(compressor, up_key, axis_name), x)
         for (up_key, _), x in zip(pairs, vectors, strict=True)
     ]
+    return _exchanged(
+        vectors, remainders, compressor, down, weights, pairs, payloads, axis_name
+    )
+
+
+def _exchanged(
+    vectors, remainders, compressor, down, weights, pairs, payloads, axis_name
+):
+    """Payloads go to everyone, and everyone forms the mean."""
+    count, me = comm.worker_count(axis_name), comm.worker_index(axis_name)
+    mine = compressor.for_worker(me, count)
     means, left = [], []
     for (_, down_key), x, e, received in zip(
         pairs, vectors, remainders, comm.gather(payloads, axis_name), strict=True

@@ -103,7 +103,7 @@ def compressed_average(
         del params, extra_args
         step_key = jax.random.fold_in(key, state.count)
         exchange_key, participant_key = jax.random.split(step_key)
-        mean, _, _, bits = compressed_mean(
+        mean, _, _, bits, _ = compressed_mean(
             updates,
             compressor,
             down,

@@ -87,7 +87,7 @@ def difference_average(
         if alpha is None:
             size = sum(x.size for x in jax.tree.leaves(updates))
             alpha = 1.0 if compressor.q is None else 1 / compressor.q(max(size, 1))
-        mean, sent, _, bits = compressed_mean(
+        mean, sent, _, bits, _ = compressed_mean(
             optax.tree.sub(updates, state.shift),
             compressor,
             key=jax.random.fold_in(key, state.count),

@@ -13,6 +13,7 @@ from jaxsp.exchange import (
     Schedule,
     check_contractive,
     check_exchange,
+    cold,
     compressed_mean,
 )
 
@@ -26,12 +27,15 @@ class ErrorFeedbackAverageState(NamedTuple):
       server_residual: this worker's part of the server's, as
         `jaxsp.exchange.compressed_mean` keeps it; `()` without a compressor on the way
         down.
+      previous: the payloads before, for a compressor with a warm start (`low_rank`),
+        else `()`.
       traffic: the bits sent and received.
     """
 
     count: chex.Array
     residual: optax.Updates
     server_residual: optax.Updates
+    previous: optax.OptState
     traffic: comm.Traffic
 
 
@@ -102,13 +106,17 @@ def error_feedback_average(
         zeros = optax.tree.zeros_like(params)
         server = () if down is None else optax.tree.zeros_like(params)
         return ErrorFeedbackAverageState(
-            jnp.zeros([], jnp.int32), zeros, server, comm.no_traffic()
+            jnp.zeros([], jnp.int32),
+            zeros,
+            server,
+            cold(compressor, params),
+            comm.no_traffic(),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         wanted = optax.tree.add(updates, state.residual)  # u + e
-        mean, sent, server, bits = compressed_mean(
+        mean, sent, server, bits, payloads = compressed_mean(
             wanted,
             compressor,
             down,
@@ -116,11 +124,13 @@ def error_feedback_average(
             axis_name=axis_name,
             schedule=schedule,
             residual=None if down is None else state.server_residual,
+            previous=state.previous,
         )
         return mean, ErrorFeedbackAverageState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             residual=optax.tree.sub(wanted, sent),  # e ← u + e − C(u + e)
             server_residual=() if down is None else server,
+            previous=payloads,
             traffic=comm.add_traffic(state.traffic, bits, bits, axis_name),
         )
 

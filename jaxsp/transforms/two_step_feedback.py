@@ -104,7 +104,7 @@ def two_step_feedback(
         params = _arguments.require_params(params)
         count = jnp.asarray(optax.safe_increment(state.count))
         push = optax.tree.add(scaled(state.count, updates), state.residual)  # η F + e
-        mean, sent, server, bits = compressed_mean(
+        mean, sent, server, bits, _ = compressed_mean(
             push,
             compressor,
             down,
