@@ -157,7 +157,7 @@ def test_masha1(x64, codec, two_way, mode):
         0.3,
         Qs=server(down, exchange_key, True) if two_way else None,
     )
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
 def spread(out):
@@ -183,7 +183,7 @@ def test_masha2(x64, codec, two_way, mode):
         0.3,
         Cs=server(down, exchange_key, False) if two_way else None,
     )
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,8 +202,8 @@ def test_dqgan(x64, codec, two_way, mode):
         STEPS,
         Qs=server(down, KEY, False) if two_way else None,
     )
-    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(shown, spread(w), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(shown, spread(w), rtol=0, atol=1e-12)
     assert (shown == shown[:, :1]).all()  # w is one, bit for bit
 
 
@@ -215,7 +215,7 @@ def test_dqgan_takes_a_schedule_of_the_iteration(x64):
 
     ours, _ = trajectory("vmap", methods.dqgan(rate, up, **gather), game)
     halves, _ = loops.dqgan(start_point(), game, messages(up, KEY), rate, STEPS)
-    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-12)
 
 
 ALL = {
@@ -299,7 +299,7 @@ def test_pp_masha1(x64, mode):
         0.05,
         0.2,
     )
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
 R = 6
@@ -362,7 +362,7 @@ def test_variance_reduced_masha(x64, which, mode):
         0.2,
     )
     ours = np.asarray(ours).swapaxes(0, 1)
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
 def test_masha_without_compression_and_always_renewed_is_extragradient(x64):
@@ -392,7 +392,7 @@ def test_masha1_with_a_projection(x64):
         0.5,
         prox=lambda v, gamma: np.clip(v, -0.5, 0.5),
     )
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
     assert np.abs(ours[1:]).max() == 0.5
 
 
@@ -425,7 +425,7 @@ def test_baselines(x64, name, mode):
         ),
     }[name]()
     ours, _ = trajectory(mode, tx, game)
-    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)
