@@ -27,8 +27,8 @@ class ErrorFeedbackAverageState(NamedTuple):
       server_residual: this worker's part of the server's, as
         `jaxsp.exchange.compressed_mean` keeps it; `()` without a compressor on the way
         down.
-      previous: the payloads before, for a compressor with a warm start (`low_rank`),
-        else `()`.
+      previous: the payloads before, for a compressor with a warm start (`low_rank`)
+        that is not sharded, else `()`.
       traffic: the bits sent and received.
     """
 
@@ -109,7 +109,7 @@ def error_feedback_average(
             jnp.zeros([], jnp.int32),
             zeros,
             server,
-            cold(compressor, params),
+            () if schedule == "sharded" else cold(compressor, params),
             comm.no_traffic(),
         )
 

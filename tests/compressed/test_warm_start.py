@@ -39,3 +39,14 @@ def test_error_feedback_starts_from_the_last_payload():
         assert errors[-1] < 1.01 * best  # as good as the singular vectors
         bits = jaxsp.metrics.bits_sent(state)
         assert int(bits.up[0]) == 12 * 2 * 80 * 32  # two factors of 40 x 2
+
+
+def test_the_schedule_that_was_asked_for_is_kept():
+    """Blocks of a vector have no payload of the whole to start from."""
+    tx = jaxsp.error_feedback_average(
+        compressors.low_rank(2),
+        key=jax.random.key(0),
+        axis_name="workers",
+        schedule="sharded",
+    )
+    assert tx.init(jnp.zeros((40, 40))).previous == ()
