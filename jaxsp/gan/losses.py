@@ -6,10 +6,17 @@ a typed random key. As many latents are drawn as the batch has samples. **Both p
 draw the same latents from the same key**: under one `jit` the samples G(z) and their
 logits are then computed once for both, and the two losses are those of one game at one
 sample. D(.) below are logits, σ the logistic function, E the mean over the batch.
+
+Beside them stand the same losses as functions of generated samples, for whoever holds
+samples and not their generator. `f(x, y, batch, key)` draws latents, generates, and
+calls these.
+
+Where the pair of networks has classes, a batch is a pair (samples, labels), and so may
+generated samples be. `acgan` needs the labels; the other losses leave them alone.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +24,7 @@ import optax
 
 from jaxsp.gan import models
 
-__all__ = ["Losses", "hinge", "non_saturating", "wasserstein"]
+__all__ = ["Losses", "acgan", "hinge", "non_saturating", "wasserstein"]
 
 Loss = Callable[..., jax.Array]
 
@@ -28,10 +35,16 @@ class Losses(NamedTuple):
     Attributes:
         generator: Minimized by the generator, over x.
         discriminator: Minimized by the discriminator, over y.
+        generator_on: The generator's loss of generated samples, `f(y, fakes)`; its
+            gradient with respect to them, through the generator, is the generator's.
+        discriminator_on: The discriminator's loss of real and generated samples,
+            `f(y, batch, fakes, key)`.
     """
 
     generator: Loss
     discriminator: Loss
+    generator_on: Loss | None = None
+    discriminator_on: Loss | None = None
 
 
 def _check(name: str, value: float) -> None:
@@ -51,26 +64,55 @@ def _r1(gan: models.Gan, y, batch: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(gradient**2) / batch.shape[0]
 
 
-def _losses(gan: models.Gan, generator, discriminator, penalty) -> Losses:
-    """The two losses from what each makes of logits and penalty of samples."""
+def _samples(gan: models.Gan, batch) -> jax.Array:
+    """The samples of a batch, which may have labels where the pair has classes."""
+    if not isinstance(batch, tuple):
+        return batch
+    if not gan.num_classes:
+        raise ValueError(
+            "batch must be samples alone, and so must fakes: the pair of networks has "
+            "no classes; got a tuple. Build it with num_classes, or leave labels out."
+        )
+    return batch[0]
 
-    def samples(x, batch, key):
-        return models.sample(gan, x, key, batch.shape[0])
 
-    def generator_loss(x, y, batch, key):
+def _players(gan: models.Gan, generator_on: Loss, discriminator_on: Loss) -> Losses:
+    """All four losses from the two of generated samples."""
+
+    def fakes(x, batch, key) -> Any:
+        drawn = models.latents(gan, key, _samples(gan, batch).shape[0])
+        generated = models.generate(gan, x, drawn)
+        if not gan.num_classes:
+            return generated
+        return generated, models.labels_of(gan, drawn)
+
+    def generator(x, y, batch, key):
         latent_key, _ = jax.random.split(key)
-        fake = models.discriminate(gan, y, samples(x, batch, latent_key))
+        return generator_on(y, fakes(x, batch, latent_key))
+
+    def discriminator(x, y, batch, key):
+        latent_key, penalty_key = jax.random.split(key)
+        generated = fakes(x, batch, latent_key)
+        return discriminator_on(y, batch, generated, penalty_key)
+
+    return Losses(generator, discriminator, generator_on, discriminator_on)
+
+
+def _losses(gan: models.Gan, generator, discriminator, penalty) -> Losses:
+    """The losses from what each makes of logits and penalty of samples."""
+
+    def generator_on(y, fakes):
+        fake = models.discriminate(gan, y, _samples(gan, fakes))
         return jnp.mean(generator(fake))
 
-    def discriminator_loss(x, y, batch, key):
-        latent_key, penalty_key = jax.random.split(key)
-        generated = samples(x, batch, latent_key)
+    def discriminator_on(y, batch, fakes, key):
+        batch, generated = _samples(gan, batch), _samples(gan, fakes)
         fake = models.discriminate(gan, y, generated)
         real = models.discriminate(gan, y, batch)
         loss = jnp.mean(discriminator(real, fake))
-        return loss + penalty(y, batch, generated, penalty_key)
+        return loss + penalty(y, batch, generated, key)
 
-    return Losses(generator_loss, discriminator_loss)
+    return _players(gan, generator_on, discriminator_on)
 
 
 def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:
@@ -113,6 +155,68 @@ def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
         lambda y, batch, *_: r1 * _r1(gan, y, batch) if r1 else 0.0,
     )
+
+
+def acgan(gan: models.Gan, *, class_weight: float = 1.0, r1: float = 0.0) -> Losses:
+    """The losses of a conditional pair whose discriminator names the class (ACGAN).
+
+        f_x = E softplus(−D(g)) + class_weight · E H(c, g)
+        f_y = E softplus(−D(b)) + E softplus(D(g)) + (r1 / 2) E |∇D(b)|²
+              + class_weight · (E H(l, b) + E H(c, g))
+
+    with generated samples g = G(z) of classes c, real samples b of labels l, and H the
+    cross-entropy of the class logits: `non_saturating`, and both players want the class
+    to be told.
+
+    Args:
+        gan: The pair of networks, conditional.
+        class_weight: Weight of the cross-entropies.
+        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+
+    Returns:
+        The losses of generator and discriminator; batches and generated samples are
+        pairs (samples, labels), labels whole numbers [n].
+
+    Raises:
+        ValueError: If the pair has no classes, or a weight is negative or not finite;
+            when called, if there are no labels.
+
+    References:
+        Odena, Olah, Shlens, *Conditional Image Synthesis with Auxiliary Classifier
+        GANs*, 2017, arXiv 1610.09585.
+    """
+    _check("class_weight", class_weight)
+    _check("r1", r1)
+    if not gan.num_classes:
+        raise ValueError(
+            "gan must have classes for acgan, num_classes > 0; this pair of networks "
+            "has none. Build it with num_classes, or use non_saturating."
+        )
+
+    def judged(y, batch, name):
+        """Samples, their logits, and the mean cross-entropy of their classes."""
+        if not isinstance(batch, tuple):
+            raise ValueError(
+                f"{name} must be a pair (samples, labels) for acgan; got samples alone."
+            )
+        samples, labels = batch
+        logits, class_logits = cast(Any, models.judge(gan, y, samples))
+        entropy = optax.softmax_cross_entropy_with_integer_labels(class_logits, labels)
+        return samples, logits, class_weight * jnp.mean(entropy)
+
+    def generator_on(y, fakes):
+        _, fake, fake_entropy = judged(y, fakes, "fakes")
+        return jnp.mean(jax.nn.softplus(-fake)) + fake_entropy
+
+    def discriminator_on(y, batch, fakes, key):
+        del key
+        _, fake, fake_entropy = judged(y, fakes, "fakes")
+        batch, real, real_entropy = judged(y, batch, "batch")
+        loss = jnp.mean(jax.nn.softplus(-real) + jax.nn.softplus(fake))
+        penalty = r1 * _r1(gan, y, batch) if r1 else 0.0
+        return loss + real_entropy + fake_entropy + penalty
+
+    return _players(gan, generator_on, discriminator_on)
 
 
 def hinge(gan: models.Gan, *, r1: float = 0.0) -> Losses:

@@ -49,7 +49,7 @@ def tiny(curved=False):
 def compiled(name, curved=False):
     """Both losses and the field of the game, compiled once for all tests."""
     gan = tiny(curved)[0]
-    f_x, f_y = BUILD[name](gan)
+    f_x, f_y, *_ = BUILD[name](gan)
 
     @jax.jit
     def everything(z, batch, key):
@@ -162,21 +162,157 @@ def test_minus_the_field_lowers_each_players_own_loss(name, x64):
     assert f(z._replace(y=new.y), batch, KEY)[1] < f_y
 
 
-@pytest.mark.parametrize("name", ["non_saturating", "wasserstein"])
-def test_players_share_one_pass_of_the_generator(name):
-    gan = models.mlp((2,), latent_size=3, width=7, depth=1)
-    z = init(gan, jax.random.key(0))
-    f_x, f_y = BUILD[name](gan)
+def with_labels(gan, samples):
+    labels = jnp.arange(len(samples), dtype=jnp.int32) % max(gan.num_classes, 1)
+    return (samples, labels) if gan.num_classes else samples
+
+
+PAIRS = {
+    "mlp": models.mlp((2,), latent_size=3, width=7, depth=1),
+    "conditional": models.mlp((2,), 2, latent_size=5, width=7, depth=1),
+    "spectral": models.resnet((8, 8, 1), latent_size=3, width=1),
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "pair"),
+    [
+        (losses.non_saturating, "mlp"),
+        (losses.wasserstein, "mlp"),
+        (losses.acgan, "conditional"),
+        (losses.hinge, "spectral"),
+    ],
+)
+def test_players_share_one_pass_of_the_generator(build, pair):
+    gan = PAIRS[pair]
+    z = jax.eval_shape(lambda key: models.init(gan, key), KEY)
+    f_x, f_y, *_ = build(gan)
 
     def both(z, batch, key):
         return f_x(*z, batch, key) + 2 * f_y(*z, batch, key)
 
     def dots(f):
-        text = jax.jit(f).lower(z, jnp.ones((8, 2)), KEY).compile().as_text()
+        batch = with_labels(gan, jnp.ones((8, *gan.sample_shape)))
+        text = jax.jit(f).lower(z, batch, KEY).compile().as_text()
         return text.count(" dot(") + text.count("__onednn$matmul")
 
     alone = dots(lambda z, b, k: f_y(*z, b, k))
     assert dots(both) == alone > 2
+
+
+class TwoHeads(nn.Module):
+    """Logit w . tanh(s), class logits s V."""
+
+    @nn.compact
+    def __call__(self, samples):
+        s = samples.reshape(-1, 4)
+        w = self.param("w", nn.initializers.normal(1.0), (4,), float)
+        v = self.param("v", nn.initializers.normal(1.0), (4, 3), float)
+        return jnp.tanh(s) @ w, s @ v
+
+
+class Embedding(nn.Module):
+    @nn.compact
+    def __call__(self, latents):
+        a = self.param("a", nn.initializers.normal(1.0), (5, 4), float)
+        return (latents @ a).reshape(-1, 2, 2)
+
+
+CONDITIONAL = models.Gan(Embedding(), TwoHeads(), 5, (2, 2), 3)
+BUILD_CONDITIONAL = {
+    **BUILD,
+    "acgan": losses.acgan,
+    "acgan weighted": functools.partial(losses.acgan, class_weight=0.3, r1=0.7),
+}
+
+
+def conditional(labels_type=jnp.int32):
+    z = init(CONDITIONAL, jax.random.key(0))
+    batch = jax.random.normal(jax.random.key(1), (8, 2, 2))
+    return z, (batch, jnp.array([0, 1, 2, 2, 1, 0, 0, 0], labels_type))
+
+
+@pytest.mark.parametrize(
+    ("name", "class_weight", "r1"), [("acgan", 1.0, 0.0), ("acgan weighted", 0.3, 0.7)]
+)
+def test_acgan_formulas(name, class_weight, r1, x64):
+    z, (batch, labels) = conditional(jnp.uint8)
+    f_x, f_y, *_ = BUILD_CONDITIONAL[name](CONDITIONAL)
+    got = jax.jit(lambda *args: (f_x(*args), f_y(*args)))(*z, (batch, labels), KEY)
+    drawn = np.asarray(models.latents(CONDITIONAL, jax.random.split(KEY)[0], 8))
+    a, w, v = (np.asarray(p) for p in (z.x["a"], z.y["w"], z.y["v"]))
+    b, g, classes = np.asarray(batch).reshape(8, 4), drawn @ a, drawn[:, 2:].argmax(1)
+
+    def entropy(s, labels):
+        odds = np.exp(s @ v)
+        told = odds[np.arange(8), labels] / odds.sum(1)
+        return class_weight * np.mean(-np.log(told))
+
+    fake, real = np.tanh(g) @ w, np.tanh(b) @ w
+    penalty = r1 / 2 * np.mean(((w * (1 - np.tanh(b) ** 2)) ** 2).sum(1))
+    wanted_x = np.mean(softplus(-fake)) + entropy(g, classes)
+    wanted_y = np.mean(softplus(-real)) + np.mean(softplus(fake)) + penalty
+    wanted_y += entropy(b, np.asarray(labels)) + entropy(g, classes)
+    np.testing.assert_allclose(got, [wanted_x, wanted_y], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", BUILD_CONDITIONAL)
+def test_losses_of_samples_after_generate_are_the_losses(name, x64):
+    """On latents as the losses draw them; labels change no loss but acgan's."""
+    gan = CONDITIONAL
+    z, batch = conditional()
+    loss = BUILD_CONDITIONAL[name](gan)
+
+    @jax.jit
+    def values(z, batch):
+        latent_key, penalty_key = jax.random.split(KEY)
+        drawn = models.latents(gan, latent_key, 8)
+        fakes = models.generate(gan, z.x, drawn), models.labels_of(gan, drawn)
+        pairs = [(batch, fakes)]
+        if "acgan" not in name:
+            pairs += [(batch[0], fakes[0])]
+        whole = loss.generator(*z, batch, KEY), loss.discriminator(*z, batch, KEY)
+        return whole, [
+            (
+                loss.generator_on(z.y, fakes),
+                loss.discriminator_on(z.y, batch, fakes, penalty_key),
+            )
+            for batch, fakes in pairs
+        ]
+
+    whole, parts = values(z, batch)
+    for part in parts:
+        np.testing.assert_allclose(part, whole, rtol=1e-13)
+
+
+def test_generator_gradient_passes_through_samples(x64):
+    """∇x f_x is the pull-back of what a holder of the samples alone computes."""
+    gan, (z, batch) = CONDITIONAL, conditional()
+    loss = losses.acgan(gan)
+
+    @jax.jit
+    def both(z):
+        drawn = models.latents(gan, jax.random.split(KEY)[0], 8)
+        fakes, pull = jax.vjp(lambda x: models.generate(gan, x, drawn), z.x)
+        labels = models.labels_of(gan, drawn)
+        feedback = jax.grad(lambda s: loss.generator_on(z.y, (s, labels)))(fakes)
+        return pull(feedback)[0], jax.grad(loss.generator)(*z, batch, KEY)
+
+    jax.tree.map(lambda p, w: np.testing.assert_allclose(p, w, rtol=1e-12), *both(z))
+
+
+def test_labels_where_they_do_not_belong_or_are_missing():
+    gan, z = tiny()
+    z_c, (samples, labels) = conditional()
+    with pytest.raises(ValueError, match="gan must have classes for acgan"):
+        losses.acgan(gan)
+    with pytest.raises(ValueError, match="batch must be samples alone"):
+        losses.hinge(gan).generator(*z, (samples, labels), KEY)
+    loss = losses.acgan(CONDITIONAL)
+    with pytest.raises(ValueError, match=r"batch must be a pair \(samples, labels\)"):
+        loss.discriminator_on(z_c.y, samples, (samples, labels), KEY)
+    with pytest.raises(ValueError, match=r"fakes must be a pair \(samples, labels\)"):
+        loss.generator_on(z_c.y, samples)
 
 
 def test_key_decides(x64):
@@ -196,3 +332,7 @@ def test_penalties_that_are_no_weights_are_refused(value):
         losses.hinge(gan, r1=value)
     with pytest.raises(ValueError, match="gradient_penalty must be at least 0"):
         losses.wasserstein(gan, gradient_penalty=value)
+    with pytest.raises(ValueError, match="r1 must be at least 0"):
+        losses.acgan(CONDITIONAL, r1=value)
+    with pytest.raises(ValueError, match="class_weight must be at least 0"):
+        losses.acgan(CONDITIONAL, class_weight=value)

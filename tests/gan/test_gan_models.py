@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,12 @@ GANS = {
     "mlp images": lambda **kw: models.mlp((8, 8, 1), latent_size=5, width=16, **kw),
     "dcgan": lambda **kw: models.dcgan((8, 8, 2), latent_size=5, width=4, **kw),
 }
+LARGE = {
+    "md_gan_cnn": lambda **kw: models.md_gan_cnn(
+        (28, 28, 1), 2, latent_size=5, width=1, **kw
+    ),
+    "sagan": lambda **kw: models.sagan((8, 8, 2), 2, latent_size=5, width=4, **kw),
+}
 
 
 # Compiled whole: operation by operation each of them would be compiled apart.
@@ -28,6 +35,12 @@ discriminate = jax.jit(models.discriminate, static_argnums=0)
 @pytest.fixture(params=GANS)
 def make(request):
     return GANS[request.param]
+
+
+@pytest.fixture(params=GANS | LARGE)
+def make_any(request):
+    """For tests that compile nothing."""
+    return (GANS | LARGE)[request.param]
 
 
 def conv(x, kernel):
@@ -60,7 +73,9 @@ def test_transposed_conv_is_the_transpose():
 
 
 @pytest.mark.parametrize("shape", IMAGES)
-@pytest.mark.parametrize("build", [models.mlp, models.dcgan])
+@pytest.mark.parametrize(
+    "build", [models.mlp, models.dcgan, models.resnet, models.sagan]
+)
 def test_shapes_of_images(build, shape):
     gan = build(shape, latent_size=7, width=8)
     z = jax.eval_shape(lambda key: models.init(gan, key), jax.random.key(0))
@@ -139,29 +154,49 @@ def shapes(gan):
     return jax.eval_shape(everything, KEY)
 
 
-def test_bfloat16_keeps_float32_around_it(make):
-    leaves = jax.tree.leaves(shapes(make(dtype=jnp.bfloat16)))
+def test_bfloat16_keeps_float32_around_it(make_any):
+    leaves = jax.tree.leaves(shapes(make_any(dtype=jnp.bfloat16)))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
-def test_bfloat16_computes_in_bfloat16():
+def products(f, *args):
+    """Types of the matrix products in a program: the vectors' are left out."""
+    program = str(jax.make_jaxpr(f)(*args))
+    found = re.findall(r":(\w+)\[([\d,]*)\] = dot_general", program)
+    return [dtype for dtype, shape in found if "," in shape]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("mlp images", (3, 3)),
+        ("dcgan", (2, 2)),
+        ("md_gan_cnn", (3, 7)),
+        # Dense layers, convolutions, attention: 1 + 3 + 6 and 5 + 6 + 2, no 1x1
+        # convolution where the channels stay.
+        ("sagan", (11, 13)),
+    ],
+)
+def test_every_matrix_product_is_in_bfloat16(name, count):
+    gan = (GANS | LARGE)[name](dtype=jnp.bfloat16)
+    z, samples, _ = shapes(gan)
+    drawn = jnp.zeros((2, 5))
+    made = products(functools.partial(models.generate, gan), z.x, drawn)
+    judged = products(functools.partial(models.judge, gan), z.y, samples)
+    assert (len(made), len(judged)) == count
+    assert {*made, *judged} == {"bf16"}
+
+
+def test_bfloat16_is_close():
     gan, full = GANS["dcgan"](dtype=jnp.bfloat16), GANS["dcgan"]()
     z = init(full, KEY)
     out, expected = (sample(g, z.x, KEY, 8) for g in (gan, full))
     error = jnp.abs(out - expected).max() / jnp.abs(expected).max()
     assert 1e-5 < error < 0.05
-    for f, *args in [
-        (models.discriminate, z.y, out),
-        (models.generate, z.x, jnp.zeros((2, 5))),
-    ]:
-        program = str(jax.make_jaxpr(functools.partial(f, gan))(*args))
-        products = [line for line in program.splitlines() if "dot_general" in line]
-        assert len(products) == 2
-        assert all("bf16" in line for line in products)
 
 
-def test_float64_everywhere_when_asked_for(make, x64):
-    leaves = jax.tree.leaves(shapes(make(dtype=jnp.float64)))
+def test_float64_everywhere_when_asked_for(make_any, x64):
+    leaves = jax.tree.leaves(shapes(make_any(dtype=jnp.float64)))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float64")}
 
 
@@ -177,7 +212,7 @@ def test_norm_is_an_option():
     assert "LayerNorm" not in names[1]
 
 
-def test_gan_is_a_static_argument(make):
+def test_gan_is_a_static_argument(make_any):
     traced = []
 
     def draw(gan, x):
@@ -185,10 +220,69 @@ def test_gan_is_a_static_argument(make):
         return models.sample(gan, x, KEY, 2)
 
     draw = jax.jit(draw, static_argnums=0)
-    x = shapes(make())[0].x
+    x = shapes(make_any())[0].x
     for _ in range(2):  # an equal pair traces nothing new
-        assert draw.eval_shape(make(), x).shape[0] == 2
+        assert draw.eval_shape(make_any(), x).shape[0] == 2
     assert len(traced) == 1
+
+
+SIZES = {
+    ("mlp", (28, 28, 1), 0): (283_920, 267_009),
+    ("mlp", (28, 28, 1), 10): (283_920, 269_579),
+    ("dcgan", (28, 28, 1), 0): (237_345, 36_513),
+    ("dcgan", (32, 32, 3), 10): (299_043, 188_139),
+    ("md_gan_mlp", (28, 28, 1), 10): (716_560, 670_219),
+    ("md_gan_mlp", (28, 28, 1), 0): (716_560, 665_089),
+    ("md_gan_cnn", (28, 28, 1), 10): (736_705, 1_848_459),
+    ("md_gan_cnn", (32, 32, 3), 10): (2_932_035, 1_662_891),
+    ("resnet", (28, 28, 1), 0): (2_214_529, 562_753),
+    ("resnet", (32, 32, 3), 0): (2_307_075, 2_367_425),
+    ("resnet", (64, 64, 3), 10): (3_488_259, 3_550_155),
+    ("sagan", (32, 32, 3), 0): (2_327_780, 2_372_658),
+    ("sagan", (64, 64, 3), 10): (3_508_964, 3_555_388),
+}
+
+
+def sizes(gan):
+    z = jax.eval_shape(lambda key: models.init(gan, key), KEY)
+    return tuple(sum(leaf.size for leaf in jax.tree.leaves(p)) for p in z)
+
+
+@pytest.mark.parametrize(("name", "shape", "num_classes"), SIZES)
+def test_numbers_of_parameters(name, shape, num_classes):
+    gan = models.parse(name, shape, num_classes)
+    assert sizes(gan) == SIZES[name, shape, num_classes]
+
+
+def test_md_gan_counts_of_the_paper():
+    """One channel in for every kernel; on MNIST no bias of dense layers."""
+    for shape, stated, biased in [
+        ((28, 28, 1), (628_058, 286_048), False),
+        ((32, 32, 3), (628_110, 100_203), True),
+    ]:
+        gan = models.md_gan_cnn(shape)
+        z = jax.eval_shape(lambda key, gan=gan: models.init(gan, key), KEY)
+        for params, wanted in zip(z, stated, strict=True):
+            counted = 0
+            for layer in params.values():
+                kernel, bias = layer["kernel"].shape, layer["bias"].size
+                if len(kernel) == 4:
+                    counted += kernel[0] * kernel[1] * kernel[3] + bias
+                else:
+                    counted += kernel[0] * kernel[1] + bias * biased
+            assert counted == wanted
+    assert models.md_gan_mlp() == models.parse("md_gan_mlp", (28, 28, 1), 10)
+
+
+def test_parse_builds_what_the_functions_build():
+    shape, half = (28, 28, 1), jnp.bfloat16
+    for name in ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan"):
+        build = getattr(models, name)
+        assert models.parse(name, shape) == build(shape, 0)
+        wide = build(shape, 10, width=24, dtype=half)
+        assert models.parse(f"{name}:24", shape, 10, half) == wide
+        assert wide != build(shape, 10, width=24)
+        assert (wide.num_classes, wide.sample_shape) == (10, shape)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +296,19 @@ def test_gan_is_a_static_argument(make):
         (lambda: models.dcgan((9, 9, 1)), "even height and width"),
         (lambda: models.dcgan((6, 6, 1)), "even height and width"),
         (lambda: models.dcgan((8, 8, 1), width=0), "width"),
+        (lambda: models.resnet((9, 9, 1)), "even height and width"),
+        (lambda: models.sagan((8, 8)), "sample_shape"),
+        (lambda: models.sagan((8, 8, 1), width=1.5), "width must be .*got 1.5"),
+        (lambda: models.md_gan_cnn((64, 64, 3)), r"must be \(28, 28, .*got \(64, 64"),
+        (lambda: models.mlp((2,), -1), "num_classes must be .*got -1"),
+        (lambda: models.mlp((2,), 64), "larger than num_classes.*got 64 and 64"),
+        (lambda: models.parse("biggan", (8, 8, 1)), "mlp, dcgan, .*got 'biggan'"),
+        (lambda: models.parse("", (8, 8, 1)), "must be one of"),
+        (lambda: models.parse("dcgan:", (8, 8, 1)), "width .* got 'dcgan:'"),
+        (lambda: models.parse("dcgan:0", (8, 8, 1)), "positive whole number"),
+        (lambda: models.parse("dcgan:-2", (8, 8, 1)), "positive whole number"),
+        (lambda: models.parse("dcgan:8:8", (8, 8, 1)), "positive whole number"),
+        (lambda: models.parse("dcgan", (2,)), "sample_shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, match):

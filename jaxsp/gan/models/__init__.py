@@ -1,0 +1,91 @@
+"""Generators and discriminators in flax, and the pair of them that is trained.
+
+A discriminator sees each sample alone: no normalization over the batch, so that the
+gradient of a logit with respect to its sample, on which gradient penalties stand, is
+what it says. Nothing here keeps running statistics or other state: parameters are all
+there is to average, to send and to store.
+
+| model | images | normalization, generator | discriminator |
+| --- | --- | --- | --- |
+| `mlp`, `md_gan_mlp` | any, and points | none | none |
+| `dcgan` | 8x8, 28x28, 32x32, 64x64, ... | layer | none |
+| `md_gan_cnn` | 28x28, 32x32 | none | none |
+| `resnet` | as `dcgan` | layer | spectral |
+| `sagan` | as `dcgan` | layer and spectral | spectral |
+
+Each is conditional where `num_classes` is given: see `Gan`.
+"""
+
+from jaxsp.gan.models.attention import SelfAttention
+from jaxsp.gan.models.convolutional import (
+    ConvDiscriminator,
+    ConvGenerator,
+    MDGanDiscriminator,
+    MDGanGenerator,
+    dcgan,
+    md_gan_cnn,
+)
+from jaxsp.gan.models.gan import (
+    Gan,
+    classify,
+    discriminate,
+    generate,
+    init,
+    judge,
+    labels_of,
+    latents,
+    sample,
+)
+from jaxsp.gan.models.layers import (
+    Conv,
+    Dense,
+    StridedConv,
+    TransposedConv,
+    WideTransposedConv,
+    halvings,
+)
+from jaxsp.gan.models.mlp import MLPDiscriminator, MLPGenerator, md_gan_mlp, mlp
+from jaxsp.gan.models.names import parse
+from jaxsp.gan.models.residual import (
+    ResNetDiscriminator,
+    ResNetGenerator,
+    resnet,
+    sagan,
+)
+from jaxsp.gan.models.spectral import spectral_norm, spectral_normalize
+
+__all__ = [
+    "Conv",
+    "ConvDiscriminator",
+    "ConvGenerator",
+    "Dense",
+    "Gan",
+    "MDGanDiscriminator",
+    "MDGanGenerator",
+    "MLPDiscriminator",
+    "MLPGenerator",
+    "ResNetDiscriminator",
+    "ResNetGenerator",
+    "SelfAttention",
+    "StridedConv",
+    "TransposedConv",
+    "WideTransposedConv",
+    "classify",
+    "dcgan",
+    "discriminate",
+    "generate",
+    "halvings",
+    "init",
+    "judge",
+    "labels_of",
+    "latents",
+    "md_gan_cnn",
+    "md_gan_mlp",
+    "mlp",
+    "parse",
+    "resnet",
+    "sagan",
+    "sample",
+    "spectral_norm",
+    "spectral_normalize",
+]

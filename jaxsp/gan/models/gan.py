@@ -1,0 +1,253 @@
+"""The pair of networks that is trained, and what is done with it."""
+
+import dataclasses
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.core import Tracer
+
+from jaxsp.operators import MinMax
+
+__all__ = [
+    "Gan",
+    "classify",
+    "discriminate",
+    "generate",
+    "init",
+    "judge",
+    "labels_of",
+    "latents",
+    "sample",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """A generator, a discriminator, and the shapes between them.
+
+    Any two flax modules do: `generator` maps latents [n, latent_size] to samples
+    [n, *sample_shape], `discriminator` maps samples to logits [n]. Hashable, so it may
+    be a static argument of `jax.jit`.
+
+    With `num_classes` C > 0 the pair is conditional, in the manner of ACGAN: the last C
+    entries of a latent vector are its class, one-hot, so that a sample remains a
+    function of its latent vector; and `discriminator` maps samples to a pair,
+    (logits [n], class logits [n, C]).
+
+    Attributes:
+        generator: Module with the parameters x.
+        discriminator: Module with the parameters y.
+        latent_size: Length of a latent vector, drawn from a standard normal; the class
+            included where there is one.
+        sample_shape: Shape of one sample.
+        num_classes: Number of classes, or 0 for a pair that knows none.
+
+    Raises:
+        ValueError: If the classes do not fit into a latent vector.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    latent_size: int
+    sample_shape: tuple[int, ...]
+    num_classes: int = 0
+
+    def __post_init__(self):
+        if self.num_classes < 0 or int(self.num_classes) != self.num_classes:
+            raise ValueError(
+                "num_classes must be a whole number, 0 for no classes; got "
+                f"{self.num_classes}."
+            )
+        if self.num_classes and self.num_classes >= self.latent_size:
+            raise ValueError(
+                "latent_size must be larger than num_classes, whose one-hot vector is "
+                f"its end; got {self.latent_size} and {self.num_classes}."
+            )
+
+
+def init(gan: Gan, key: jax.Array) -> MinMax:
+    """Draws the parameters of both players.
+
+    Args:
+        gan: The pair of networks.
+        key: A typed random key.
+
+    Returns:
+        `MinMax(x, y)`: parameters of the generator and of the discriminator.
+
+    Example:
+        >>> import jax
+        >>> from jaxsp.gan.models import mlp
+        >>> gan = mlp((2,), latent_size=4, width=8)
+        >>> z = init(gan, jax.random.key(0))
+        >>> sample(gan, z.x, jax.random.key(1), 5).shape
+        (5, 2)
+    """
+    x_key, y_key = jax.random.split(key)
+    latent = jnp.zeros((1, gan.latent_size))
+    x = gan.generator.init(x_key, latent)["params"]
+    y = gan.discriminator.init(y_key, jnp.zeros((1, *gan.sample_shape)))["params"]
+    return MinMax(x, y)
+
+
+def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
+    """Draws n latent vectors, standard normal; the class at the end is uniform.
+
+    Args:
+        gan: The pair of networks.
+        key: A typed random key. Of a conditional pair, the normal entries and the
+            classes have keys of their own: the entries are the same whatever `labels`.
+        n: Number of vectors.
+        labels: Classes to take instead of drawn ones, whole numbers [n] from 0 to
+            `num_classes` - 1; only for a conditional pair.
+
+    Returns:
+        Latent vectors [n, latent_size].
+
+    Raises:
+        ValueError: If labels are given to a pair without classes, or do not fit.
+    """
+    if not gan.num_classes:
+        if labels is not None:
+            raise ValueError(
+                "labels must be None: the pair of networks has no classes. Build it "
+                "with num_classes."
+            )
+        return jax.random.normal(key, (n, gan.latent_size))
+    latent_key, class_key = jax.random.split(key)
+    free = jax.random.normal(latent_key, (n, gan.latent_size - gan.num_classes))
+    if labels is None:
+        labels = jax.random.randint(class_key, (n,), 0, gan.num_classes)
+    else:
+        labels = _labels(labels, n, gan.num_classes)
+    return jnp.concatenate(
+        [free, jax.nn.one_hot(labels, gan.num_classes, dtype=free.dtype)], axis=1
+    )
+
+
+def _labels(labels, n: int, num_classes: int) -> jax.Array:
+    """Labels that are one whole number a vector and, where they are known, classes."""
+    known = not isinstance(labels, Tracer)
+    labels = np.asarray(labels) if known else labels
+    if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be whole numbers of shape ({n},); got {labels.dtype} of "
+            f"shape {labels.shape}."
+        )
+    if known and n and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}; got {labels.min()} to "
+            f"{labels.max()}."
+        )
+    return jnp.asarray(labels)
+
+
+def labels_of(gan: Gan, latents: jax.Array) -> jax.Array:
+    """The classes in latent vectors [n, latent_size] of a conditional pair, int32 [n].
+
+    Args:
+        gan: The pair of networks.
+        latents: Latent vectors.
+
+    Returns:
+        The place of the largest of each vector's last `num_classes` entries.
+
+    Raises:
+        ValueError: If the pair has no classes.
+    """
+    _need_classes(gan)
+    return jnp.argmax(latents[:, -gan.num_classes :], axis=1).astype(jnp.int32)
+
+
+def _need_classes(gan: Gan) -> None:
+    """Refuses a pair without classes."""
+    if not gan.num_classes:
+        raise ValueError(
+            "gan must have classes, num_classes > 0; this pair of networks has none."
+        )
+
+
+def generate(gan: Gan, x, latents: jax.Array) -> jax.Array:
+    """Maps latents [n, latent_size] to samples [n, *sample_shape].
+
+    Args:
+        gan: The pair of networks.
+        x: Parameters of the generator.
+        latents: Latent vectors.
+
+    Returns:
+        Samples; images lie in [-1, 1].
+    """
+    return cast(jax.Array, gan.generator.apply({"params": x}, latents))
+
+
+def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
+    """Draws n samples of the generator, [n, *sample_shape].
+
+    Args:
+        gan: The pair of networks.
+        x: Parameters of the generator.
+        key: A typed random key.
+        n: Number of samples.
+        labels: Classes of the samples, as of `latents`; drawn where None.
+
+    Returns:
+        Samples; images lie in [-1, 1].
+
+    Raises:
+        ValueError: If labels are given to a pair without classes, or do not fit.
+    """
+    return generate(gan, x, latents(gan, key, n, labels))
+
+
+def discriminate(gan: Gan, y, samples: jax.Array) -> jax.Array:
+    """Maps samples [n, *sample_shape] to logits [n]: large where they look real.
+
+    Args:
+        gan: The pair of networks.
+        y: Parameters of the discriminator.
+        samples: Real or generated samples.
+
+    Returns:
+        One logit a sample.
+    """
+    return judge(gan, y, samples)[0]
+
+
+def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
+    """Maps samples to class logits [n, num_classes], of a conditional pair.
+
+    Args:
+        gan: The pair of networks.
+        y: Parameters of the discriminator.
+        samples: Real or generated samples.
+
+    Returns:
+        As many logits a sample as there are classes.
+
+    Raises:
+        ValueError: If the pair has no classes.
+    """
+    _need_classes(gan)
+    return cast(jax.Array, judge(gan, y, samples)[1])
+
+
+def judge(gan: Gan, y, samples: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Both answers of the discriminator, in one pass.
+
+    Args:
+        gan: The pair of networks.
+        y: Parameters of the discriminator.
+        samples: Real or generated samples.
+
+    Returns:
+        What `discriminate` returns and what `classify` returns, or None for the latter
+        where there are no classes.
+    """
+    said = gan.discriminator.apply({"params": y}, samples)
+    if not gan.num_classes:
+        return cast(jax.Array, said), None
+    return cast(tuple[jax.Array, jax.Array], said)

@@ -1,0 +1,216 @@
+"""GANs of two residual networks, without and with self-attention."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxsp.gan.models.arguments import check_image
+from jaxsp.gan.models.attention import SelfAttention
+from jaxsp.gan.models.gan import Gan
+from jaxsp.gan.models.layers import Conv, Dense, halvings, output, param_dtype
+
+__all__ = ["ResNetDiscriminator", "ResNetGenerator", "resnet", "sagan"]
+
+
+class ResNetGenerator(nn.Module):
+    """A dense layer to a coarse grid, then a residual block for every doubling.
+
+    The grids are those of `dcgan`; a grid that was halved `level` times has
+    min(2^level, 4) · width channels. A block is normalization, ReLU, doubling, 3x3
+    convolution, normalization, ReLU, 3x3 convolution, added to its doubled input (after
+    a 1x1 convolution where the channels change). Layer normalization over the channels
+    of a pixel takes the place of the papers' batch normalization.
+
+    Args:
+        sample_shape: Shape of one image, (height, width, channels).
+        width: Channels of the finest grid.
+        spectral: Whether to normalize all kernels by their spectral norm.
+        attention: Whether there is self-attention on the grid of half the size.
+        dtype: Type of the computation.
+    """
+
+    sample_shape: tuple[int, ...]
+    width: int = 64
+    spectral: bool = False
+    attention: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """Maps latents [n, latent_size] to images [n, *sample_shape]."""
+        height, width, channels = self.sample_shape
+        count = halvings(self.sample_shape)
+        grid = (height >> count, width >> count, _channels(self.width, count))
+        h = Dense(math.prod(grid), self.spectral, self.dtype)(latents)
+        h = h.reshape(-1, *grid)
+        for level in reversed(range(count)):
+            if self.attention and level == 0:
+                h = SelfAttention(self.spectral, self.dtype)(h)
+            h = self._block(h, _channels(self.width, level))
+        h = self._conv(channels)(self._activate(h))
+        return output(h, self.sample_shape, self.dtype)
+
+    def _block(self, x, features):
+        """[n, h, w, c] to [n, 2h, 2w, features]."""
+        h = self._conv(features)(_double(self._activate(x)))
+        h = self._conv(features)(self._activate(h))
+        if x.shape[-1] != features:  # commutes with the doubling
+            x = Dense(features, self.spectral, self.dtype)(x)
+        return _double(x) + h
+
+    def _activate(self, h):
+        dtype = param_dtype(self.dtype)
+        return nn.relu(nn.LayerNorm(dtype=self.dtype, param_dtype=dtype)(h))
+
+    def _conv(self, features):
+        return Conv(features, spectral=self.spectral, dtype=self.dtype)
+
+
+class ResNetDiscriminator(nn.Module):
+    """Residual blocks that halve down to the coarse grid, one more, a sum over pixels.
+
+    A grid that was halved `level` times has min(2^(level - 1), 4) · width channels. A
+    block is ReLU, 3x3 convolution, ReLU, 3x3 convolution, 2x2 mean, added to the 2x2
+    mean of its input (after a 1x1 convolution where the channels change); the first
+    block does without the first ReLU, the last without the mean. Every kernel is
+    normalized by its spectral norm, those of logit and class logits apart.
+
+    Args:
+        width: Channels after the first block.
+        attention: Whether there is self-attention after the first block.
+        dtype: Type of the computation.
+        num_classes: Number of class logits beside the logit.
+    """
+
+    width: int = 64
+    attention: bool = False
+    dtype: jnp.dtype = jnp.float32
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, samples: jax.Array):
+        """Maps images [n, h, w, c] to logits [n], and class logits [n, classes]."""
+        count = halvings(samples.shape[1:])
+        h = samples.astype(self.dtype)
+        for level in range(count):
+            h = self._block(h, _channels(self.width, level), first=level == 0)
+            if self.attention and level == 0:
+                h = SelfAttention(True, self.dtype)(h)
+        h = nn.relu(self._block(h, h.shape[-1], halve=False)).sum(axis=(1, 2))
+        dtype = param_dtype(self.dtype)
+        logits = Dense(1, True, self.dtype, name="logit")(h)[:, 0].astype(dtype)
+        if not self.num_classes:
+            return logits
+        classes = Dense(self.num_classes, True, self.dtype, name="classes")(h)
+        return logits, classes.astype(dtype)
+
+    def _block(self, x, features, first=False, halve=True):
+        """[n, 2h, 2w, c] to [n, h, w, features], or the same size."""
+        h = Conv(features, spectral=True, dtype=self.dtype)(x if first else nn.relu(x))
+        h = Conv(features, spectral=True, dtype=self.dtype)(nn.relu(h))
+        if halve:
+            x, h = _halve(x), _halve(h)
+        if x.shape[-1] != features:  # commutes with the mean
+            x = Dense(features, True, self.dtype)(x)
+        return x + h
+
+
+def _channels(width: int, level: int) -> int:
+    """Channels of a grid: twice as many for each halving, up to four times."""
+    return width * min(1 << level, 4)
+
+
+def _double(x):
+    """Every pixel as a 2x2 block."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def _halve(x):
+    """The mean of every 2x2 block."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def resnet(
+    sample_shape: tuple[int, ...],
+    num_classes: int = 0,
+    *,
+    latent_size: int = 128,
+    width: int = 64,
+    dtype=jnp.float32,
+) -> Gan:
+    """A GAN of two residual networks, with spectral normalization in the discriminator.
+
+    In the manner of SNGAN, which has 256 and 128 channels on all grids of 32x32 images
+    and up to 1024 for 64x64: here the channels grow from `width` on the finest grid to
+    four times as many. No normalization is over the batch. Spectral normalization keeps
+    no state: see `spectral_norm`.
+
+    Args:
+        sample_shape: (height, width, channels); height and width even and at least 8.
+        num_classes: Number of classes, of a conditional pair; see `Gan`.
+        latent_size: Length of a latent vector, its class included.
+        width: Channels of the finest grid.
+        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
+            parameters, samples, logits and singular values stay in float32 at least.
+
+    Returns:
+        The pair of networks.
+
+    Raises:
+        ValueError: If a shape or a size does not fit.
+
+    References:
+        Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
+        Adversarial Networks*, 2018, arXiv 1802.05957.
+    """
+    shape = check_image(sample_shape, latent_size=latent_size, width=width)
+    return Gan(
+        ResNetGenerator(shape, width, dtype=dtype),
+        ResNetDiscriminator(width, dtype=dtype, num_classes=num_classes),
+        latent_size,
+        shape,
+        num_classes,
+    )
+
+
+def sagan(
+    sample_shape: tuple[int, ...],
+    num_classes: int = 0,
+    *,
+    latent_size: int = 128,
+    width: int = 64,
+    dtype=jnp.float32,
+) -> Gan:
+    """`resnet` with self-attention, and spectral normalization in both networks.
+
+    In the manner of SAGAN, with the attention on the grid of half the image's size.
+
+    Args:
+        sample_shape: (height, width, channels); height and width even and at least 8.
+        num_classes: Number of classes, of a conditional pair; see `Gan`.
+        latent_size: Length of a latent vector, its class included.
+        width: Channels of the finest grid.
+        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
+            parameters, samples, logits and singular values stay in float32 at least.
+
+    Returns:
+        The pair of networks.
+
+    Raises:
+        ValueError: If a shape or a size does not fit.
+
+    References:
+        Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
+        Networks*, 2019, arXiv 1805.08318.
+    """
+    shape = check_image(sample_shape, latent_size=latent_size, width=width)
+    return Gan(
+        ResNetGenerator(shape, width, spectral=True, attention=True, dtype=dtype),
+        ResNetDiscriminator(width, True, dtype, num_classes),
+        latent_size,
+        shape,
+        num_classes,
+    )
