@@ -1,8 +1,9 @@
 """Data sets as arrays: loaded once on the host, drawn from inside the step.
 
-Nothing here downloads. `digits` comes with scikit-learn, the mixtures are drawn from a
-fixed seed, the others are read from a TFDS directory of array_record files, without
-TensorFlow, and their decoded pixels are kept in `cache_dir()`.
+`digits` comes with scikit-learn, the mixtures are drawn from a fixed seed, the others
+are read from a TFDS directory of array_record files, without TensorFlow, and their
+decoded pixels are kept in `cache_dir()`. What `prepare` knows is put there on first
+use.
 """
 
 import difflib
@@ -21,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsp.gan import prepare
+
 __all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
 
 _TFDS_SHAPES = {
@@ -29,6 +32,13 @@ _TFDS_SHAPES = {
     "cifar10": (32, 32, 3),
     "celeb_a": (64, 64, 3),
 }
+_TFDS_MODULES = (
+    "tensorflow_datasets",
+    "array_record",
+    "importlib_resources",
+    "PIL",
+    "tqdm",
+)
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *_TFDS_SHAPES)
 
 _CACHE_FORMAT = 1  # raised whenever `_decode` would give other arrays
@@ -65,8 +75,10 @@ class Dataset(NamedTuple):
         return self.train.shape[1:]
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """Loads a data set by name, from this machine only.
+def load(
+    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = True
+) -> Dataset:
+    """Loads a data set by name, and prepares it first where that is needed.
 
     - `digits`: scikit-learn's 1,797 images 8×8, grey levels 0..16 scaled to 0..255; 297
       of them, spread evenly over the classes, are the test set.
@@ -75,21 +87,28 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
       {−4, −2, 0, 2, 4}². These are the customary constants, so mode counts compare with
       published ones; points are *not* scaled to [−1, 1], so a generator of points ends
       in a linear layer, not in tanh. 50,000 and 10,000 points; the label is the mode.
-    - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has them.
+    - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has them. Where they are not prepared
+      in `data_dir`, `prepare.prepare` does it, from the official files in
+      `<data_dir>/downloads/manual` or from the network.
     - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
-      the label is the attribute "Male" (0 or 1). 2.2 GB in memory.
+      the label is the attribute "Male" (0 or 1). 2.2 GB in memory. Must have been
+      prepared by TFDS.
 
     Args:
         name: one of `NAMES`, or `mixture`.
         data_dir: TFDS directory, which holds `<name>/<version>`. None means
             `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
+        download: False reads what is prepared, and neither asks the network nor writes
+            into `data_dir`.
 
     Returns:
         The data set.
 
     Raises:
         ValueError: if there is no data set of that name.
-        FileNotFoundError: if it is not prepared in `data_dir`; says how to prepare it.
+        FileNotFoundError: if it is not prepared in `data_dir` and cannot be now; says
+            what to do.
+        OSError: if it cannot be prepared for another reason; see `prepare.prepare`.
         ImportError: if a package of `jaxsp[gan]` is missing.
     """
     if name == "digits":
@@ -103,7 +122,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         grid = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1)
         return _mixture(name, grid.reshape(-1, 2), std=0.05)
     if name in _TFDS_SHAPES:
-        return _tfds(name, data_dir)
+        return _tfds(name, data_dir, download)
     near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}{hint}")
@@ -238,10 +257,16 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
     )
 
 
-def _tfds(name: str, data_dir: str | os.PathLike | None) -> Dataset:
+def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
     """A prepared TFDS data set, from the cache if these very files were read before."""
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    version_dir = _find_prepared(name, pathlib.Path(root).expanduser())
+    named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = pathlib.Path(named).expanduser()
+    version_dir = _find_prepared(name, root)
+    if version_dir is None:
+        if not download or name not in prepare.NAMES:
+            raise FileNotFoundError(_how_to_prepare(name, root))
+        _require(*_TFDS_MODULES)
+        version_dir = prepare.prepare(name, root)
     fingerprint = _fingerprint(version_dir)
     cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}.npz"
     arrays = _read_cache(cache)
@@ -252,8 +277,8 @@ def _tfds(name: str, data_dir: str | os.PathLike | None) -> Dataset:
     return Dataset(name, *arrays, num_classes)
 
 
-def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
-    """The newest array_record version of a data set below `root`."""
+def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
+    """The newest array_record version of a data set below `root`, if there is any."""
     found = {}  # version directory -> file formats
     for path in root.glob(f"{name}/*.*.*/dataset_info.json"):
         if path.parent.name.replace(".", "").isdigit():
@@ -263,24 +288,40 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     ready = [path for path, formats in found.items() if "array_record" in formats]
     if ready:
         return max(ready, key=lambda path: [int(n) for n in path.name.split(".")])
-    tell = (
-        "If it lies elsewhere, pass --data_dir=DIR (in Python: data_dir=DIR) or set "
-        "TFDS_DATA_DIR. Otherwise, on a machine with a network and TensorFlow:\n"
-        "  pip install tensorflow tensorflow-datasets array_record "
-        "importlib_resources pillow\n"
-    )
     if found:
         path, formats = next(iter(found.items()))
+        anew = (
+            f" Or choose another data_dir: {name} is then prepared there, without "
+            "TensorFlow."
+        )
         raise FileNotFoundError(
             f"{name} is prepared in {path} as {' and '.join(formats)}, which cannot be "
-            f"read without TensorFlow: it must be array_record. {tell}"
-            f"  tfds convert_format --dataset_version_dir={path} "
-            f"--out_file_format=array_record"
+            "read without TensorFlow: it must be array_record. Where TensorFlow is "
+            f"installed, write: tfds convert_format --dataset_version_dir={path} "
+            "--out_file_format=array_record"
+            f"{anew if name in prepare.NAMES else ''}"
         )
-    raise FileNotFoundError(
+    return None
+
+
+def _how_to_prepare(name: str, root: pathlib.Path) -> str:
+    """What to do where a data set is not prepared and is not to be prepared now."""
+    message = (
         f"{name} is not prepared in data_dir={root} (no "
-        f"{root / name}/<version>/dataset_info.json), and nothing is downloaded here. "
-        f"{tell}  tfds build {name} --file_format=array_record --data_dir={root}"
+        f"{root / name}/<version>/dataset_info.json). If it lies elsewhere, pass "
+        "--data_dir=DIR (in Python: data_dir=DIR) or set TFDS_DATA_DIR."
+    )
+    if name in prepare.NAMES:
+        return f"{message} With download=True it would be prepared now."
+    return (
+        f"{message} Otherwise, on a machine with a network and TensorFlow:\n"
+        "  pip install tensorflow tensorflow-datasets array_record "
+        "importlib_resources pillow beautifulsoup4\n"
+        f"  tfds build {name} --file_format=array_record --data_dir={root}\n"
+        "Where Google Drive refuses the download, fetch img_align_celeba.zip, "
+        "list_eval_partition.txt, list_attr_celeba.txt, "
+        "list_landmarks_align_celeba.txt and identity_CelebA.txt from the pages of "
+        f"CelebA, put them into {root / 'downloads' / 'manual'}, and build again."
     )
 
 
@@ -320,9 +361,7 @@ def _write_cache(path: pathlib.Path, arrays: _Arrays) -> None:
 
 def _decode(name: str, version_dir: pathlib.Path) -> _Arrays:
     """Reads and decodes both splits of a prepared TFDS data set."""
-    _require(
-        "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
-    )
+    _require(*_TFDS_MODULES)
     import tensorflow_datasets as tfds
     from tqdm import tqdm
 

@@ -406,18 +406,40 @@ def test_unknown_name_is_refused():
     assert "did you mean" not in str(info.value)
 
 
-def test_unprepared_data_set_says_how_to_get_it(tmp_path):
+def test_unprepared_data_set_says_where_it_was_sought(tmp_path):
     with pytest.raises(FileNotFoundError) as info:
-        data.load("cifar10", tmp_path)
+        data.load("cifar10", tmp_path, download=False)
     message = str(info.value)
+    assert "\n" not in message
     assert f"data_dir={tmp_path}" in message
     assert "--data_dir" in message
+    assert "download=True" in message
+    assert "tensorflow" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_unprepared_celeb_a_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as info:
+        data.load("celeb_a", tmp_path)
+    message = str(info.value)
+    assert f"data_dir={tmp_path}" in message
     assert "pip install tensorflow" in message
+    assert "beautifulsoup4" in message  # reads the pages of Google Drive
     assert (
-        f"tfds build cifar10 --file_format=array_record --data_dir={tmp_path}"
+        f"tfds build celeb_a --file_format=array_record --data_dir={tmp_path}"
         in message
     )
+    assert f"into {tmp_path / 'downloads' / 'manual'}," in message
     assert not list(tmp_path.iterdir())  # TFDS has not begun to prepare anything
+
+
+def test_files_to_fetch_by_hand_are_those_of_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    with pytest.raises(FileNotFoundError) as info:
+        data.load("celeb_a", tmp_path)
+    for url_info in tfds.builder_cls("celeb_a").url_infos.values():
+        assert url_info.filename in str(info.value)
 
 
 def test_tfrecord_says_how_to_convert(tmp_path):
@@ -428,6 +450,7 @@ def test_tfrecord_says_how_to_convert(tmp_path):
     message = str(info.value)
     assert f"prepared in {path} as tfrecord" in message
     assert f"--dataset_version_dir={path} --out_file_format=array_record" in message
+    assert "choose another data_dir" in message
 
 
 def test_incomplete_copy_is_refused(tmp_path, own_cache):
