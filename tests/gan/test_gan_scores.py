@@ -8,6 +8,7 @@ import scipy.linalg
 from hypothesis import strategies as st
 
 from jaxsp.gan import data, scores
+from jaxsp.gan.scores import classifier
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -50,7 +51,7 @@ def trainings(monkeypatch):
         calls.append(dataset.name)
         return jax.tree.map(lambda p: (1 + 0.1 * len(calls)) * p, params)
 
-    monkeypatch.setattr(scores, "_train", train)
+    monkeypatch.setattr(classifier, "_train", train)
     return calls
 
 
@@ -349,7 +350,7 @@ def test_a_spoilt_cache_is_reported_and_replaced(
     with caplog.at_level(logging.WARNING):
         again = scores.fit_classifier(small, tmp_path, progress=False)
     assert len(trainings) == 2
-    assert "training anew" in caplog.text
+    assert "making it anew" in caplog.text
     third = scores.fit_classifier(small, tmp_path, progress=False)
     assert len(trainings) == 2
     jax.tree.map(np.testing.assert_array_equal, again, third)
@@ -368,6 +369,197 @@ def test_points_have_no_classifier(tmp_path):
 
 
 def test_training_is_deterministic(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "_STEPS", 20)
+    monkeypatch.setattr(classifier, "_STEPS", 20)
     runs = [scores.fit_classifier(small, tmp_path / n, False) for n in ("a", "b")]
     jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+# Inception's place, streams, and everything at once
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A stand-in for the Inception network: projections of pixels to 12 numbers."""
+    rng = np.random.default_rng(0)
+    calls = []
+
+    def features(inception, images, batch_size=50, progress=False):
+        calls.append(len(images))
+        pixels = np.asarray(data.to_unit(images)).reshape(len(images), -1)
+        return (pixels @ inception["w"]).astype(np.float32)
+
+    monkeypatch.setattr(scores.inception, "features", features)
+    return {"w": rng.standard_normal((64, 12))}, features, calls
+
+
+PLAIN = {"frechet_distance", "classifier_score", "classes_covered"}
+NEAR = {"precision", "recall", "density", "coverage", "least_class_coverage"}
+KID = {"fid", "kid", "kid_std"}
+KERNEL = {"kernel_distance", "kernel_distance_std"}
+
+
+@pytest.mark.parametrize(
+    ("with_network", "full", "names"),
+    [
+        (False, False, PLAIN),
+        (False, True, PLAIN | NEAR | KERNEL),
+        (True, False, PLAIN | KID),
+        (True, True, PLAIN | NEAR | KID),
+    ],
+)
+def test_each_score_is_that_of_the_features_it_is_named_for(
+    with_network, full, names, small, trainings, network, tmp_path
+):
+    weights, features, _ = network
+    judge = scores.evaluator(
+        small, tmp_path, False, weights if with_network else None, full
+    )
+    samples = np.random.default_rng(1).integers(256, size=(70, 8, 8, 1), dtype=np.uint8)
+    found = judge(samples)
+    assert found.keys() == judge.floor.keys() == names
+    hidden = [scores.features(judge.classifier, i)[0] for i in (small.train, samples)]
+    inner = [features(weights, i) for i in (small.train, samples)]
+
+    def distance(pair):
+        a, b = (np.asarray(points, np.float64) for points in pair)
+        return scores.frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+
+    np.testing.assert_allclose(found["frechet_distance"], distance(hidden), rtol=1e-6)
+    pair, kernel = (inner, "kid") if with_network else (hidden, "kernel_distance")
+    if with_network:
+        np.testing.assert_allclose(found["fid"], distance(pair), rtol=1e-6)
+    if kernel in names:
+        wanted = scores.kernel_distance(*pair)
+        got = found[kernel], found[f"{kernel}_std"]
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    if full:
+        wanted = scores.neighbor_scores(*pair)._asdict()
+        assert {name: found[name] for name in wanted} == wanted
+        counts = judge.measure(samples).counts
+        assert counts.sum() == 70
+        ratios = (counts / 70) / (np.bincount(small.train_labels) / 40)
+        np.testing.assert_allclose(found["least_class_coverage"], ratios.min())
+    bad = judge(np.full((9, 8, 8, 1), np.nan))
+    assert bad.keys() == names
+    assert np.isnan(list(bad.values())).all()
+
+
+def test_samples_may_come_in_batches(small, trainings, network, tmp_path):
+    judge = scores.evaluator(small, tmp_path, False, network[0], full=True)
+    samples = np.random.default_rng(1).integers(256, size=(90, 8, 8, 1), dtype=np.uint8)
+    whole = judge(samples)
+    for cuts in ([1, 40, 41], [], range(10, 90, 10)):
+        found = judge(iter(np.split(samples, list(cuts))))
+        np.testing.assert_allclose(list(found.values()), list(whole.values()), 1e-10)
+    with pytest.raises(ValueError, match="at least one sample; got none"):
+        judge(iter([]))
+    with pytest.raises(ValueError, match="samples must be of shape"):
+        judge(iter([samples, samples[:, :4]]))
+    broken = samples / 127.5 - 1
+    assert np.isfinite(judge(iter(np.split(broken, 9)))["fid"])
+    broken[80] = np.inf
+    assert np.isnan(judge(iter(np.split(broken, 9)))["fid"])
+
+
+def test_features_of_the_data_are_read_from_the_cache(
+    small, trainings, network, tmp_path, caplog
+):
+    weights, _, calls = network
+    first = scores.evaluator(small, tmp_path, False, weights, full=True)
+    assert sum(calls) == len(small.train) + len(small.test)
+    assert not list(tmp_path.glob("*.part"))
+    files = sorted(tmp_path.glob("features-small-*"))
+    assert len(files) == 3  # of the classifier, and of the network for both splits
+
+    second = scores.evaluator(small, tmp_path, False, weights, full=True)
+    assert len(calls) == 2
+    assert second.floor == first.floor
+    samples = small.train[:20]
+    assert second(samples) == first(samples)
+    calls.clear()
+
+    # other weights and other data have files of their own
+    scores.evaluator(small, tmp_path, False, {"w": weights["w"] + 1})
+    assert sum(calls) == len(small.train) + len(small.test)
+    turned = small._replace(train=small.train[::-1], test=small.test[::-1])
+    scores.evaluator(turned, tmp_path, False, weights)
+    assert sum(calls) == 2 * (len(small.train) + len(small.test))
+    calls.clear()
+
+    for path in files:  # a damaged one is reported and replaced
+        spoil_middle(path)
+    with caplog.at_level(logging.WARNING):
+        third = scores.evaluator(small, tmp_path, False, weights, full=True)
+    assert caplog.text.count("making it anew") == 3
+    assert sum(calls) == len(small.train) + len(small.test)
+    assert third.floor == first.floor
+
+
+@pytest.mark.parametrize("name", ["count", "kept", "scatter"])
+def test_a_cache_of_other_features_is_not_used(
+    name, small, trainings, network, tmp_path, caplog
+):
+    scores.evaluator(small, tmp_path, False, network[0])
+    for path in tmp_path.glob("features-*"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays[name] = arrays[name] + 1 if name == "count" else arrays[name][:-1]
+        np.savez(path, **arrays)
+    network[2].clear()
+    with caplog.at_level(logging.WARNING):
+        scores.evaluator(small, tmp_path, False, network[0])
+    assert caplog.text.count("making it anew") == 3
+    assert sum(network[2]) == len(small.train) + len(small.test)
+
+
+def test_too_few_samples_are_warned_of_once(
+    small, trainings, network, tmp_path, caplog
+):
+    judge = scores.evaluator(small, tmp_path, False, network[0])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        judge(small.train[:13])  # 12 numbers of the network, 64 of the classifier
+    (one,) = (record.getMessage() for record in caplog.records)
+    assert one.startswith("frechet_distance of 13 samples in 64 dimensions")
+    with caplog.at_level(logging.WARNING):
+        judge(small.train[:12])
+        judge(small.train[:12])
+    (_, two) = (record.getMessage() for record in caplog.records)
+    assert two.startswith("fid of 12 samples in 12 dimensions")
+
+    # and what it says is what samples of a Gaussian with the data's moments score
+    said = float(two.split("about ")[1].split(",")[0])
+    moments, rng = judge.inception_statistics.moments, np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        points = rng.multivariate_normal(moments.mean, moments.covariance, 12)
+        few = scores.Moments.of(points)
+        found.append(
+            scores.frechet_distance(
+                moments.mean, moments.covariance, few.mean, few.covariance
+            )
+        )
+    np.testing.assert_allclose(said, np.mean(found), rtol=0.05)
+    assert judge.bias(12)["fid"] == pytest.approx(said, rel=0.01)
+
+
+def test_points_in_full_and_without_inception(monkeypatch):
+    monkeypatch.setattr(scores.statistics, "KEPT", 200)
+    mixture = data.load("mixture_ring")
+    judge = scores.evaluator(mixture, full=True)
+    assert judge.floor["recall"] > 0.7
+    batches = np.split(mixture.test[:90], 3)
+    whole = judge(mixture.test[:90])
+    assert judge(iter(batches)) == whole
+    moments = scores.Moments.of(mixture.test[:90])
+    wanted = scores.frechet_distance(
+        judge.reference.mean,
+        judge.reference.covariance,
+        moments.mean,
+        moments.covariance,
+    )
+    assert whole["frechet_distance"] == pytest.approx(wanted, rel=1e-9)
+    modes = scores.mode_coverage(mixture.test[:90], mixture.centers, mixture.std)
+    assert whole["high_quality"] == pytest.approx(modes.high_quality)
+    with pytest.raises(ValueError, match="inception judges images"):
+        scores.evaluator(mixture, inception="anything")
