@@ -7,6 +7,7 @@ import pathlib
 import re
 import warnings
 
+import jax
 import pytest
 
 import jaxsp
@@ -18,6 +19,14 @@ MODULES = sorted(
 )
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """What most readers have; without `jit` eight devices take a minute longer."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *backend: first)
+
+
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
@@ -51,6 +60,7 @@ def python_blocks(document):
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("document", ["README.md"])
 def test_code_in_documents_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,7 @@
 """DQGAN, MASHA and the baselines against NumPy loops fed the very same messages."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,52 +23,64 @@ def workers(mode):
     return jaxsp.Workers(M, devices=jax.devices()[: MODES[mode]])
 
 
-def messages(compressor, key):
-    """Q(m, k, v) as the gather schedule draws it from the exchange's key."""
+@functools.cache
+def sent_up(compressor, split):
+    """Compiled once a compressor: what arrives of what worker m sends."""
 
     @jax.jit
-    def arrived(m, k, v):
-        up, _ = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, k), 0))
+    def arrived(key, m, k, v):
+        up, _ = exchange_keys(key, k, split)
         each = compressor.for_worker(m, M)
         own = up if compressor.shared_key else jax.random.fold_in(up, m)
         return each.decompress(each.compress(own, v), v)
 
-    return lambda m, k, v: np.asarray(arrived(m, k, jnp.asarray(v)))
+    return arrived
+
+
+@functools.cache
+def sent_down(compressor, split):
+    """The same for the server."""
+
+    @jax.jit
+    def arrived(key, k, v):
+        _, down = exchange_keys(key, k, split)
+        return compressor.decompress(compressor.compress(down, v), v)
+
+    return arrived
+
+
+def exchange_keys(key, k, split):
+    """The keys of update k; `compressed_average` draws participants from one too."""
+    key_k = jax.random.fold_in(key, k)
+    if split:
+        key_k, _ = jax.random.split(key_k)
+    return jax.random.split(jax.random.fold_in(key_k, 0))
+
+
+def messages(compressor, key, split=False):
+    """Q(m, k, v) as the gather schedule draws it from the exchange's key."""
+    arrived = sent_up(compressor, split)
+    return lambda m, k, v: np.asarray(arrived(key, m, k, jnp.asarray(v)))
 
 
 def averaged(compressor, key):
-    """The same for `compressed_average`, which draws participants from a key too."""
-
-    @jax.jit
-    def arrived(m, k, v):
-        key_k, _ = jax.random.split(jax.random.fold_in(key, k))
-        up, _ = jax.random.split(jax.random.fold_in(key_k, 0))
-        each = compressor.for_worker(m, M)
-        own = up if compressor.shared_key else jax.random.fold_in(up, m)
-        return each.decompress(each.compress(own, v), v)
-
-    return lambda m, k, v: np.asarray(arrived(m, k, jnp.asarray(v)))
+    """The same for `compressed_average`."""
+    return messages(compressor, key, split=True)
 
 
 def server(compressor, key, split):
     """Q_s(k, v) of the server."""
-
-    @jax.jit
-    def arrived(k, v):
-        key_k = jax.random.fold_in(key, k)
-        if split:
-            key_k, _ = jax.random.split(key_k)
-        _, down = jax.random.split(jax.random.fold_in(key_k, 0))
-        return compressor.decompress(compressor.compress(down, v), v)
-
-    return lambda k, v: np.asarray(arrived(k, jnp.asarray(v)))
+    arrived = sent_down(compressor, split)
+    return lambda k, v: np.asarray(arrived(key, k, jnp.asarray(v)))
 
 
-def coins(key, refresh, steps):
-    _, coin_key = jax.random.split(key)
+@functools.cache
+def coins(refresh):
+    """Whether the anchor is renewed, iteration by iteration."""
+    _, coin_key = jax.random.split(KEY)
     return [
         bool(jax.random.bernoulli(jax.random.fold_in(coin_key, k), refresh))
-        for k in range(steps)
+        for k in range(STEPS)
     ]
 
 
@@ -126,16 +140,17 @@ def points(out):
 
 
 UNBIASED = {
-    "rand_k": lambda: compressors.rand_k(0.25),
-    "perm_k": compressors.perm_k,
-    "natural": compressors.natural,
-    "dithering": lambda: compressors.dithering(4),
+    "rand_k": compressors.rand_k(0.25),
+    "perm_k": compressors.perm_k(),
+    "natural": compressors.natural(),
+    "dithering": compressors.dithering(4),
 }
 CONTRACTIVE = {
-    "top_k": lambda: compressors.top_k(0.25),
-    "sign": compressors.sign,
-    "scaled": lambda: compressors.scaled(compressors.rand_k(0.5)),
+    "top_k": compressors.top_k(0.25),
+    "sign": compressors.sign(),
+    "scaled": compressors.scaled(compressors.rand_k(0.5)),
 }
+RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
 gather = dict(key=KEY, axis_name=AXIS, schedule="gather")
 
 
@@ -143,8 +158,8 @@ gather = dict(key=KEY, axis_name=AXIS, schedule="gather")
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", UNBIASED)
 def test_masha1(x64, codec, two_way, mode):
-    game, up = Game(), UNBIASED[codec]()
-    down = compressors.natural() if two_way else None
+    game, up = Game(), UNBIASED[codec]
+    down = UNBIASED["natural"] if two_way else None
     tx = methods.masha1(0.1, up, down, 0.3, **gather)
     ours, _ = trajectory(mode, tx, game)
     exchange_key, _ = jax.random.split(KEY)
@@ -152,7 +167,7 @@ def test_masha1(x64, codec, two_way, mode):
         start_point(),
         game,
         averaged(up, exchange_key),
-        coins(KEY, 0.3, STEPS),
+        coins(0.3),
         0.1,
         0.3,
         Qs=server(down, exchange_key, True) if two_way else None,
@@ -169,8 +184,8 @@ def spread(out):
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", CONTRACTIVE)
 def test_masha2(x64, codec, two_way, mode):
-    game, up = Game(), CONTRACTIVE[codec]()
-    down = compressors.top_k(0.5) if two_way else None
+    game, up = Game(), CONTRACTIVE[codec]
+    down = TOP if two_way else None
     tx = methods.masha2(0.02, up, down, 0.3, **gather)
     ours, _ = trajectory(mode, tx, game)
     exchange_key, _ = jax.random.split(KEY)
@@ -178,7 +193,7 @@ def test_masha2(x64, codec, two_way, mode):
         start_point(),
         game,
         messages(up, exchange_key),
-        coins(KEY, 0.3, STEPS),
+        coins(0.3),
         0.02,
         0.3,
         Cs=server(down, exchange_key, False) if two_way else None,
@@ -190,8 +205,8 @@ def test_masha2(x64, codec, two_way, mode):
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", CONTRACTIVE)
 def test_dqgan(x64, codec, two_way, mode):
-    game, up = Game(), CONTRACTIVE[codec]()
-    down = compressors.top_k(0.5) if two_way else None
+    game, up = Game(), CONTRACTIVE[codec]
+    down = TOP if two_way else None
     tx = methods.dqgan(0.05, up, down, **gather)
     ours, shown = trajectory(mode, tx, game)
     halves, w = loops.dqgan(
@@ -208,7 +223,7 @@ def test_dqgan(x64, codec, two_way, mode):
 
 
 def test_dqgan_takes_a_schedule_of_the_iteration(x64):
-    game, up = Game(), compressors.top_k(0.25)
+    game, up = Game(), CONTRACTIVE["top_k"]
 
     def rate(k):
         return 0.1 / (1 + jnp.asarray(k, float) / 20)
@@ -282,7 +297,7 @@ def test_feedback_in_the_push_alone_diverges_where_dqgan_converges(x64, codec):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_pp_masha1(x64, mode):
-    game, up, b = Game(), compressors.rand_k(0.5), 3
+    game, up, b = Game(), RAND, 3
     tx = methods.pp_masha1(0.05, up, b, 0.2, **gather)
     ours, _ = trajectory(mode, tx, game)
     exchange_key, _ = jax.random.split(KEY)
@@ -295,7 +310,7 @@ def test_pp_masha1(x64, mode):
         game,
         averaged(up, exchange_key),
         participants,
-        coins(KEY, 0.2, STEPS),
+        coins(0.2),
         0.05,
         0.2,
     )
@@ -322,8 +337,7 @@ def test_variance_reduced_masha(x64, which, mode):
     shift, tilt, terms = terms_of(game)
     rng = np.random.default_rng(8)
     batches = rng.integers(0, R, size=(STEPS, M, 2))
-    up = {"vr_masha1": compressors.rand_k(0.5), "vr_masha2": compressors.top_k(0.5)}
-    up = up[which]
+    up = {"vr_masha1": RAND, "vr_masha2": TOP}[which]
     rate = {"vr_masha1": 0.05, "vr_masha2": 0.02}[which]
     tx = getattr(methods, which)(rate, up, None, 0.2, **gather)
 
@@ -357,7 +371,7 @@ def test_variance_reduced_masha(x64, which, mode):
         terms,
         batches,
         draw(up, exchange_key),
-        coins(KEY, 0.2, STEPS),
+        coins(0.2),
         rate,
         0.2,
     )
@@ -375,7 +389,7 @@ def test_masha_without_compression_and_always_renewed_is_extragradient(x64):
 
 
 def test_masha1_with_a_projection(x64):
-    game, up = Game(), compressors.rand_k(0.5)
+    game, up = Game(), RAND
 
     def prox(z, gamma):
         return jnp.clip(z, -0.5, 0.5)
@@ -387,7 +401,7 @@ def test_masha1_with_a_projection(x64):
         start_point(),
         game,
         averaged(up, exchange_key),
-        coins(KEY, 0.5, STEPS),
+        coins(0.5),
         0.05,
         0.5,
         prox=lambda v, gamma: np.clip(v, -0.5, 0.5),
@@ -399,8 +413,7 @@ def test_masha1_with_a_projection(x64):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["ceg", "eg_ef", "qsgda", "diana_sgda", "ef21_sgda"])
 def test_baselines(x64, name, mode):
-    game = Game()
-    rand, top = compressors.rand_k(0.5), compressors.top_k(0.5)
+    game, rand, top = Game(), RAND, TOP
     z0, rate = start_point(), 0.05
     tx, theirs = {
         "ceg": lambda: (
@@ -433,7 +446,7 @@ def test_baselines(x64, name, mode):
 def test_compressed_gossip_is_choco(x64, graph, mode):
     import table
 
-    graph, top = table.graphs(M)[graph], compressors.top_k(0.25)
+    graph, top = table.graphs(M)[graph], CONTRACTIVE["top_k"]
     tx = jaxsp.compressed_gossip(graph, top, 0.3, key=KEY, axis_name=AXIS)
 
     def one_worker(z):
@@ -449,22 +462,14 @@ def test_compressed_gossip_is_choco(x64, graph, mode):
     X = np.random.default_rng(2).normal(size=(M, D))
     ours = np.asarray(jax.jit(workers(mode).map(one_worker))(jnp.asarray(X)))
 
-    def Q(m, k, v):
-        return np.asarray(roundtrip(top, v))
-
-    theirs = loops.choco(X, graph.to_matrix(), Q, 0.3, 60)
+    # Top-k draws nothing: any key will do.
+    theirs = loops.choco(X, graph.to_matrix(), messages(top, KEY), 0.3, 60)
     np.testing.assert_allclose(ours.swapaxes(0, 1), theirs, rtol=0, atol=1e-12)
     np.testing.assert_allclose(ours[:, -1].mean(0), X.mean(0), atol=1e-13)
     spread_ratio = np.linalg.norm(ours[:, -1] - X.mean(0)) / np.linalg.norm(
         X - X.mean(0)
     )
     assert spread_ratio < 0.5
-
-
-def roundtrip(compressor, v):
-    """What arrives of a vector through a compressor that draws nothing."""
-    x = jnp.asarray(v)
-    return compressor.decompress(compressor.compress(jax.random.key(0), x), x)
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,9 @@ def test_accounted_bits_are_the_bytes_of_the_collectives(codec, schedule):
         codec, key=jax.random.key(0), axis_name=AXIS, schedule=schedule
     )
     u = jnp.ones((N, d))
-    state = team.map(tx.init)(u)
-    update = jax.jit(team.map(tx.update))
-    text = update.lower(u, state).compile().as_text()
+    state = jax.jit(team.map(tx.init))(u)
+    update = jax.jit(team.map(tx.update)).lower(u, state).compile()
+    text = update.as_text()
     _, state = update(u, state)
     accounted = int(jaxsp.metrics.bits_sent(state).up[0]) / 8
     assert collective_bytes(text) == pytest.approx(accounted, rel=0.02, abs=64)

@@ -17,7 +17,7 @@ def left_out(workers, steps):
     tx = jaxsp.error_feedback_average(
         compressors.low_rank(2), key=jax.random.key(0), axis_name=workers.axis_name
     )
-    state = workers.map(tx.init)(u)
+    state = jax.jit(workers.map(tx.init))(u)
     update = jax.jit(workers.map(tx.update))
     out = []
     for _ in range(steps):

@@ -80,9 +80,10 @@ def test_one_peer_exponential_moves_on_from_update_to_update(x64):
     graph = topology.one_peer_exponential(8)
     tx = jaxsp.gossip(graph, axis_name=AXIS)
     z = V = jnp.asarray(np.random.default_rng(1).normal(size=(8, 3)))
-    state = workers.map(tx.init)(z)
+    state = jax.jit(workers.map(tx.init))(z)
+    step = jax.jit(workers.map(tx.update))
     for k in range(3):
-        updates, state = workers.map(tx.update)(jnp.zeros_like(z), state, z)
+        updates, state = step(jnp.zeros_like(z), state, z)
         expected = graph.to_matrix(k) @ z
         z = z + updates
         np.testing.assert_allclose(z, expected, atol=1e-14)
@@ -94,7 +95,7 @@ def test_random_ring_draws_one_graph_an_update_by_the_shared_key(x64):
     workers = jaxsp.Workers(8, devices=jax.devices()[:1])
     tx = jaxsp.gossip(graph, 2, axis_name=AXIS, key=key)
     z = jnp.asarray(np.random.default_rng(1).normal(size=(8, 3)))
-    state, seen = workers.map(tx.init)(z), set()
+    state, seen = jax.jit(workers.map(tx.init))(z), set()
     step = jax.jit(workers.map(tx.update))
     for k in range(12):
         updates, state = step(jnp.zeros_like(z), state, z)
@@ -117,9 +118,7 @@ def test_combine_then_adapt_leaves_the_update_unmixed(x64):
     }.items():
         tx = jaxsp.gossip(ring, axis_name=AXIS, order=order)
         out = workers.map(lambda z, u, tx=tx: z + tx.update(u, tx.init(z), z)[0])
-        np.testing.assert_allclose(
-            out(jnp.asarray(z), jnp.asarray(u)), expected, atol=1e-14
-        )
+        np.testing.assert_allclose(jax.jit(out)(z, u), expected, atol=1e-14)
 
 
 def test_gossip_inside_extragradient_mixes_both_points(x64):
@@ -189,7 +188,7 @@ def test_half_precision_keeps_the_mean(acceleration):
     workers = jaxsp.Workers(8, devices=jax.devices()[:1])
     tx = jaxsp.gossip(topology.ring(8), 4, acceleration, axis_name=AXIS)
     z = jnp.full((8, 3), 1.5, jnp.bfloat16)
-    state = workers.map(tx.init)(z)
+    state = jax.jit(workers.map(tx.init))(z)
     step = jax.jit(workers.map(tx.update))
     for _ in range(100):
         updates, state = step(jnp.zeros_like(z), state, z)
