@@ -87,6 +87,12 @@ METHODS = [
         lambda z0, F, W, lr, n: reference.extra_step_local_sgd(z0, F, lr, 3, n),
     ),
     Row(
+        "local_extra_adam",
+        lambda t, lr: methods.local_extra_adam(lr, 3, axis_name=AXIS),
+        lambda z0, F, W, lr, n: reference.extra_adam(z0, F, lr, n, sync_every=3),
+        ADAM_RATE,
+    ),
+    Row(
         "dposg",
         lambda t, lr: methods.dposg(lr, t, axis_name=AXIS),
         lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 1, lr, n)[0],
@@ -132,6 +138,21 @@ TRANSFORMS = [
     Row(
         "alternating_extragradient",
         lambda t, lr: transforms.alternating_extragradient(optax.adam(lr)),
+    ),
+    Row(
+        "alternating",
+        lambda t, lr: transforms.alternating(optax.adam(lr), optax.sgd(lr), 2),
+    ),
+    Row(
+        "federated_average",
+        lambda t, lr: transforms.federated_average(
+            optax.sgd(lr, momentum=0.5),
+            2,
+            weights=range(1, t.size + 1),
+            participants=t.size // 2 + 1,
+            key=KEY,
+            axis_name=AXIS,
+        ),
     ),
     Row("past_extragradient", lambda t, lr: transforms.past_extragradient(lr)),
     Row("optimistic_adam", lambda t, lr: transforms.optimistic_adam(lr)),

@@ -74,6 +74,21 @@ def test_dposg_of_identical_workers_is_optimistic_descent(x64, graph, rounds):
     np.testing.assert_allclose(ours, np.repeat(single[:, None], N, 1), atol=1e-13)
 
 
+def test_local_extra_adam_sends_points_and_no_moments(x64):
+    """Far apart in what they see, workers meet in z and in nothing else."""
+    game = table.make_game(N, D)
+    tx = methods.local_extra_adam(table.ADAM_RATE, 4, axis_name=table.AXIS)
+    path, (extra, sync) = table.trajectory(MODES["vmap"](N), tx, game, start(), 12)
+    apart = np.ptp(path, axis=1).max(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(apart < 1e-12), [0, 4, 8, 12])
+    adam = extra.base[0]
+    np.testing.assert_array_equal(adam.count, 2 * 12)  # two oracle calls an iteration
+    assert np.ptp(adam.mu, axis=0).min() > 0.1
+    np.testing.assert_array_equal(
+        jaxsp.metrics.bits_sent(sync).up, 3 * (2 * 7 * 64 * D // 8)
+    )
+
+
 def bilinear_run(tx, problem, workers, steps):
     """The last point of every worker and its state, from z = 1."""
 
@@ -198,6 +213,10 @@ def test_local_steps_leave_a_floor_even_when_averaged_every_time(x64):
         (lambda: methods.extra_step("0.1", axis_name="w"), "learning_rate"),
         (lambda: methods.extra_step(0.1, axis_name=None), "axis_name"),
         (lambda: methods.extra_step_local_sgd(0.1, 0, axis_name="w"), "every"),
+        (lambda: methods.local_extra_adam(-0.1, 2, axis_name="w"), "learning_rate"),
+        (lambda: methods.local_extra_adam(0.1, 0, axis_name="w"), "every"),
+        (lambda: methods.local_extra_adam(0.1, 2, b2=1.0, axis_name="w"), "b2"),
+        (lambda: methods.local_extra_adam(0.1, 2, eps=-1.0, axis_name="w"), "eps"),
         (lambda: methods.dposg(0.1, np.eye(3), axis_name="w"), "from_matrix"),
         (
             lambda: methods.dposg(0.1, topology.ring(3), 1.5, axis_name="w"),

@@ -22,6 +22,7 @@ from jaxsp.methods.extra_step import (
     decentralized_extra_step,
     extra_step,
     extra_step_local_sgd,
+    local_extra_adam,
 )
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
 
@@ -40,6 +41,7 @@ __all__ = [
     "eval_params",
     "extra_step",
     "extra_step_local_sgd",
+    "local_extra_adam",
     "masha1",
     "masha2",
     "pp_masha1",

@@ -7,7 +7,12 @@ import optax
 from jaxsp import _arguments, comm, transforms
 from jaxsp.topology import TimeVarying, Topology
 
-__all__ = ["decentralized_extra_step", "extra_step", "extra_step_local_sgd"]
+__all__ = [
+    "decentralized_extra_step",
+    "extra_step",
+    "extra_step_local_sgd",
+    "local_extra_adam",
+]
 
 
 def extra_step(
@@ -146,10 +151,67 @@ def extra_step_local_sgd(
     )
 
 
+def local_extra_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    sync_every: int,
+    b1: float = 0.5,
+    b2: float = 0.9,
+    eps: float = 1e-8,
+    *,
+    axis_name: comm.AxisName,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Local ExtraAdam steps, with the workers averaged every `sync_every` of them.
+
+    $$z_{1/2} = z_m + \mathrm{Adam}_m(F_m(z_m)), \qquad
+    z_m \leftarrow z_m + \mathrm{Adam}_m(F_m(z_{1/2})), \qquad
+    z_m \leftarrow \tfrac1M \textstyle\sum_j z_j \text{ after every } H
+    \text{ iterations}.$$
+
+    The form of `extra_step_local_sgd` for GANs. Both half-steps start from $z_m$, and
+    each takes the moments one step further, so that their decays `b1` and `b2`, and the
+    correction of their bias, count oracle calls, two an iteration. The moments are a
+    worker's own: they are never sent, and an average leaves them as they are. The
+    composition is reconstructed.
+
+    Args:
+      learning_rate: a number or a schedule of the iteration.
+      sync_every: $H$, the iterations from one average to the next.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      axis_name: the worker axis, `Workers.axis_name`.
+
+    Returns:
+      The method; `update` needs `params` and `operator_fn`.
+
+    Raises:
+      ValueError: for a bad argument, or an `update` without `operator_fn`.
+
+    References:
+      Gidel, Berard, Vignoud, Vincent, Lacoste-Julien, A Variational Inequality
+      Perspective on Generative Adversarial Networks, 2019,
+      arXiv 1802.10551 (ExtraAdam).
+      Beznosikov, Samokhin, Gasnikov, Distributed Saddle-Point Problems: Lower Bounds,
+      Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112.
+    """
+    _arguments.check_decay("b1", b1)
+    _arguments.check_decay("b2", b2)
+    _arguments.check_nonnegative("eps", eps)
+    rate = of_iterations(learning_rate, calls=2)
+    return optax.chain(
+        transforms.extragradient(optax.adam(rate, b1, b2, eps)),
+        transforms.sync(sync_every, axis_name=axis_name),
+    )
+
+
 def descent(learning_rate, calls=1):
     """`−γ F`, with a schedule of iterations of `calls` oracle calls each."""
+    return optax.sgd(of_iterations(learning_rate, calls))
+
+
+def of_iterations(learning_rate: optax.ScalarOrSchedule, calls: int) -> Any:
+    """A schedule of iterations as one of oracle calls, `calls` of them in each."""
     _arguments.check_learning_rate(learning_rate)
     if callable(learning_rate):
-        schedule: Any = lambda count: learning_rate(count // calls)  # noqa: E731
-        return optax.sgd(schedule)
-    return optax.sgd(learning_rate)
+        return lambda count: learning_rate(count // calls)
+    return learning_rate

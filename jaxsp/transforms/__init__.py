@@ -1,5 +1,6 @@
 """Building blocks of the methods: optax transformations, one a file."""
 
+from jaxsp.transforms.alternating import AlternatingState, alternating
 from jaxsp.transforms.alternating_extragradient import (
     AlternatingExtragradientState,
     alternating_extragradient,
@@ -23,6 +24,10 @@ from jaxsp.transforms.error_feedback_average import (
     error_feedback_average,
 )
 from jaxsp.transforms.extragradient import ExtragradientState, extragradient
+from jaxsp.transforms.federated_average import (
+    FederatedAverageState,
+    federated_average,
+)
 from jaxsp.transforms.gossip import GossipState, gossip
 from jaxsp.transforms.optimistic_adam import OptimisticAdamState, optimistic_adam
 from jaxsp.transforms.past_extragradient import (
@@ -34,6 +39,7 @@ from jaxsp.transforms.two_step_feedback import TwoStepFeedbackState, two_step_fe
 
 __all__ = [
     "AlternatingExtragradientState",
+    "AlternatingState",
     "AnchoredExtragradientState",
     "AverageState",
     "CompressedAverageState",
@@ -41,11 +47,13 @@ __all__ = [
     "DifferenceAverageState",
     "ErrorFeedbackAverageState",
     "ExtragradientState",
+    "FederatedAverageState",
     "GossipState",
     "OptimisticAdamState",
     "PastExtragradientState",
     "SyncState",
     "TwoStepFeedbackState",
+    "alternating",
     "alternating_extragradient",
     "anchored_extragradient",
     "average",
@@ -54,6 +62,7 @@ __all__ = [
     "difference_average",
     "error_feedback_average",
     "extragradient",
+    "federated_average",
     "gossip",
     "optimistic_adam",
     "past_extragradient",
