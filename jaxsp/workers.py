@@ -134,6 +134,47 @@ class Workers:
         # arrays that the caller still holds.
         return jax.device_put(tree, NamedSharding(self._mesh, spec), may_alias=False)
 
+    def permute(self, tree: Any, rows: Sequence[int] | np.ndarray) -> Any:
+        """A stacked tree whose row m is what row `rows[m]` was.
+
+        Only rows that change place travel, each straight from one device to the other:
+        a function of all workers with the same effect would gather every row on every
+        device, and a collective permute would be compiled for each permutation.
+
+        Args:
+          tree: a stacked tree, on the workers' devices.
+          rows: for each worker the one whose row it gets, known on the host.
+
+        Returns:
+          The tree, on the workers' devices.
+
+        Raises:
+          ValueError: if `rows` is not one worker's number for each, or `tree` is not
+            stacked.
+        """
+        rows = np.asarray(rows)
+        within = rows.shape == (self.count,) and np.issubdtype(rows.dtype, np.integer)
+        if not within or rows.min() < 0 or rows.max() >= self.count:
+            raise ValueError(
+                f"rows must be {self.count} integers from 0 to {self.count - 1}, one "
+                f"for each worker, got {rows.tolist()}."
+            )
+        self._check_stacked(tree, "tree")
+        if self.mode == "vmap":
+            return _take(tree, rows)
+        sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+
+        def one(x):
+            x = jax.device_put(x, sharding)
+            held = {shard.device: shard.data for shard in x.addressable_shards}
+            placed = [
+                jax.device_put(held[self.devices[row]], device)
+                for row, device in zip(rows, self.devices, strict=True)
+            ]
+            return jax.make_array_from_single_device_arrays(x.shape, sharding, placed)
+
+        return jax.tree.map(one, tree)
+
     def _check_stacked(self, tree, what):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             shape = jnp.shape(leaf)
@@ -169,3 +210,8 @@ class Workers:
             out_specs=PartitionSpec(_AXIS),
             check_vma=False,
         )
+
+
+@jax.jit
+def _take(tree, rows):
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), tree)

@@ -108,3 +108,31 @@ def test_in_axes_must_be_0_or_none(workers, in_axes):
 def test_in_axes_must_have_an_entry_for_each_argument(workers):
     with pytest.raises(ValueError, match=r"2 entries.*1 arguments"):
         workers.map(lambda x: x, in_axes=(0, None))(jnp.ones(8))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_rows_change_places(devices):
+    workers = jaxsp.Workers(4, jax.devices()[:devices])
+    tree = {"a": np.arange(8.0).reshape(4, 2), "b": np.arange(4)}
+    placed = workers.shard(tree)
+    for rows in ([1, 2, 3, 0], [0, 1, 2, 3], [2, 2, 2, 2]):
+        moved = workers.permute(placed, rows)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            moved,
+            {name: leaf[rows] for name, leaf in tree.items()},
+        )
+        for leaf, before in zip(moved.values(), placed.values(), strict=True):
+            assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+
+
+@pytest.mark.parametrize(
+    "rows", [[0, 1, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [0.0, 1.0, 2.0, 3.0]]
+)
+def test_rows_are_workers(rows):
+    workers = jaxsp.Workers(4, jax.devices()[:1])
+    with pytest.raises(ValueError, match="rows must be 4 integers from 0 to 3"):
+        workers.permute(np.zeros(4), rows)
+    with pytest.raises(ValueError, match="must be stacked"):
+        workers.permute(np.zeros(3), [0, 1, 2, 3])

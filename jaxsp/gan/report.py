@@ -20,8 +20,17 @@ import tqdm
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-__all__ = ["MetricsFile", "Progress", "plot_curves", "plot_samples", "replacing"]
+__all__ = [
+    "MetricsFile",
+    "Progress",
+    "plot_comparison",
+    "plot_curves",
+    "plot_samples",
+    "read_metrics",
+    "replacing",
+]
 
 _BLUE, _RED, _GREY = "#1f5fa8", "#c2462e", "#8a8a8a"
 
@@ -71,7 +80,7 @@ class MetricsFile:
             return
         path = pathlib.Path(path)
         if keep is not None and path.exists():
-            self.records = [r for r in _read_lines(path) if keep(r)]
+            self.records = [r for r in read_metrics(path) if keep(r)]
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)))
         self._file = path.open("a")
@@ -97,11 +106,21 @@ def _line(record):
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _read_lines(path):
-    for line in path.read_text().splitlines():
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, without what is no whole line.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The records in the file's order.
+    """
+    records = []
+    for line in pathlib.Path(path).read_text().splitlines():
         # A machine that loses power may leave half a last line.
         with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+            records.append(json.loads(line))
+    return records
 
 
 class Progress:
@@ -304,14 +323,92 @@ def plot_curves(
     )
     axes.set_title("communication per worker, MB")
     axes.legend(frameon=False)
-    axes = next(panel)
-    later = [r for r in records if r["step"] > 0]  # there it is rounding errors
-    values = _curve(axes, later, "consensus_distance", _BLUE)
-    axes.set_title("consensus distance")
-    if sum(value > 0 for value in values) > 1:
-        axes.set_yscale("log", nonpositive="mask")
+    # Of step 0 it is rounding errors.
+    later = [r for r in records if r["step"] > 0]
+    if not later or any(r.get("consensus_distance") is not None for r in later):
+        axes = next(panel)
+        values = _curve(axes, later, "consensus_distance", _BLUE)
+        axes.set_title("consensus distance")
+        if sum(value > 0 for value in values) > 1:
+            axes.set_yscale("log", nonpositive="mask")
     for axes in panel:
         axes.set_axis_off()
+    _save(figure, path)
+
+
+# Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008), and
+# dashes for more runs than there are colours.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+
+
+def plot_comparison(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike,
+    scores: Sequence[str] = ("frechet_distance",),
+    title: str = "",
+) -> None:
+    """Draw the scores of several runs against steps, bytes and seconds.
+
+    Args:
+      runs: the records of each run (`metrics.jsonl`) by the name to show.
+      path: the PNG to write.
+      scores: the names of the scores, one row of three panels each.
+      title: a line above.
+
+    Raises:
+      ValueError: if no run has any of the scores.
+    """
+    found = {r for records in runs.values() for record in records for r in record}
+    if not (scores := [name for name in scores if name in found]):
+        raise ValueError(
+            "scores must name a score that a run has recorded, got none of these: "
+            f"{', '.join(sorted(found))}."
+        )
+    xs: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "step": lambda r: r["step"],
+        "MB sent and received per worker": lambda r: (
+            ((r.get("bits_up") or 0) + (r.get("bits_down") or 0)) / 8e6
+        ),
+        "seconds of training": lambda r: r["seconds"],
+    }
+    figure = Figure(
+        figsize=(13, 0.8 + 3.4 * len(scores)), dpi=110, layout="constrained"
+    )
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(len(scores), 3, squeeze=False)
+    for row, score in zip(panels, scores, strict=True):
+        every = []
+        for axes, (label, x) in zip(row, xs.items(), strict=True):
+            for i, records in enumerate(runs.values()):
+                points = [(x(r), r[score]) for r in records if r.get(score) is not None]
+                every += [value for _, value in points]
+                colour = _COLOURS[i % len(_COLOURS)]
+                dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+                if points and label.startswith("MB") and points[-1][0] == 0:
+                    axes.axhline(points[-1][1], color=colour, ls=":", lw=1)
+                    continue  # nothing is sent: there is no curve
+                axes.plot(
+                    *np.array(points).reshape(-1, 2).T, dash, color=colour, lw=1.5
+                )
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(score.replace("_", " ").replace("frechet", "Fréchet"))
+        if every and min(every) > 0 and max(every) > 10 * min(every):
+            for axes in row:
+                axes.set_yscale("log")
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_COLOURS[i % len(_COLOURS)],
+            ls=_DASHES[i // len(_COLOURS) % len(_DASHES)],
+            label=name,
+        )
+        for i, name in enumerate(runs)
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     _save(figure, path)
 
 

@@ -6,7 +6,8 @@ anywhere on the second, so that methods of one and of two gradients are called a
 
     g_m = F_m(z_m; ξ_m);    z_m ← z_m + update(g_m, state_m, z_m, F_m(·; ξ'_m))
 
-All that is random follows from a key, the step and the worker's index.
+(or on the same, ξ' = ξ). All that is random follows from a key, the step and the
+worker's index.
 """
 
 from collections.abc import Callable
@@ -18,13 +19,24 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxsp import comm, methods, operators
+from jaxsp import comm, methods, metrics, operators
 from jaxsp.gan import data, models
 from jaxsp.gan.losses import Losses
+from jaxsp.gan.program import Program, Role, Summary
 from jaxsp.operators import MinMax
 from jaxsp.workers import Workers
 
-__all__ = ["TrainState", "init_state", "make_step", "mean_generator"]
+__all__ = [
+    "TrainState",
+    "bits",
+    "draw_keys",
+    "init_state",
+    "make_step",
+    "mean_generator",
+    "moving_average",
+    "program",
+    "to_batch",
+]
 
 
 class TrainState(NamedTuple):
@@ -60,10 +72,16 @@ def init_state(
     Returns:
       The state, stacked, on the workers' devices; no two of its arrays share memory.
     """
-    params = workers.replicate(models.init(gan, key))
+    z = models.init(gan, key)
+    return _start(transformation, workers, z, z.x, 0)
+
+
+def _start(transformation, workers, z, ema, step):
+    """The state at `step` of workers that all hold the parameters `z`."""
+    params = workers.replicate(z)
     opt_state = jax.jit(workers.map(transformation.init))(params)
-    step = jnp.zeros(workers.count, jnp.int32)
-    return workers.shard(TrainState(step, params, opt_state, params.x))
+    step = jnp.full(workers.count, step, jnp.int32)
+    return workers.shard(TrainState(step, params, opt_state, workers.replicate(ema)))
 
 
 def make_step(
@@ -74,6 +92,7 @@ def make_step(
     batch_size: int,
     ema_decay: float = 0.999,
     steps_per_call: int = 1,
+    same_sample: bool = False,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
     """Compile training steps of all workers.
 
@@ -85,13 +104,15 @@ def make_step(
       batch_size: examples a worker draws for one gradient.
       ema_decay: as in `TrainConfig`.
       steps_per_call: the most steps that one call can do.
+      same_sample: as in `TrainConfig`.
 
     Returns:
       `step(state, shares, sizes, key, count)`, which does `count` steps, at most
       `steps_per_call`, and returns the state and the losses of generator and
       discriminator, float32 (workers, steps_per_call, 2), of which the first `count`
       rows are filled. It consumes `state`: the buffers are reused. `shares` and `sizes`
-      are what `partition.stack` returns, `key` is a key all workers share.
+      are what `partition.stack` returns, or, for a class-conditional GAN, a pair of
+      images and labels for `shares`; `key` is a key all workers share.
     """
     update = optax.with_extra_args_support(transformation).update
     operator = operators.game(
@@ -99,30 +120,25 @@ def make_step(
     )
 
     def one_step(state, share, size, key):
-        key = comm.worker_key(key, workers.axis_name)
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        index = comm.worker_index(workers.axis_name)
+        keys = draw_keys(key, index, state.step)
+        first, second = keys[:2], keys[:2] if same_sample else keys[2:]
 
         def field_at(z, draw_key, noise_key):
             batch = data.draw(draw_key, share, size, batch_size)
-            return operator(z, data.to_unit(batch), noise_key)
+            return operator(z, to_batch(batch), noise_key)
 
         z: Any = state.params
-        g, values = field_at(z, *keys[:2])  # F_m(z; ξ)
+        g, values = field_at(z, *first)  # F_m(z; ξ)
         updates, opt_state = update(
             g,
             state.opt_state,
             z,
-            operator_fn=lambda point: field_at(point, *keys[2:])[0],  # F_m(·; ξ')
+            operator_fn=lambda point: field_at(point, *second)[0],  # F_m(·; ξ')
         )
         z = optax.apply_updates(z, updates)
         reported: Any = methods.eval_params(opt_state, z)
-        t = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-        ema = jax.tree.map(
-            lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
-            state.ema,
-            reported.x,
-        )
+        ema = moving_average(state.ema, reported.x, state.step, ema_decay)
         return TrainState(state.step + 1, z, opt_state, ema), jnp.stack(values)
 
     def one_call(state, share, size, key, count):
@@ -142,6 +158,37 @@ def make_step(
     return jax.jit(mapped, donate_argnums=0)
 
 
+def draw_keys(key: jax.Array, index: Any, step: Any) -> jax.Array:
+    """A worker's four keys of a step: of the batch and the noise ξ, and of those of ξ'.
+
+    Args:
+      key: the key that all workers share.
+      index: the worker's.
+      step: the step's number.
+
+    Returns:
+      Four keys.
+    """
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), step), 4)
+
+
+def to_batch(drawn: Any) -> Any:
+    """Examples as losses take them: images in [-1, 1], with their labels if any."""
+    if isinstance(drawn, tuple):
+        images, labels = drawn
+        return data.to_unit(images), labels
+    return data.to_unit(drawn)
+
+
+def moving_average(ema: Any, new: Any, step: jax.Array, ema_decay: float) -> Any:
+    """One step of ema ← d ema + (1 − d) new, d = min(ema_decay, (1 + t) / (10 + t))."""
+    t = step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+    return jax.tree.map(
+        lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), ema, new
+    )
+
+
 def _with_value(loss):
     """The loss and, beside it, its value for the record."""
 
@@ -154,4 +201,93 @@ def _with_value(loss):
 
 def mean_generator(state: TrainState) -> Any:
     """The generator to evaluate: the mean over workers of their moving averages."""
-    return jax.tree.map(lambda x: np.asarray(x).mean(axis=0).astype(x.dtype), state.ema)
+    return jax.tree.map(_mean_over_workers, state.ema)
+
+
+def program(
+    transformation: optax.GradientTransformation,
+    gan: models.Gan,
+    losses: Losses,
+    workers: Workers,
+    *,
+    batch_size: int,
+    ema_decay: float = 0.999,
+    steps_per_call: int = 1,
+    same_sample: bool = False,
+) -> Program:
+    """The program in which every worker trains both networks.
+
+    Args:
+      transformation: as in `make_step`.
+      gan: generator and discriminator.
+      losses: as in `make_step`.
+      workers: who trains.
+      batch_size: as in `make_step`.
+      ema_decay: as in `TrainConfig`.
+      steps_per_call: as in `make_step`.
+      same_sample: as in `TrainConfig`.
+
+    Returns:
+      What the training loop runs.
+    """
+    step_fn = make_step(
+        losses,
+        transformation,
+        workers,
+        batch_size=batch_size,
+        ema_decay=ema_decay,
+        steps_per_call=steps_per_call,
+        same_sample=same_sample,
+    )
+    reported = jax.jit(
+        workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
+    )
+
+    def summary(state):
+        params = jax.tree.map(_mean_over_workers, reported(state))
+        return Summary(mean_generator(state), params)
+
+    def adopt(summary, step, key):
+        del key
+        return _start(transformation, workers, summary.params, summary.generator, step)
+
+    def roles(shares, sizes):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = jax.eval_shape(
+            lambda: init_state(gan, transformation, workers, jax.random.key(0))
+        )
+        lowered = step_fn.lower(state, shares, sizes, key, 1)
+        members = workers.count if workers.mode == "vmap" else 1
+        return {"worker": Role((lowered,), members)}
+
+    return Program(
+        workers=workers,
+        steps_per_call=steps_per_call,
+        init=lambda key: init_state(gan, transformation, workers, key),
+        step=step_fn,
+        generator=mean_generator,
+        bits=lambda state: bits(state.opt_state),
+        consensus=lambda state: float(_consensus_distance(state.params)),
+        summary=summary,
+        adopt=adopt,
+        adopted="all workers start from the mean of the parameters, optimizers anew",
+        roles=roles,
+    )
+
+
+# One program: over several devices each of its collectives would be one otherwise.
+_consensus_distance = jax.jit(metrics.consensus_distance)
+
+
+def bits(state: Any) -> tuple[int | None, int | None]:
+    """Bits sent and received, means over workers; None where nothing counts them."""
+    try:
+        up, down = (int(b.sum()) // b.size for b in metrics.bits_sent(state))
+        return up, down
+    except ValueError:
+        return None, None
+
+
+def _mean_over_workers(x):
+    x = np.asarray(x)
+    return x.mean(axis=0).astype(x.dtype)

@@ -1,13 +1,15 @@
-"""The training loop: any GAN, any losses, any transformation, any workers.
+"""The training loop: any GAN, any losses, any method, any workers.
 
-`train` runs the step of `jaxsp.gan.step`, records and scores what comes of it, and
+`train` runs a program (`jaxsp.gan.program`), records and scores what comes of it, and
 leaves a run that goes on where it stopped: what is random in a step follows from the
 seed, the step and the worker, so nothing random is saved, and a run that was
-interrupted continues bit for bit.
+interrupted continues bit for bit. With another number of workers it goes on too, from
+what the checkpoint's parameters come down to.
 """
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import signal
@@ -22,13 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsp import metrics
-from jaxsp.gan import checkpoint, data, models, partition, report
+from jaxsp.gan import checkpoint, data, md_gan, models, partition, report
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.step import TrainState, init_state, make_step, mean_generator
+from jaxsp.gan.program import Program
+from jaxsp.gan.step import program as local_program
 from jaxsp.workers import Workers
 
-__all__ = ["Result", "TrainConfig", "TrainingDivergedError", "train"]
+__all__ = ["Result", "TrainConfig", "TrainingDivergedError", "make_program", "train"]
+
+_log = logging.getLogger(__name__)
 
 # JAX 0.10 on several CPU devices deadlocks when 64 steps with collectives are in
 # flight; and a signal is seen, and the bar moved, when one of these is complete.
@@ -55,6 +59,9 @@ class TrainConfig:
       steps_per_call: steps compiled into one call, in a loop on the device. None means
         1 on CPU, where a convolution inside such a loop is 3 to 4 times slower, and 32
         elsewhere.
+      same_sample: whether a method's second gradient in a step is taken on the sample
+        of the first (batch, latents and noise), as alternating steps usually are, or on
+        a sample of its own, as the theory of extragradient asks.
 
     Raises:
       ValueError: if a number is out of range.
@@ -69,12 +76,15 @@ class TrainConfig:
     eval_samples: int = 10_000
     ema_decay: float = 0.999
     steps_per_call: int | None = None
+    same_sample: bool = False
 
     def __post_init__(self):
         least = {"steps": 1, "seed": 0}
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
-            if name == "ema_decay" or (name == "steps_per_call" and value is None):
+            if name in ("ema_decay", "same_sample"):
+                continue
+            if name == "steps_per_call" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise ValueError(f"{name} must be an integer, got {value!r}.")
@@ -90,13 +100,15 @@ class TrainConfig:
 
 # What may change when a run is resumed: it does not touch the trajectory.
 _FREE = ("steps", "log_every", "eval_every", "checkpoint_every", "steps_per_call")
+# What is another if the workers are others: the run then goes on from a summary.
+_ELASTIC = ("workers", "data_crc32")
 
 
 class Result(NamedTuple):
     """What `train` returns.
 
     Attributes:
-      state: the last state, stacked over workers.
+      state: the last state: a `step.TrainState`, or an `md_gan.MDGanState`.
       generator: the generator's averaged parameters, mean over workers.
       history: the records of `metrics.jsonl`.
       step: the step reached.
@@ -104,7 +116,7 @@ class Result(NamedTuple):
       files: what was written.
     """
 
-    state: TrainState
+    state: Any
     generator: Any
     history: list[dict[str, Any]]
     step: int
@@ -134,7 +146,7 @@ class TrainingDivergedError(FloatingPointError):
 def train(
     gan: models.Gan,
     losses: Losses,
-    transformation: optax.GradientTransformation,
+    method: "optax.GradientTransformation | md_gan.MDGan",
     workers: Workers,
     dataset: data.Dataset,
     parts: Sequence[np.ndarray],
@@ -151,11 +163,12 @@ def train(
 
     In `workdir` it leaves `config.json`, `metrics.jsonl`, `checkpoints/`, and as
     pictures `partition.png`, `samples_000000.png`, `samples.png` and `curves.png`. A
-    line of metrics holds the `step`; `seconds` of training; `loss_generator` and
+    line of metrics holds the `step`; `seconds` of training (scores, pictures and
+    checkpoints apart); `loss_generator` and
     `loss_discriminator`, means over the workers and the steps since the line before;
     `bits_up` and `bits_down`, sent and received since the start, mean over workers;
-    `consensus_distance` of the parameters; and, every `eval_every` steps, the scores of
-    samples from the averaged generator.
+    `consensus_distance` of the parameters (null for MD-GAN); and, every `eval_every`
+    steps, the scores of samples from the averaged generator.
 
     SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
     return; a second Ctrl-C raises KeyboardInterrupt at once.
@@ -163,17 +176,21 @@ def train(
     Args:
       gan: generator and discriminator.
       losses: their losses.
-      transformation: a method of `jaxsp.methods`, or any optax transformation.
+      method: a method of `jaxsp.methods`, or any optax transformation, with which every
+        worker trains both networks; or an `md_gan.MDGan`.
       workers: who trains.
       dataset: what to learn.
       parts: for each worker the indices of `dataset.train` that it holds.
       config: how long to train and what to record.
       score: `score(samples)` returns numbers by name; None leaves scores out.
-      callback: called with each record.
+      callback: called with each record; when it returns something true, training ends
+        there, with a score and a checkpoint: a limit on seconds or bits.
       workdir: the directory of the run; None writes nothing.
       resume: go on from the last checkpoint in `workdir`, or from the beginning where
-        there is none. Of `config` all may change but `batch_size`, `seed`, `ema_decay`
-        and `eval_samples`.
+        there is none. Of `config` all may change but `batch_size`, `seed`, `ema_decay`,
+        `eval_samples` and `same_sample`. With another number of workers (and so another
+        partition) the parameters go on, as `Program.adopted` says, and not the state of
+        the optimizers; the log and `metrics.jsonl` say so.
       description: what else makes this run what it is (method, topology, learning
         rate, ...), with values that JSON can hold. A run is resumed only if it agrees.
       progress: whether to show progress on standard error.
@@ -208,31 +225,23 @@ def train(
       [0, 5, 10]
     """
     _check_arguments(gan, workers, dataset, parts, config)
-    shares, sizes = partition.stack(dataset.train, parts)
+    shares, sizes = _stack(gan, dataset, parts)
     settings = {
         **(description or {}),
         **{k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE},
         "workers": workers.count,
-        "data_crc32": zlib.crc32(sizes.data, zlib.crc32(shares.data)),
+        "data_crc32": _crc32(sizes, shares),
     }
     if workdir is not None:
-        checkpoint.check_directory(workdir, settings, resume)
+        checkpoint.check_directory(workdir, settings, resume, may_differ=_ELASTIC)
 
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = init_state(gan, transformation, workers, init_key)
-    per_call = config.steps_per_call
-    if per_call is None:
-        per_call = 1 if workers.devices[0].platform == "cpu" else 32
-    step_fn = make_step(
-        losses,
-        transformation,
-        workers,
-        batch_size=config.batch_size,
-        ema_decay=config.ema_decay,
-        steps_per_call=per_call,
-    )
+    program = make_program(method, gan, losses, workers, config)
+    per_call, step_fn = program.steps_per_call, program.step
+    state = program.init(init_key)
     grid = (config.log_every, config.eval_every, config.checkpoint_every)
     step, seconds, totals, steps_in_totals = 0, 0.0, np.zeros(2), 0
+    bits_before, adopted = [0, 0], None
 
     with contextlib.ExitStack() as stack:
         checkpoints = None
@@ -246,24 +255,39 @@ def train(
                         f"steps must be at least {saved}, which the run in {workdir} "
                         f"has reached, got {config.steps}."
                     )
-                state, note = checkpoints.restore(saved, state)
-                step, seconds = saved, note["seconds"]
+                note = checkpoints.note(saved)
+                step, seconds, bits_before = saved, note["seconds"], note["bits_before"]
                 totals, steps_in_totals = np.array(note["totals"]), note["steps"]
+                if note["workers"] == workers.count:
+                    checkpoint.check_equal(
+                        "data_crc32", note["data_crc32"], settings, workdir
+                    )
+                    state = checkpoints.restore(saved, state)
+                else:
+                    summary = checkpoints.summary(saved, program.summary(state))
+                    state = program.adopt(summary, saved, init_key)
+                    bits_before = note["bits"]
+                    adopted = f"{note['workers']} -> {workers.count} workers"
+                    _log.warning(
+                        "step %d: %s; %s; the data are divided anew.",
+                        saved,
+                        adopted,
+                        program.adopted,
+                    )
             checkpoint.write_config(
                 workdir, settings, {k: getattr(config, k) for k in _FREE}
             )
-            if step == 0:
+            if step == 0 or adopted:
                 counts = partition.table(dataset.train_labels, parts)
                 partition.plot(counts, workdir / "partition.png")
         recorder = _Recorder(
-            gan, dataset, config, eval_key, score, callback, workdir, step
+            gan, dataset, config, program, eval_key, score, callback, workdir, step
         )
         stack.callback(recorder.close)
         bar = report.Progress(config.steps, step, enabled=progress)
         stack.callback(bar.close)
         caught = stack.enter_context(_signals_caught())
-        shares, sizes = workers.shard(jnp.asarray(shares)), workers.shard(sizes)
-        began = time.monotonic() - seconds
+        shares, sizes = workers.shard((shares, sizes))
 
         def fail(what, at):
             kept = None
@@ -272,26 +296,34 @@ def train(
             raise TrainingDivergedError(what, at, kept)
 
         def record(means, scored):
-            if scored and not _all_finite((state.params, state.ema)):
+            if scored and not _all_finite(state):
                 fail("a parameter is not finite", step)
-            recorder.record(step, time.monotonic() - began, means, state, scored)
+            note = {"workers": adopted} if adopted and means is None else {}
+            return recorder.record(
+                step, seconds, means, state, scored, bits_before, note
+            )
 
         def save():
             if checkpoints is not None and checkpoints.latest != step:
-                if not _all_finite((state.params, state.ema)):
+                if not _all_finite(state):
                     fail("a parameter is not finite", step)
                 note = {
-                    "seconds": time.monotonic() - began,
+                    "seconds": seconds,
                     "totals": totals.tolist(),
                     "steps": steps_in_totals,
+                    "workers": workers.count,
+                    "data_crc32": settings["data_crc32"],
+                    "bits_before": bits_before,
+                    "bits": _add_bits(program.bits(state), bits_before),
                 }
-                checkpoints.save(step, state, note)
+                checkpoints.save(step, state, program.summary(state), note)
 
-        if step == 0:
-            record(None, scored=True)
+        enough = False
+        if step == 0 or adopted:
+            enough = record(None, scored=True)
             save()
         calls = 1
-        while step < config.steps and not caught:
+        while step < config.steps and not (caught or enough):
             # Some calls are in flight together, up to the next step on the grid.
             end = min(config.steps, *(step - step % every + every for every in grid))
             dispatched, reached, flight = time.monotonic(), step, []
@@ -309,24 +341,28 @@ def train(
             means = values.mean(axis=0, dtype=np.float64)
             for mean in means:  # one by one: the sum does not depend on the flights
                 totals, steps_in_totals = totals + mean, steps_in_totals + 1
-            took = (time.monotonic() - dispatched) / len(flight)
-            calls = int(np.clip(_SECONDS_IN_FLIGHT / took, 1, _MOST_CALLS_IN_FLIGHT))
+            took = time.monotonic() - dispatched
+            seconds += took
+            calls = len(flight) * _SECONDS_IN_FLIGHT / took
+            calls = int(np.clip(calls, 1, _MOST_CALLS_IN_FLIGHT))
 
             last = step == config.steps
             logged = step % config.log_every == 0 or step % config.eval_every == 0
             if logged or last:
                 scored = last or step % config.eval_every == 0
-                record(totals / steps_in_totals, scored)
+                enough = record(totals / steps_in_totals, scored)
+                if enough and not scored:  # it ends here: what has been reached?
+                    record(totals / steps_in_totals, scored=True)
             if logged:  # a last line off the grid must not change those of a longer run
                 totals, steps_in_totals = np.zeros(2), 0
-            if last or caught or step % config.checkpoint_every == 0:
+            if last or caught or enough or step % config.checkpoint_every == 0:
                 save()
             bar.update(
                 step, loss_G=means[-1, 0], loss_D=means[-1, 1], **recorder.headline
             )
     return Result(
         state,
-        mean_generator(state),
+        program.generator(state),
         recorder.history,
         step,
         caught[0] if caught and step < config.steps else None,
@@ -334,13 +370,46 @@ def train(
     )
 
 
+def make_program(
+    method: "optax.GradientTransformation | md_gan.MDGan",
+    gan: models.Gan,
+    losses: Losses,
+    workers: Workers,
+    config: TrainConfig,
+) -> Program:
+    """The program that `train` runs with the same arguments.
+
+    Args:
+      method: as in `train`.
+      gan: as in `train`.
+      losses: as in `train`.
+      workers: as in `train`.
+      config: as in `train`.
+
+    Returns:
+      The program; nothing is compiled yet.
+
+    Raises:
+      ValueError: if the method does not fit the workers or the losses.
+    """
+    per_call = config.steps_per_call
+    if per_call is None:
+        per_call = 1 if workers.devices[0].platform == "cpu" else 32
+    options = {"batch_size": config.batch_size, "ema_decay": config.ema_decay}
+    if isinstance(method, md_gan.MDGan):
+        return method.program(gan, losses, workers, **options)
+    options |= {"steps_per_call": per_call, "same_sample": config.same_sample}
+    return local_program(method, gan, losses, workers, **options)
+
+
 class _Recorder:
     """Writes a line of metrics, scores and draws the averaged generator's samples."""
 
     def __init__(
-        self, gan, dataset, config, key, score, callback, workdir, resumed_step
+        self, gan, dataset, config, program, key, score, callback, workdir, resumed_step
     ):
         self._gan, self._dataset, self._config = gan, dataset, config
+        self._program = program
         self._key, self._score, self._callback = key, score, callback
         self._workdir = workdir
         self._file = report.MetricsFile(
@@ -360,9 +429,9 @@ class _Recorder:
     def close(self):
         self._file.close()
 
-    def record(self, step, seconds, losses, state, scored):
-        """Write one line; pictures too, if `scored`."""
-        up, down = _bits(state.opt_state)
+    def record(self, step, seconds, losses, state, scored, bits_before, note):
+        """Write one line; pictures too, if `scored`. Whether it is enough."""
+        up, down = _add_bits(self._program.bits(state), bits_before)
         line = {
             "step": step,
             "seconds": round(seconds, 3),
@@ -370,19 +439,20 @@ class _Recorder:
             "loss_discriminator": None if losses is None else float(losses[1]),
             "bits_up": up,
             "bits_down": down,
-            "consensus_distance": float(_consensus_distance(state.params)),
+            "consensus_distance": self._program.consensus(state),
+            **note,
         }
         if scored:
-            x = mean_generator(state)
+            x = self._program.generator(state)
             if self._score is not None:
                 line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
         self._file.write(line)
         if "frechet_distance" in line:
             self.headline = {"FD": line["frechet_distance"]}
-        if self._callback is not None:
-            self._callback(dict(line))
+        enough = self._callback is not None and self._callback(dict(line))
         if scored and self._workdir is not None:
             self._draw_pictures(step, x)
+        return bool(enough)
 
     def _draw(self, x):
         """As many samples as asked for, from the same latents every time."""
@@ -396,7 +466,11 @@ class _Recorder:
 
     def _draw_pictures(self, step, x):
         points = len(self._gan.sample_shape) == 1
-        shown = np.asarray(_sample(self._gan, x, self._key, 1000 if points else _GRID))
+        count, labels = 1000 if points else _GRID, None
+        if self._gan.num_classes and not points:  # a column for each class
+            columns = min(self._gan.num_classes, 10)
+            count, labels = columns**2, np.tile(np.arange(columns), columns)
+        shown = np.asarray(_sample(self._gan, x, self._key, count, labels))
         below = np.asarray(self._dataset.train[:2000]) if points else None
         names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
         for name in names:
@@ -408,21 +482,21 @@ class _Recorder:
 
 
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
-# One program: over several devices each of its collectives would be one otherwise.
-_consensus_distance = jax.jit(metrics.consensus_distance)
 
 
-def _bits(opt_state):
-    """Bits sent and received, mean over workers; None where nothing counts them."""
-    try:
-        return [int(b.sum()) // b.size for b in metrics.bits_sent(opt_state)]
-    except ValueError:
-        return None, None
+def _add_bits(bits, before):
+    """Two counts of bits sent and received, together; None where nothing counts."""
+    return [None if n is None else n + m for n, m in zip(bits, before, strict=True)]
+
+
+def _all_finite(state):
+    """Whether every parameter is finite; players may be on devices of their own."""
+    parts = (state.params.x, state.params.y, state.ema)
+    return all(bool(_finite(part)) for part in parts)
 
 
 @jax.jit
-def _all_finite(tree):
-    """Whether every number in a tree is finite."""
+def _finite(tree):
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
@@ -460,6 +534,23 @@ def _signals_caught() -> Iterator[list[signal.Signals]]:
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
+def _stack(gan, dataset, parts):
+    """The workers' shares, stacked: of images, or of images and labels."""
+    shares, sizes = partition.stack(dataset.train, parts)
+    if not gan.num_classes:
+        return shares, sizes
+    labels, _ = partition.stack(np.asarray(dataset.train_labels, np.int32), parts)
+    return (shares, labels), sizes
+
+
+def _crc32(*trees):
+    """A checksum of all arrays."""
+    crc = 0
+    for leaf in jax.tree.leaves(trees):
+        crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
+    return crc
+
+
 def _check_arguments(gan, workers, dataset, parts, config):
     if len(parts) != workers.count:
         raise ValueError(
@@ -477,4 +568,9 @@ def _check_arguments(gan, workers, dataset, parts, config):
         raise ValueError(
             f"batch_size must be at most {sizes[worker]}, as many examples as worker "
             f"{worker} holds, got {config.batch_size}."
+        )
+    if gan.num_classes and gan.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"gan is conditional on {gan.num_classes} classes, but {dataset.name} has "
+            f"{dataset.num_classes}: build it with num_classes={dataset.num_classes}."
         )

@@ -1,6 +1,7 @@
 """Run directories: whose they are, and checkpoints that are whole."""
 
 import json
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -10,12 +11,19 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint
+from jaxsp.gan import checkpoint, program
 
 
 class State(NamedTuple):
     params: dict
     others: tuple
+
+
+SETTINGS = {"method": "dposg", "learning_rate": 0.1, "shape": (2, 3)}
+SUMMARY = program.Summary(
+    generator={"a": {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3)}},
+    params=jaxsp.MinMax(np.ones(2, np.float32), {"v": np.zeros(3, np.float32)}),
+)
 
 
 def make_state(seed=0, size=3):
@@ -38,20 +46,60 @@ def assert_same(a, b):
 def test_restores_exactly_what_was_saved(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest is None
-        checkpoints.save(7, make_state(1), {"seconds": 0.1, "totals": [1 / 3, 2.0]})
-        state, progress = checkpoints.restore(7, make_state(0))
+        progress = {"seconds": 0.1, "totals": [1 / 3, 2.0]}
+        checkpoints.save(7, make_state(1), SUMMARY, progress)
+        state = checkpoints.restore(7, make_state(0))
+        assert checkpoints.note(7) == progress
     assert_same(state, make_state(1))
-    assert progress == {"seconds": 0.1, "totals": [1 / 3, 2.0]}
+
+
+def test_a_summary_is_read_without_knowing_the_state(tmp_path):
+    checkpoint.write_config(tmp_path, SETTINGS, {})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (7, 9):
+            scaled = jax.tree.map(lambda x, step=step: step * x, SUMMARY)
+            checkpoints.save(step, make_state(), scaled, {})
+        nothing = jax.tree.map(lambda x: np.zeros(()), SUMMARY)
+        assert_same(checkpoints.summary(9, like=nothing), scaled)
+        other = SUMMARY._replace(generator={"c": np.zeros(1)})
+        with pytest.raises(
+            checkpoint.WorkdirError, match=r"another configuration.*generator/c"
+        ):
+            checkpoints.summary(9, like=other)
+    step, generator, settings = checkpoint.read_generator(tmp_path)
+    assert step == 9
+    assert settings["method"] == "dposg"
+    assert_same(generator, {"a/w": 9 * SUMMARY.generator["a"]["w"]})
+    step, generator, _ = checkpoint.read_generator(tmp_path / "checkpoints" / "7")
+    assert step == 7
+    assert_same(generator, {"a/w": 7 * SUMMARY.generator["a"]["w"]})
+
+
+def test_there_is_no_generator_where_there_is_no_checkpoint(tmp_path):
+    with pytest.raises(checkpoint.WorkdirError, match="neither"):
+        checkpoint.read_generator(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
+        checkpoint.read_generator(tmp_path)
+    checkpoint.write_config(tmp_path, SETTINGS, {})
+    for path in (tmp_path, tmp_path / "checkpoints" / "3"):
+        with pytest.raises(checkpoint.WorkdirError, match="no checkpoint in"):
+            checkpoint.read_generator(path)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, make_state(), SUMMARY, {})
+    shutil.rmtree(tmp_path / "checkpoints" / "5" / "summary")
+    with pytest.raises(checkpoint.WorkdirError, match="has no summary"):
+        checkpoint.read_generator(tmp_path)
 
 
 def test_restores_to_where_it_is_used(tmp_path):
     spread = jaxsp.Workers(4, jax.devices()[:4])
     single = jaxsp.Workers(4, jax.devices()[:1])
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, spread.shard(make_state(1)), {})
+        checkpoints.save(0, spread.shard(make_state(1)), SUMMARY, {})
         for workers in (spread, single):
             like = workers.shard(make_state(0))
-            state, _ = checkpoints.restore(0, like)
+            state = checkpoints.restore(0, like)
             assert_same(state, make_state(1))
             for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
                 assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -60,32 +108,29 @@ def test_restores_to_where_it_is_used(tmp_path):
 def test_keeps_the_last_two_whole_ones(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, make_state(step), {})
-        checkpoints.save(3, make_state(9), {})  # there already: kept
+            checkpoints.save(step, make_state(step), SUMMARY, {})
+        checkpoints.save(3, make_state(9), SUMMARY, {})  # there already: kept
     # What a machine that goes down while writing leaves behind.
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     with checkpoint.Checkpoints(tmp_path) as again:
         assert again.latest == 3
         assert again.path(3) == tmp_path / "checkpoints" / "3"
         assert not again.path(1).exists()
-        assert_same(again.restore(2, make_state())[0], make_state(2))
-        assert_same(again.restore(3, make_state())[0], make_state(3))
-        again.save(4, make_state(4), {})
-        assert_same(again.restore(4, make_state())[0], make_state(4))
+        assert_same(again.restore(2, make_state()), make_state(2))
+        assert_same(again.restore(3, make_state()), make_state(3))
+        again.save(4, make_state(4), SUMMARY, {})
+        assert_same(again.restore(4, make_state()), make_state(4))
 
 
 def test_refuses_a_state_of_another_layout(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(size=3), {})
+        checkpoints.save(1, make_state(size=3), SUMMARY, {})
         message = r"\.params\['w'\] is float32\[4, 3\] there and float32\[4, 5\] here"
         with pytest.raises(checkpoint.WorkdirError, match=message):
             checkpoints.restore(1, make_state(size=5))
         state = make_state()
         with pytest.raises(checkpoint.WorkdirError, match="is missing there"):
             checkpoints.restore(1, state._replace(others=(*state.others, jnp.ones(3))))
-
-
-SETTINGS = {"method": "dposg", "learning_rate": 0.1, "shape": (2, 3)}
 
 
 def test_a_new_directory_has_no_run_and_is_not_made(tmp_path):
@@ -104,6 +149,8 @@ def test_a_run_is_resumed_only_with_its_settings(tmp_path):
     assert saved["free"] == {"steps": 10}
     assert checkpoint.check_directory(tmp_path, SETTINGS, True) is True
     assert checkpoint.check_directory(tmp_path, {**SETTINGS, "new": 1}, True) is True
+    other = {**SETTINGS, "method": "cp"}
+    assert checkpoint.check_directory(tmp_path, other, True, may_differ=["method"])
     with pytest.raises(checkpoint.WorkdirError) as caught:
         checkpoint.check_directory(
             tmp_path, {**SETTINGS, "method": "cp", "learning_rate": 0.2}, True

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -15,7 +16,7 @@ import PIL.Image
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint, data, losses, models, partition, step, train
+from jaxsp.gan import checkpoint, data, losses, md_gan, models, partition, step, train
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
@@ -45,7 +46,7 @@ def mixture():
 
 @pytest.fixture(scope="module")
 def compiled():
-    return functools.cache(step.make_step)
+    return functools.cache(step.program)
 
 
 @pytest.fixture
@@ -60,13 +61,13 @@ def fit(fit_and_draw, monkeypatch):
 @pytest.fixture
 def fit_and_draw(mixture, compiled, monkeypatch):
     """`train.train` on the small mixture; equal steps are compiled once."""
-    monkeypatch.setattr(train, "make_step", compiled)
+    monkeypatch.setattr(train, "local_program", compiled)
     parts = partition.iid(mixture.train_labels, COUNT, seed=0)
 
     def fit(config=CONFIG, method=METHOD, workers=WORKERS, parts=parts, **kwargs):
         kwargs = {"losses": LOSSES, "gan": GAN, "progress": False, **kwargs}
         return train.train(
-            transformation=method,
+            method=method,
             workers=workers,
             dataset=mixture,
             parts=parts,
@@ -451,7 +452,7 @@ def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, every, found, last):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == last
         like = step.init_state(GAN, failing_at(6), WORKERS, jax.random.key(1))
-        state, _ = checkpoints.restore(last, like)
+        state = checkpoints.restore(last, like)
     assert state.step.tolist() == [last] * COUNT
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
@@ -520,3 +521,145 @@ def test_arguments_that_do_not_fit_are_refused(fit, tmp_path, kwargs, message):
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
         train.TrainConfig(**{field: value})
+
+
+# ------------------------------------------------------------------ other workers
+
+
+def other_workers(mixture, count):
+    """A method for `count` workers, and the data divided among them."""
+    workers = jaxsp.Workers(count, jax.devices()[:1])
+    method = jaxsp.methods.dposg(
+        1e-2, jaxsp.topology.complete(count), axis_name=workers.axis_name
+    )
+    parts = partition.iid(mixture.train_labels, count, seed=0)
+    return {"method": method, "workers": workers, "parts": parts}
+
+
+def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
+    method = jaxsp.methods.dposg(1e-2, jaxsp.topology.ring(COUNT), axis_name=AXIS)
+    first = fit(method=method, workdir=tmp_path)
+    reported = jax.vmap(jaxsp.methods.eval_params)(
+        first.state.opt_state, first.state.params
+    )
+    means = jax.tree.map(lambda x: np.asarray(x).mean(0), reported)
+
+    two = other_workers(mixture, 2)
+    stopped = fit(
+        config(steps=25, log_every=5),
+        workdir=tmp_path,
+        resume=True,
+        callback=lambda record: record["step"] == 20,
+        **two,
+    )
+    assert "step 20: 3 -> 2 workers" in caplog.text
+    assert "mean of the parameters" in caplog.text
+    assert stopped.step == 20
+    for m in range(2):
+        mine = jax.tree.map(lambda x, m=m: x[m], stopped.state.params)
+        assert_close(mine, means)
+    assert_close(stopped.generator, first.generator)
+    assert jax.tree.leaves(stopped.state.opt_state.count)[0].tolist() == [0, 0]
+    (said,) = [r for r in stopped.history if "workers" in r]
+    assert said["workers"] == "3 -> 2 workers"
+    assert said["bits_up"] == first.history[-1]["bits_up"]
+
+    # Nothing was saved since: it goes on from the same mean again, and once there is a
+    # checkpoint of two workers, bit for bit.
+    whole = fit(config(steps=35), workdir=tmp_path, resume=True, **two)
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "checkpoints", again / "checkpoints")
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(tmp_path / name, again / name)
+    shutil.rmtree(again / "checkpoints" / "35")
+    same = fit(config(steps=35), workdir=again, resume=True, **two)
+    assert_same(whole.state, same.state)
+    assert lines(tmp_path) == lines(again)
+    bits = [record["bits_up"] for record in whole.history]
+    assert bits == sorted(bits)
+    assert bits[-1] > said["bits_up"]
+    partition_of = json.loads((again / "config.json").read_text())["settings"]
+    assert partition_of["workers"] == 2
+
+
+def test_the_same_workers_with_other_data_are_another_run(fit, tmp_path, mixture):
+    fit(config(steps=5), workdir=tmp_path)
+    other = partition.by_label(mixture.train_labels, COUNT)
+    with pytest.raises(checkpoint.WorkdirError, match="data_crc32"):
+        fit(config(steps=10), workdir=tmp_path, resume=True, parts=other)
+
+
+def test_a_callback_can_end_it(fit, tmp_path):
+    seen = []
+    result = fit(
+        workdir=tmp_path,
+        callback=lambda record: seen.append(record["step"]) or record["step"] >= 5,
+    )
+    assert seen == [0, 5, 5]  # once more, with a score
+    assert result.step == 5
+    assert result.signal is None
+    whole = fit(workdir=tmp_path, resume=True)
+    assert_same(whole.state, fit().state)
+
+
+# ------------------------------------------------------------------ samples and classes
+
+
+def test_the_second_gradient_may_be_on_the_first_sample():
+    run, state = probe_step(
+        lambda first, second: jaxsp.MinMax(first.x - second.x, first.y - second.y),
+        same_sample=True,
+    )
+    shares = np.random.default_rng(0).normal(size=(COUNT, 50, 2)).astype(np.float32)
+    state, _ = run(state, shares, np.full(COUNT, 50), jax.random.key(0), 1)
+    assert not np.any(state.params.x)
+    assert not np.any(state.params.y)
+
+
+def test_a_conditional_gan_is_given_images_with_their_classes(mixture):
+    """The batch's labels are those of its images: here the mode tells the angle."""
+    gan = models.mlp((2,), latent_size=12, width=8, depth=1, num_classes=8)
+    angles = mixture.centers
+    workers = jaxsp.Workers(2, jax.devices()[:1])
+
+    def wrong(x, y, batch, key):
+        points, labels = batch
+        far = jnp.linalg.norm(points - jnp.asarray(angles)[labels], axis=-1).max()
+        return far + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves((x, y)))
+
+    method = jaxsp.methods.cp_oadam(1e-3, axis_name=workers.axis_name)
+    parts = partition.iid(mixture.train_labels, 2, seed=0)
+    arguments = (method, workers, mixture, parts)
+    settings = config(steps=2, log_every=1, eval_every=10)
+    result = train.train(
+        gan, losses.Losses(wrong, wrong), *arguments, settings, progress=False
+    )
+    assert 0 < result.history[-1]["loss_generator"] < 6 * mixture.std
+    other = models.mlp((2,), latent_size=12, width=8, num_classes=5)
+    with pytest.raises(ValueError, match=r"conditional on 5 classes.*has 8"):
+        train.train(other, LOSSES, *arguments, settings, progress=False)
+
+
+def test_an_md_gan_goes_on_with_other_workers(fit, tmp_path, mixture, caplog):
+    """Three discriminators go to five workers in turn."""
+    adam = optax.adam(1e-2, b1=0.5)
+    method = md_gan.MDGan(adam, adam, swap_every=3)
+    three = fit(config(steps=4, log_every=4), method=method, workdir=tmp_path)
+    workers = jaxsp.Workers(5, jax.devices()[:1])
+    five = fit(
+        config(steps=8, log_every=4),
+        method=method,
+        workers=workers,
+        parts=partition.iid(mixture.train_labels, 5, seed=0),
+        workdir=tmp_path,
+        resume=True,
+        callback=lambda record: record["step"] == 4,
+    )
+    assert "3 -> 5 workers" in caplog.text
+    assert "one of the discriminators in turn" in caplog.text
+    assert_same(five.state.params.x, three.state.params.x)
+    turn = np.arange(5) % 3
+    in_turn = jax.tree.map(lambda leaf: np.asarray(leaf)[turn], three.state.params.y)
+    assert_same(five.state.params.y, in_turn)
+    assert_same(five.generator, three.generator)
+    assert five.history[-1]["bits_up"] == three.history[-1]["bits_up"] > 0

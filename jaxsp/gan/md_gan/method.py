@@ -1,0 +1,161 @@
+"""MD-GAN as a way of training: its choices, checked."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import optax
+
+from jaxsp.gan import models
+from jaxsp.gan.losses import Losses
+from jaxsp.gan.md_gan import run
+from jaxsp.gan.md_gan.roles import check_losses
+from jaxsp.gan.program import Program
+from jaxsp.workers import Workers
+
+__all__ = ["MDGan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MDGan:
+    r"""MD-GAN as a way of training, for `jaxsp.gan.train.train`.
+
+    Of `train.TrainConfig`, `steps_per_call` and `same_sample` mean nothing to it:
+    server and workers are called in turn, and all of a worker's gradients in an
+    iteration are on one batch.
+
+    What travels: in every iteration two generated batches to each worker and one
+    feedback of a batch's size back; in every swap a discriminator from worker to
+    worker. Nothing depends on the size of the generator.
+
+    Moments of a discriminator's optimizer in a swap: the paper sends parameters, so by
+    default they *stay* at the worker. They may *travel* with the discriminator they
+    belong to, at the price of a swap three times as large under Adam; or all start anew
+    (*reset*). A worker that joins, or comes back, copies the discriminator of the first
+    living worker and starts with a new optimizer.
+
+    Args:
+      generator_optimizer: the server's, of one step an iteration.
+      discriminator_optimizer: each worker's, of L steps an iteration.
+      batches_k: k, how many batches the server draws, from 1 to N. A worker's two
+        batches are distinct where k > 1.
+      disc_steps: L.
+      swap_every: iterations between two swaps, m E / b for every E epochs of shares of
+        m samples; None never swaps.
+      alive: `alive(step)`, for each worker whether it takes part in that iteration,
+        counted from 0; None for always. The data of a worker that left are gone.
+      moments: "stay", "travel" or "reset".
+      server_device: where the generator lives. None is the first visible device that no
+        worker has, where each worker has one; otherwise the workers' first.
+
+    Raises:
+      ValueError: for a number out of range.
+
+    Example:
+      >>> import jax, optax, jaxsp
+      >>> from jaxsp.gan import data, losses, md_gan, models, partition, train
+      >>> mixture = data.load("mixture_ring")
+      >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(4, jax.devices()[:1])
+      >>> adam = optax.adam(1e-3, b1=0.5)
+      >>> result = train.train(
+      ...     gan,
+      ...     losses.non_saturating(gan),
+      ...     md_gan.MDGan(adam, adam, batches_k=2, swap_every=5),
+      ...     workers,
+      ...     mixture,
+      ...     partition.iid(mixture.train_labels, 4, seed=0),
+      ...     train.TrainConfig(steps=10, log_every=10),
+      ...     progress=False,
+      ... )
+      >>> result.history[-1]["bits_down"] > 10 * 2 * 16 * 2 * 32  # and two swaps
+      True
+
+    References:
+      Hardy, Le Merrer, Sericola, MD-GAN: Multi-Discriminator Generative Adversarial
+      Networks for Distributed Datasets, 2019, arXiv 1811.03850.
+    """
+
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    batches_k: int = 1
+    disc_steps: int = 1
+    swap_every: int | None = None
+    alive: Callable[[int], Sequence[bool]] | None = None
+    moments: Literal["stay", "travel", "reset"] = "stay"
+    server_device: Any = None
+
+    def __post_init__(self):
+        for name in ("batches_k", "disc_steps", "swap_every"):
+            value = getattr(self, name)
+            if value is None and name == "swap_every":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name} must be an integer, got {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.alive is not None and not callable(self.alive):
+            raise ValueError(
+                "alive must be a function of the step, such as lambda step: "
+                f"[True, step < 100], got {self.alive!r}."
+            )
+        if self.moments not in ("stay", "travel", "reset"):
+            raise ValueError(
+                f'moments must be "stay", "travel" or "reset", got {self.moments!r}.'
+            )
+
+    def program(
+        self,
+        gan: models.Gan,
+        losses: Losses,
+        workers: Workers,
+        *,
+        batch_size: int,
+        ema_decay: float = 0.999,
+    ) -> Program:
+        """The program of this method.
+
+        Args:
+          gan: generator and discriminator.
+          losses: losses with `generator_on` and `discriminator_on`.
+          workers: who holds the discriminators.
+          batch_size: b, of a worker's real samples and of a generated batch.
+          ema_decay: as in `train.TrainConfig`.
+
+        Returns:
+          What the training loop runs.
+
+        Raises:
+          ValueError: if the method does not fit the workers or the losses.
+        """
+        count = workers.count
+        if self.batches_k > count:
+            raise ValueError(
+                f"batches_k must be at most {count}, the number of workers, got "
+                f"{self.batches_k}: a batch nobody judges would teach nothing."
+            )
+        if self.swap_every is not None and count == 1:
+            raise ValueError(
+                f"swap_every must be None with one worker, got {self.swap_every}: "
+                "there is no other to swap with."
+            )
+        check_losses(losses)
+        return run.Run(self, gan, losses, workers, batch_size, ema_decay).program()
+
+    def living(self, step: int, count: int) -> np.ndarray:
+        """Who takes part in an iteration, bool [count].
+
+        Raises:
+          ValueError: if `alive` gives another number of workers, or none.
+        """
+        if self.alive is None:
+            return np.ones(count, bool)
+        alive = np.asarray(self.alive(step), bool)
+        if alive.shape != (count,):
+            raise ValueError(
+                f"alive must give one bool for each of the {count} workers, got shape "
+                f"{alive.shape} at step {step}."
+            )
+        if not alive.any():
+            raise ValueError(f"alive must leave a worker, got none at step {step}.")
+        return alive

@@ -1,0 +1,313 @@
+"""The compiled roles of an MD-GAN and the iteration that calls them in turn."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsp import comm
+from jaxsp.gan import data, models
+from jaxsp.gan.md_gan import roles
+from jaxsp.gan.program import Program, Role, Summary
+from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
+from jaxsp.operators import MinMax
+
+__all__ = ["MDGanState", "Run"]
+
+
+class MDGanState(NamedTuple):
+    """The state of all, between two iterations.
+
+    Attributes:
+      step: how many iterations are done, an int32 scalar.
+      params: MinMax of the server's generator and the workers' discriminators, which
+        are stacked.
+      opt_state: MinMax of their optimizers' states, likewise.
+      ema: exponential moving average of the generator, for evaluation.
+      alive: which workers took part in the last iteration, bool [N].
+      traffic: bits that each worker sent and received, stacked.
+    """
+
+    step: jax.Array
+    params: MinMax
+    opt_state: MinMax
+    ema: Any
+    alive: jax.Array
+    traffic: comm.Traffic
+
+
+class Run:
+    """The compiled roles of an MD-GAN and the iteration that calls them in turn."""
+
+    def __init__(self, method, gan, losses, workers, batch_size, ema_decay):
+        self.method, self.gan, self.workers = method, gan, workers
+        self.server = method.server_device or _free_device(workers)
+        optimizers = method.generator_optimizer, method.discriminator_optimizer
+        size = roles.messages(gan, batch_size, optimizers[1], method.moments)
+        axis = workers.axis_name
+        # What the host knows of the last state, so that it need not wait for it.
+        self._known: Any = (None, 0, None, None)
+
+        def counted(traffic, up, down, mine):
+            more = comm.add_traffic(traffic, up, down, axis)
+            return jax.tree.map(lambda a, b: jnp.where(mine, a, b), more, traffic)
+
+        def generate(x, key, step, g_index, d_index):
+            def latent_key(j):  # what worker j would draw, did it have a generator
+                return jax.random.split(draw_keys(key, j, step)[1])[0]
+
+            keys = jax.vmap(latent_key)(jnp.arange(method.batches_k))
+            fakes, latents = roles.server_generate(gan, x, keys, batch_size)
+            return roles.swap(fakes, d_index), roles.swap(fakes, g_index), latents
+
+        def work(y, opt_state, traffic, share, held, fakes_d, fakes_g, mine, key, step):
+            keys = draw_keys(key, comm.worker_index(axis), step)
+            batch = to_batch(data.draw(keys[0], share, held, batch_size))
+            _, noise_key = jax.random.split(keys[1])
+            new = roles.worker_step(
+                losses,
+                optimizers[1],
+                y,
+                opt_state,
+                batch,
+                fakes_d,
+                fakes_g,
+                noise_key,
+                method.disc_steps,
+            )
+            # Nothing of a worker that is gone changes.
+            y, opt_state = jax.tree.map(
+                lambda a, b: jnp.where(mine, a, b), new[:2], (y, opt_state)
+            )
+            return y, opt_state, counted(traffic, size.up, size.down, mine), *new[2:]
+
+        def update(x, opt_state, ema, latents, feedback, g_index, alive, step):
+            x, opt_state, _ = roles.server_update(
+                gan, optimizers[0], x, opt_state, latents, feedback, g_index, alive
+            )
+            return x, opt_state, moving_average(ema, x, step, ema_decay)
+
+        self.generate = jax.jit(generate)
+        self.work = jax.jit(
+            workers.map(work, in_axes=(0,) * 8 + (None, None)), donate_argnums=(0, 1, 2)
+        )
+        self.update = jax.jit(update, donate_argnums=(0, 1, 2))
+        self.renew = jax.jit(workers.map(optimizers[1].init))
+        self.count_swap = jax.jit(
+            workers.map(
+                lambda traffic, mine: counted(traffic, size.swap, size.swap, mine)
+            )
+        )
+        self.count_join = jax.jit(
+            workers.map(
+                lambda traffic, sent, received: counted(
+                    counted(traffic, size.join, 0, sent), 0, size.join, received
+                )
+            )
+        )
+
+    def program(self):
+        """What the training loop runs."""
+        return Program(
+            workers=self.workers,
+            steps_per_call=1,
+            init=self.init,
+            step=self.step,
+            generator=lambda state: jax.tree.map(np.asarray, state.ema),
+            bits=lambda state: bits(state.traffic),
+            consensus=lambda state: None,  # no two networks are meant to agree
+            summary=lambda state: Summary(
+                *jax.tree.map(np.asarray, (state.ema, state.params))
+            ),
+            adopt=self.adopt,
+            adopted="the generator goes on, each worker has one of the discriminators "
+            "in turn, optimizers start anew",
+            roles=self.roles,
+        )
+
+    def start(self, x, y, ema, step):
+        """The state at `step` of a generator and stacked discriminators."""
+        # Copies: the loop gives its buffers away.
+        x, ema = jax.tree.map(jnp.array, jax.device_put((x, ema), self.server))
+        y = self.workers.shard(y)
+        opt_x = jax.device_put(self.method.generator_optimizer.init(x), self.server)
+        return MDGanState(
+            step=jax.device_put(jnp.asarray(step, jnp.int32), self.server),
+            params=MinMax(x, y),
+            opt_state=MinMax(opt_x, self.workers.shard(self.renew(y))),
+            ema=ema,
+            alive=self.workers.shard(np.ones(self.workers.count, bool)),
+            traffic=self.workers.replicate(comm.no_traffic()),
+        )
+
+    def init(self, key):
+        """The state at step 0: all discriminators start alike."""
+        x, y = models.init(self.gan, key)
+        return self.start(x, self.workers.replicate(y), x, 0)
+
+    def adopt(self, summary, step, key):
+        """The state at `step` of networks that other workers trained."""
+        del key
+        x, y = summary.params
+        row = np.arange(self.workers.count) % len(jax.tree.leaves(y)[0])
+        y = jax.tree.map(lambda leaf: leaf[row], y)
+        return self.start(x, y, summary.generator, step)
+
+    def step(self, state, shares, sizes, key, count):
+        """One iteration of all; `count` is 1, as `steps_per_call`."""
+        del count
+        method, workers = self.method, self.workers
+        step, before, mine = self._know(state)
+        alive = method.living(step, workers.count)
+        if not np.array_equal(alive, before):
+            mine = workers.shard(alive)
+            state = self._joined(state, before, alive)
+        index = roles.assignment(alive, method.batches_k)
+
+        *fakes, latents = self.generate(state.params.x, key, state.step, *index)
+        y, opt_y, traffic, feedback, values = self.work(
+            state.params.y,
+            state.opt_state.y,
+            state.traffic,
+            shares,
+            sizes,
+            *workers.shard(fakes),
+            mine,
+            key,
+            np.int32(step),
+        )
+        x, opt_x, ema = self.update(
+            state.params.x,
+            state.opt_state.x,
+            state.ema,
+            latents,
+            jax.device_put(feedback, self.server),
+            index[0],
+            alive,
+            state.step,
+        )
+        if method.swap_every is not None and (step + 1) % method.swap_every == 0:
+            y, opt_y, traffic = self._swapped(y, opt_y, traffic, alive, key, step)
+        state = MDGanState(
+            step=state.step + 1,
+            params=MinMax(x, y),
+            opt_state=MinMax(opt_x, opt_y),
+            ema=ema,
+            alive=mine,
+            traffic=traffic,
+        )
+        self._known = (state.step, step + 1, alive, mine)
+        return state, _of_the_living(values, alive)[:, None]
+
+    def _know(self, state):
+        """The step and the living, on the host; waits only if the state is not ours."""
+        if state.step is not self._known[0]:
+            alive = np.asarray(state.alive)
+            return int(state.step), alive, self.workers.shard(alive)
+        return self._known[1:]
+
+    def _joined(self, state, before, alive):
+        """Who comes anew copies the discriminator of the first that was there."""
+        joins = alive & ~before
+        if not joins.any():
+            return state
+        if not (before & alive).any():
+            raise ValueError(
+                "alive must leave a worker from one step to the next, from which those "
+                f"that join copy, got none at step {int(state.step)}."
+            )
+        source = int(np.flatnonzero(before & alive)[0])
+        rows = np.where(joins, source, np.arange(len(alive)))
+        y = self.workers.permute(state.params.y, rows)
+        fresh = self.renew(y)
+        mine = self.workers.shard(joins)
+        opt_y = _where(mine, fresh, state.opt_state.y)
+        sent = np.zeros(len(alive), bool)
+        sent[source] = True
+        traffic = state.traffic
+        for joining in np.flatnonzero(joins):
+            received = np.arange(len(alive)) == joining
+            traffic = self.count_join(
+                traffic, self.workers.shard(sent), self.workers.shard(received)
+            )
+        return state._replace(
+            params=MinMax(state.params.x, y),
+            opt_state=MinMax(state.opt_state.x, opt_y),
+            traffic=traffic,
+        )
+
+    def _swapped(self, y, opt_y, traffic, alive, key, step):
+        """The living's discriminators in other places."""
+        seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
+        permutation = roles.derangement(np.random.default_rng([*seed, step]), alive)
+        moved = permutation != np.arange(len(permutation))
+        y = self.workers.permute(y, permutation)
+        if self.method.moments == "travel":
+            opt_y = self.workers.permute(opt_y, permutation)
+        elif self.method.moments == "reset":
+            opt_y = _where(self.workers.shard(moved), self.renew(y), opt_y)
+        return y, opt_y, self.count_swap(traffic, self.workers.shard(moved))
+
+    def roles(self, shares, sizes):
+        """What server and worker do in an iteration."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        count = self.workers.count
+        alive = jax.ShapeDtypeStruct((count,), bool)
+        index = jax.ShapeDtypeStruct((count,), jnp.int32)
+        z: Any = jax.eval_shape(lambda key: models.init(self.gan, key), key)
+        y: Any = _stacked_shapes(z.y, count)
+        opt_x = jax.eval_shape(self.method.generator_optimizer.init, z.x)
+        opt_y = jax.eval_shape(self.renew, y)
+        traffic = _stacked_shapes(jax.eval_shape(comm.no_traffic), count)
+        sent = (z.x, key, step, index, index)
+        *fakes, latents = jax.eval_shape(self.generate, *sent)
+        feedback = fakes[0][0] if self.gan.num_classes else fakes[0]
+        work = self.work.lower(
+            y, opt_y, traffic, shares, sizes, *fakes, alive, key, step
+        )
+        update = self.update.lower(
+            z.x, opt_x, z.x, latents, feedback, index, alive, step
+        )
+        members = count if self.workers.mode == "vmap" else 1
+        return {
+            "worker": Role((work,), members),
+            "server": Role((self.generate.lower(*sent), update), 1),
+        }
+
+
+def _stacked_shapes(tree, count):
+    def stacked(leaf):
+        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
+
+    return jax.tree.map(stacked, tree)
+
+
+@jax.jit
+def _where(mine, new, old):
+    """The rows of `new` where `mine`, of `old` elsewhere."""
+
+    def choose(a, b):
+        return jnp.where(mine.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
+@jax.jit
+def _of_the_living(values, alive):
+    """Losses [N, 2] with the mean of the living in place of the others'."""
+    mine = alive[:, None]
+    mean = jnp.where(mine, values, 0).sum(0) / alive.sum()
+    return jnp.where(mine, values, mean)
+
+
+def _free_device(workers):
+    """A device that no worker has, where each has one."""
+    if workers.mode == "shard_map":
+        for device in jax.local_devices():
+            if device not in workers.devices and (
+                device.platform == workers.devices[0].platform
+            ):
+                return device
+    return workers.devices[0]

@@ -1,0 +1,114 @@
+"""What the training loop runs: a way of training, compiled, behind one interface.
+
+The loop of `jaxsp.gan.train` knows nothing of gradients, servers or exchanges. It calls
+the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
+transformation and `jaxsp.gan.md_gan.MDGan.program` of an MD-GAN.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsp.workers import Workers
+
+__all__ = ["Program", "Role", "Summary", "named_leaves", "with_named_leaves"]
+
+
+class Summary(NamedTuple):
+    """What a state comes down to when the workers or the method's memory change.
+
+    Attributes:
+      generator: the generator to evaluate: averaged over time, and over workers.
+      params: a MinMax of what training would start from again. Where all workers train
+        both networks, the means over workers, of the point that the method reports;
+        under MD-GAN the server's generator and the workers' discriminators, stacked.
+    """
+
+    generator: Any
+    params: Any
+
+
+class Role(NamedTuple):
+    """What one kind of member does in a step, for the compiler to say what it costs.
+
+    Attributes:
+      parts: the lowered programs of a step, in order.
+      members: how many members' work the programs do: all workers' under `vmap`.
+    """
+
+    parts: tuple[jax.stages.Lowered, ...]
+    members: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A way of training.
+
+    A state is a NamedTuple of arrays with, among its fields, `params`, the parameters,
+    and `ema`, the averaged generator.
+
+    Attributes:
+      workers: who trains.
+      steps_per_call: the most steps that one call of `step` does.
+      init: `init(key)`, the state at step 0.
+      step: `step(state, shares, sizes, key, count)` does `count` steps and returns the
+        state and the losses of generator and discriminator, float32 (workers,
+        steps_per_call, 2), of which the first `count` rows are filled. It consumes
+        `state`. `shares` and `sizes` are what `partition.stack` returns, on the
+        workers' devices; `key` is a key all share.
+      generator: `generator(state)`, the generator to evaluate, as NumPy arrays.
+      bits: `bits(state)`, bits sent and received since the start, means over workers;
+        None twice where nothing counts them.
+      consensus: `consensus(state)`, the consensus distance of parameters that are meant
+        to agree, or None where there are none.
+      summary: `summary(state)`, a `Summary` of NumPy arrays.
+      adopt: `adopt(summary, step, key)`, a state at `step` from a summary of any number
+        of workers; optimizers start anew.
+      adopted: what `adopt` does, in a few words for the log.
+      roles: `roles(shares, sizes)`, what each kind of member does in a step, by name.
+    """
+
+    workers: Workers
+    steps_per_call: int
+    init: Callable[[jax.Array], Any]
+    step: Callable[..., tuple[Any, jax.Array]]
+    generator: Callable[[Any], Any]
+    bits: Callable[[Any], tuple[int | None, int | None]]
+    consensus: Callable[[Any], float | None]
+    summary: Callable[[Any], Summary]
+    adopt: Callable[[Summary, int, jax.Array], Any]
+    adopted: str
+    roles: Callable[[Any, Any], dict[str, Role]]
+
+
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by name, as "params/x/Dense_0/kernel"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def with_named_leaves(like: Any, leaves: Mapping[str, Any]) -> Any:
+    """The inverse of `named_leaves`.
+
+    Args:
+      like: a tree of the same structure; its leaves are not used.
+      leaves: the leaves by name.
+
+    Returns:
+      The tree.
+
+    Raises:
+      ValueError: if a leaf is missing or there is one more.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+    if odd := sorted(set(names) ^ set(leaves)):
+        raise ValueError(
+            f"leaves must be those of the tree; {', '.join(odd)} is in one only."
+        )
+    return treedef.unflatten([leaves[name] for name in names])

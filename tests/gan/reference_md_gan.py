@@ -1,0 +1,213 @@
+"""MD-GAN as a plain float64 NumPy loop: what the library's trajectories must equal.
+
+Written from the paper (Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator
+Generative Adversarial Networks for Distributed Datasets*, 2019), one line of its
+algorithm after the other, with every derivative by hand. Both networks have one hidden
+layer; the loss is the non-saturating one. The parameters of a network are one vector
+(b1, W1, b2, W2), in the order in which `jax.flatten_util.ravel_pytree` flattens those
+of `models.mlp(..., depth=1)`.
+
+    for i = 1, 2, ...
+        server:   X^(1..k) = G(Z_1..k); worker n gets X_n^g = X^((n mod k) + 1) and
+                  X_n^d = X^(((n + 1) mod k) + 1)
+        worker n: draws X_n^r; L discriminator steps on (X_n^r, X_n^d);
+                  sends F_n = ∂B(X_n^g)/∂x for the x in X_n^g
+        server:   Δw = (1/N) Σ_n Σ_{x in X_n^g} F_n ∂x/∂w; one step of Adam
+        workers:  every so many iterations the discriminators change places
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+GENERATOR_LEAK, DISCRIMINATOR_LEAK = 0.0, 0.2
+
+
+def unpack(p, shape):
+    """(b1, W1, b2, W2) of a vector, for layers of sizes (inputs, hidden, outputs)."""
+    i, h, o = shape
+    b1, W1, b2, W2 = np.split(p, np.cumsum([h, i * h, o]))
+    return b1, W1.reshape(i, h), b2, W2.reshape(h, o)
+
+
+def forward(p, s, shape, leak):
+    """What the network makes of s, [b, inputs]: [b, outputs]."""
+    b1, W1, b2, W2 = unpack(p, shape)
+    a = s @ W1 + b1
+    return np.where(a > 0, a, leak * a) @ W2 + b2
+
+
+def backward(p, s, shape, leak, out_bar):
+    """Derivatives with respect to p and to s of Σ out_bar · forward(p, s)."""
+    b1, W1, _, W2 = unpack(p, shape)
+    a = s @ W1 + b1
+    h = np.where(a > 0, a, leak * a)
+    a_bar = (out_bar @ W2.T) * np.where(a > 0, 1.0, leak)
+    parts = a_bar.sum(0), s.T @ a_bar, out_bar.sum(0), h.T @ out_bar
+    return np.concatenate([part.ravel() for part in parts]), a_bar @ W1.T
+
+
+def softplus(t):
+    return np.logaddexp(0.0, t)
+
+
+def sigmoid(t):
+    return 1 / (1 + np.exp(-t))
+
+
+class Adam(NamedTuple):
+    """p ← p − lr m̂ / (√v̂ + ε), with m̂ = m / (1 − b1^t) and v̂ = v / (1 − b2^t)."""
+
+    lr: float
+    b1: float = 0.5
+    b2: float = 0.9
+    eps: float = 1e-8
+
+    def init(self, p):
+        return 0, np.zeros_like(p), np.zeros_like(p)
+
+    def update(self, p, g, moments):
+        t, m, v = moments
+        t, m, v = t + 1, self.b1 * m + (1 - self.b1) * g, self.b2 * v
+        v = v + (1 - self.b2) * g * g
+        step = (m / (1 - self.b1**t)) / (np.sqrt(v / (1 - self.b2**t)) + self.eps)
+        return p - self.lr * step, (t, m, v)
+
+
+class Nets(NamedTuple):
+    """Sizes of the networks: latents, hidden, samples; and samples, hidden, 1."""
+
+    latent_size: int
+    generator_width: int
+    sample_size: int
+    discriminator_width: int
+
+    def generate(self, w, z):
+        return forward(w, z, self.g_shape, GENERATOR_LEAK)
+
+    def logits(self, theta, s):
+        return forward(theta, s, self.d_shape, DISCRIMINATOR_LEAK)
+
+    @property
+    def g_shape(self):
+        return self.latent_size, self.generator_width, self.sample_size
+
+    @property
+    def d_shape(self):
+        return self.sample_size, self.discriminator_width, 1
+
+
+def discriminator_loss(nets, theta, real, fake):
+    """J_disc = E softplus(−D(real)) + E softplus(D(fake)), and its gradient."""
+    on_real, on_fake = nets.logits(theta, real), nets.logits(theta, fake)
+    loss = softplus(-on_real).mean() + softplus(on_fake).mean()
+    shape, leak = nets.d_shape, DISCRIMINATOR_LEAK
+    gradient = backward(theta, real, shape, leak, -sigmoid(-on_real) / len(real))[0]
+    gradient += backward(theta, fake, shape, leak, sigmoid(on_fake) / len(fake))[0]
+    return loss, gradient
+
+
+def error_feedback(nets, theta, fake):
+    """B = E softplus(−D(fake)), and ∂B/∂x for each x in `fake`."""
+    logits = nets.logits(theta, fake)
+    bar = -sigmoid(-logits) / len(fake)
+    F = backward(theta, fake, nets.d_shape, DISCRIMINATOR_LEAK, bar)[1]
+    return softplus(-logits).mean(), F
+
+
+class Run(NamedTuple):
+    """Trajectories, entry 0 the start, and the losses of every iteration.
+
+    Attributes:
+      w: [T + 1, |w|], the generator.
+      theta: [T + 1, N, |θ|], the discriminators.
+      losses: [T, N, 2], generator's at the updated discriminator and discriminator's
+        before its first step; NaN for whom is dead.
+    """
+
+    w: np.ndarray
+    theta: np.ndarray
+    losses: np.ndarray
+
+
+def md_gan(
+    nets,
+    w,
+    theta,
+    latents,
+    real,
+    iterations,
+    adam_w,
+    adam_theta,
+    *,
+    k=1,
+    L=1,
+    swaps=None,
+    moments="travel",
+    alive=None,
+    joins=None,
+):
+    """The loop of the paper.
+
+    Args:
+      nets: sizes of the networks.
+      w: [|w|], the generator at the start.
+      theta: [N, |θ|], the discriminators at the start.
+      latents: latents(i, j) -> [b, latent_size], of batch j in iteration i; both count
+        from 0.
+      real: real(i, n) -> [b, sample_size], what worker n draws in iteration i.
+      iterations: how many.
+      adam_w: Adam of the server.
+      adam_theta: Adam of the workers.
+      k: distinct batches.
+      L: discriminator steps.
+      swaps: {i: permutation}: after iteration i place n gets what place permutation[n]
+        had.
+      moments: of Adam, in a swap: they "travel" with their discriminator, "reset" to
+        nothing, or "stay" at their place.
+      alive: alive(i) -> [N], who lives during iteration i; None means all.
+      joins: {i: {newcomer: living}}: before iteration i the newcomer gets a copy of
+        the living one's discriminator; its moments are new.
+    """
+    w, theta = np.array(w, float), [np.array(row, float) for row in theta]
+    N = len(theta)
+    state_w = adam_w.init(w)
+    states = [adam_theta.init(row) for row in theta]
+    ws, thetas, losses = [w], [np.stack(theta)], []
+    for i in range(iterations):
+        for newcomer, source in (joins or {}).get(i, {}).items():
+            theta[newcomer] = theta[source]
+            states[newcomer] = adam_theta.init(theta[source])
+        living = [n for n in range(N) if alive is None or alive(i)[n]]
+        Z = [latents(i, j) for j in range(k)]
+        X = [nets.generate(w, z) for z in Z]
+        values, gradient = np.full((N, 2), np.nan), np.zeros_like(w)
+        for rank, n in enumerate(living):
+            # The paper counts workers and batches from 1 and gives worker n = rank + 1
+            # the batches (n mod k) + 1 and ((n + 1) mod k) + 1. Batches are alike in
+            # distribution, so they may be called by other names: batch j + 1 of the
+            # paper is batch (j − 1) mod k here, which leaves rank and rank + 1, mod k.
+            g, d = rank % k, (rank + 1) % k
+            batch = real(i, n)
+            for step in range(L):
+                value, direction = discriminator_loss(nets, theta[n], batch, X[d])
+                if step == 0:
+                    values[n, 1] = value
+                theta[n], states[n] = adam_theta.update(theta[n], direction, states[n])
+            values[n, 0], F = error_feedback(nets, theta[n], X[g])
+            # Σ_{x in X_n^g} F ∂x/∂w, worker after worker, as the paper writes it.
+            gradient += backward(w, Z[g], nets.g_shape, GENERATOR_LEAK, F)[0]
+        w, state_w = adam_w.update(w, gradient / len(living), state_w)
+        if i in (swaps or {}):
+            permutation = swaps[i]
+            theta = [theta[permutation[n]] for n in range(N)]
+            moved = [n for n in range(N) if permutation[n] != n]
+            if moments == "travel":
+                states = [states[permutation[n]] for n in range(N)]
+            elif moments == "reset":
+                for n in moved:
+                    states[n] = adam_theta.init(theta[n])
+        ws.append(w)
+        thetas.append(np.stack(theta))
+        losses.append(values)
+    return Run(np.stack(ws), np.stack(thetas), np.stack(losses))

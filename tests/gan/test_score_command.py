@@ -1,0 +1,195 @@
+"""`python -m jaxsp.gan.score`, on checkpoints of generators that nobody trained."""
+
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from jaxsp.gan import checkpoint, data, models, program, score, scores
+
+ROOT = pathlib.Path(__file__).parents[2]
+POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}
+
+
+def write_run(path, settings, gan, step=7, shift=0.0):
+    """A run directory with one checkpoint of an untrained generator."""
+    path.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_config(path, settings, {})
+    z = models.init(gan, jax.random.key(1))
+    x = jax.tree.map(lambda p: np.asarray(p) + np.float32(shift), z.x)
+    with checkpoint.Checkpoints(path) as kept:
+        kept.save(step, {"none": np.zeros(1)}, program.Summary(x, z), {})
+    return x
+
+
+@pytest.fixture(autouse=True)
+def few_neighbours(monkeypatch):
+    """10,000 points a side take seconds."""
+    monkeypatch.setattr(scores.statistics, "KEPT", 300)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    """A run on points, and its generator."""
+    path = tmp_path_factory.mktemp("run")
+    gan = models.parse("mlp:8", (2,))
+    return path, gan, write_run(path, POINTS, gan)
+
+
+def command(*arguments):
+    """The exit code of the command, run in this process."""
+    values = flags.FlagValues()
+    score.define_flags(values)
+    return score.main(values(["score", *arguments]), values)
+
+
+def test_scores_are_those_of_the_generators_samples(points, tmp_path, capsys):
+    path, gan, x = points
+    output, picture = tmp_path / "scores.json", tmp_path / "samples.png"
+    found = score.run(
+        str(path),
+        samples=50,
+        batch_size=20,
+        seed=3,
+        output=str(output),
+        samples_png=str(picture),
+        progress=False,
+    )
+    assert json.loads(output.read_text()) == found
+    assert (found["step"], found["dataset"]) == (7, "mixture_ring")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    key = jax.random.key(3)
+    samples = np.concatenate(
+        [models.sample(gan, x, jax.random.fold_in(key, i), 20) for i in range(3)]
+    )[:50]
+    judge = scores.evaluator(data.load("mixture_ring"), full=True)
+    wanted = judge(samples)
+    assert wanted.keys() == found["scores"].keys() >= {"frechet_distance", "recall"}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found["scores"][name], value, rtol=1e-5, atol=1e-9)
+    assert found["floor"] == judge.floor
+    assert found["bias"] == judge.bias(50)
+    table = capsys.readouterr().out
+    for name in wanted:
+        assert f"{wanted[name]:.4g}" in table.split(name)[1].split("\n")[0]
+
+
+def test_the_command_writes_beside_the_run(points, capsys):
+    path = points[0]
+    one = path / "checkpoints" / "7"
+    assert command(f"--checkpoint={one}", "--samples=4", "--batch_size=6") == 0
+    found = json.loads((path / "scores_7.json").read_text())
+    assert (found["samples"], found["floor_samples"]) == (4, 10_000)
+    assert "written: " in capsys.readouterr().out
+
+
+def test_images_of_a_conditional_generator(tmp_path, monkeypatch, capsys):
+    """With a stand-in for the Inception network, and few data."""
+    digits = data.load("digits")
+    few = digits._replace(
+        train=digits.train[:60],
+        train_labels=digits.train_labels[:60],
+        test=digits.test[:30],
+        test_labels=digits.test_labels[:30],
+    )
+    monkeypatch.setattr(data, "load", lambda name, data_dir: few)
+    monkeypatch.setattr(scores.classifier, "_STEPS", 5)
+    projection = np.random.default_rng(0).standard_normal((64, 9))
+
+    def features(inception, images, batch_size=50, progress=False):
+        return np.asarray(data.to_unit(images)).reshape(len(images), -1) @ inception
+
+    monkeypatch.setattr(scores.inception, "load", lambda path: projection)
+    monkeypatch.setattr(scores.inception, "features", features)
+    gan = models.parse("mlp:8", (8, 8, 1), 10)
+    settings = {"dataset": "digits", "model": "mlp:8", "conditional": True}
+    x = write_run(tmp_path / "run", settings, gan)
+    found = score.run(
+        str(tmp_path / "run"),
+        samples=40,
+        batch_size=40,
+        inception="weights.npz",
+        cache_dir=str(tmp_path / "cache"),
+        progress=False,
+    )
+    # conditional and not have parameters of the same shapes, but not the same samples
+    samples = models.sample(gan, x, jax.random.fold_in(jax.random.key(0), 0), 40)
+    inner = [features(projection, i) for i in (few.train, np.asarray(samples))]
+    wanted = scores.kernel_distance(*inner).mean
+    assert found["scores"]["kid"] == pytest.approx(wanted, rel=1e-3)
+    assert found["scores"].keys() >= {"fid", "kid", "classifier_score", "coverage"}
+    assert found["bias"].keys() == {"frechet_distance", "fid"}
+    assert sum(found["counts"]) == 40
+    shares = np.array(found["counts"]) / 40
+    wanted = shares / (np.bincount(few.train_labels, minlength=10) / 60)
+    np.testing.assert_allclose(found["class_coverage"], wanted)
+    assert found["features"] == "inception"
+    assert "relative to the data" in capsys.readouterr().out
+
+
+def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
+    gan = models.parse("mlp:8", (2,))
+    write_run(tmp_path, POINTS, gan, shift=np.inf)
+    assert command(f"--checkpoint={tmp_path}", "--samples=10", "--batch_size=10") == 1
+    assert "not finite" in capsys.readouterr().err
+    found = json.loads((tmp_path / "scores_7.json").read_text())
+    assert set(found["scores"].values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples=3"], "--samples=3: write 4 or more."),
+        (["--batch_size=0"], "--batch_size=0: write 1 or more."),
+        (["--seed=-1"], "--seed=-1: write 0 or more."),
+        (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
+        (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
+        (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
+        (["--model=dcgam"], "--model=dcgam: model must be one of"),
+        (["--model=mlp:9"], "--model=mlp:9: it does not fit the checkpoint: Dense_0/"),
+        (["--inception=w.npz"], "--inception=w.npz: it judges images"),
+        (["--output=/nowhere/a.json"], "--output=/nowhere/a.json: there is no"),
+        (["--samples_png=/"], "--samples_png=/: it is a directory;"),
+        (["more"], "unexpected 'more'"),
+    ],
+)
+def test_a_bad_flag_takes_one_line(points, arguments, message, capsys, monkeypatch):
+    def too_late(*args, **kwargs):
+        raise AssertionError("it was to be seen before anything is computed")
+
+    monkeypatch.setattr(scores, "evaluator", too_late)
+    assert command(f"--checkpoint={points[0]}", *arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"jaxsp.gan.score: {message}")
+    assert err.count("\n") == 1
+
+
+def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
+    write_run(tmp_path, {"dataset": "mixture_ring"}, models.parse("mlp:8", (2,)))
+    assert command("--samples=9") == 2
+    assert "--checkpoint is missing" in capsys.readouterr().err
+    few = (f"--checkpoint={tmp_path}", "--samples=9")
+    assert command(*few) == 2
+    assert "--model: the settings" in capsys.readouterr().err
+    with caplog.at_level(logging.WARNING):
+        assert command(*few, "--model=mlp:8", "--batch_size=9") == 0
+    assert not caplog.records
+
+
+def test_the_module_runs(points):
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxsp.gan.score", f"--checkpoint={points[0]}", "--bad"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxsp.gan.score: Unknown command line flag 'bad'")
