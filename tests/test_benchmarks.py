@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxsp.gan import models
+
 ROOT = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
@@ -68,3 +70,35 @@ def test_no_method_is_below_the_lower_bound(x64, tmp_path):
     bench.print_table(table)
     bench.plot(paths, table, 4, 4.0, tmp_path / "plot.png")
     assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys):
+    bench = load("md_gan_cost")
+
+    def with_generator(width):
+        judge = models.MLPDiscriminator(64, num_classes=2)
+        generator = models.MLPGenerator((8, 8, 1), width)
+        return models.Gan(generator, judge, 16, (8, 8, 1), 2)
+
+    found = bench.measure(with_generator(96), 256, batch_size=256, count=2)
+    wider = bench.planned("md", with_generator(192), 256, 256, 1)
+    assert found["operations"]["md_gan"] == wider.costs["worker"].flops
+    assert found["memory"]["md_gan"] == wider.costs["worker"].memory
+    for what in ("operations", "memory"):
+        assert found[what]["md_gan"] < found[what]["fl_gan"]
+
+    layers = {"d": (64 * 64, 64 * 64, 64 * 3), "g": (16 * 96, 96 * 96, 96 * 64)}
+    d, g = (2 * 256 * np.array(layers[name]) for name in "dg")
+    by_hand = found["operations_by_hand"]
+    assert by_hand["md_gan"] == 8 * d.sum() - 2 * d[0]
+    # The two losses are of the same samples, which are generated once.
+    assert by_hand["fl_gan"] == by_hand["md_gan"] + 3 * g.sum() - g[0]
+    assert by_hand["server"] == {1: 4 * g.sum() - g[0]}
+    # Adam and what is done to each number alone come on top, and are little here.
+    for kind, flops in found["operations"].items():
+        assert by_hand[kind] < flops < 1.1 * by_hand[kind]
+        assert found["operations_of_many"][kind] == pytest.approx(flops, rel=0.02)
+    assert by_hand["server"][1] < found["server_operations"][1]
+    assert found["server_operations"][1] < 1.1 * by_hand["server"][1]
+    bench.print_tables({"tiny": found})
+    assert capsys.readouterr().out.count("| tiny |") == 3

@@ -1,0 +1,283 @@
+r"""What a worker of MD-GAN computes and keeps, next to a worker of FL-GAN.
+
+    python benchmarks/md_gan_cost.py [--models mlp cnn cifar] [--batches 10 100]
+        [--output FILE.json]
+
+Prints three tables. Nothing is trained: the numbers are the compiler's own, of the
+programs that `jaxsp.gan.train` runs, as `jaxsp.gan.plan` reads them. A row takes eleven
+compiled programs: with convolutions one or two minutes of processor time.
+
+The setting is that of MD-GAN's experiments: its networks, ACGAN losses, Adam for both,
+one discriminator step an iteration, ten workers with equal shares of the data, the
+generator's loss on the latents of the discriminator's.
+
+*Operations* of a worker are those of an iteration of one worker's program,
+`Workers(1)`; a tenth of ten virtual workers' program is given beside it as "of ten".
+They are what XLA counts after optimization: 2 m n k for a matrix product and one for
+each number of anything elementwise. "By hand" counts the matrix products alone, of
+which convolutions are made here. With a forward pass of a batch through the
+discriminator costing D, D₁ of that in its first layer, and through the generator G and
+G₁,
+
+    MD-GAN    8 D − 2 D₁                      server    k (4 G − G₁)
+    FL-GAN    8 D − 2 D₁ + 3 G − G₁
+
+A discriminator step goes forward and backward through real and through generated
+samples, 6 D, without the gradient of the samples, 2 D₁; the generator's loss goes
+forward and back to the samples, 2 D. The generator goes forward and backward, 3 G − G₁:
+both losses are of the same generated samples, and the compiler makes them once, which
+this count confirms. A server's second program makes the samples again, hence 4 G. The
+compiler counts more: Adam and the moving average, 17 to 27 operations a parameter
+whatever the batch, some of them more than once because fused loops repeat them, and
+activations.
+
+*Memory* is arguments, results and temporaries, less what shares a buffer; "data" is the
+worker's share, which both hold. "Theory" is parameters and Adam's two moments, 3 |θ|
+and 3 (|w| + |θ|) numbers. A worker of FL-GAN keeps a moving average of its generator
+besides, another |w|, which is for the scores and not the method's. Temporaries are
+gradients and activations, with a copy of a pixel for every tap of a kernel. When they
+share memory is up to the compiler: they differ between its versions, and between one
+worker's program and a tenth of ten workers'.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import jaxsp
+from jaxsp.gan import fl_gan, losses, md_gan, models, plan, train
+
+WORKERS = 10
+
+
+class Case(NamedTuple):
+    """A pair of networks, and how much data a worker holds.
+
+    Attributes:
+      name: as in the tables.
+      gan: the networks.
+      rows: examples in a worker's share.
+    """
+
+    name: str
+    gan: models.Gan
+    rows: int
+
+
+def cases() -> dict[str, Case]:
+    """The paper's three pairs of networks, by short names."""
+    return {
+        "mlp": Case("MNIST, MLP", models.md_gan_mlp(), 60_000 // WORKERS),
+        "cnn": Case("MNIST, CNN", models.md_gan_cnn(), 60_000 // WORKERS),
+        "cifar": Case(
+            "CIFAR-10, CNN", models.md_gan_cnn((32, 32, 3)), 50_000 // WORKERS
+        ),
+    }
+
+
+def products(fn, *args) -> list[int]:
+    """Operations of the matrix products in a function, 2 m n k each, in order."""
+
+    def found(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                shape = equation.invars[0].aval.shape
+                k = math.prod(shape[axis] for axis in contracted)
+                yield 2 * k * math.prod(equation.outvars[0].aval.shape)
+            for inner in equation.params.values():
+                if hasattr(inner, "jaxpr"):
+                    yield from found(inner.jaxpr)
+
+    return list(found(jax.make_jaxpr(fn)(*args).jaxpr))
+
+
+def by_hand(gan: models.Gan, batch_size: int, counts) -> dict[str, Any]:
+    """The products of an iteration: of both kinds of workers, and of servers by k."""
+    z: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
+    latents = jax.ShapeDtypeStruct((batch_size, gan.latent_size), np.float32)
+    samples = jax.ShapeDtypeStruct((batch_size, *gan.sample_shape), np.float32)
+    generator = products(lambda x, v: models.generate(gan, x, v), z.x, latents)
+    judge = products(lambda y, s: models.judge(gan, y, s), z.y, samples)
+    worker = 8 * sum(judge) - 2 * judge[0]
+    return {
+        "md_gan": worker,
+        "fl_gan": worker + 3 * sum(generator) - generator[0],
+        "server": {k: k * (4 * sum(generator) - generator[0]) for k in counts},
+    }
+
+
+def planned(
+    method: str, gan: models.Gan, rows: int, batch_size: int, count: int, k: int = 1
+) -> plan.Plan:
+    """The plan of one iteration of `count` virtual workers; method "md" or "fl"."""
+    workers = jaxsp.Workers(count, devices=jax.devices()[:1])
+    adam = optax.adam(2e-4, b1=0.5)
+    ways = {
+        "md": lambda: md_gan.MDGan(adam, adam, batches_k=k),
+        "fl": lambda: fl_gan.fl_gan(
+            adam, adam, max(rows // batch_size, 1), axis_name=workers.axis_name
+        ),
+    }
+    shares = (
+        jax.ShapeDtypeStruct((count, rows, *gan.sample_shape), np.uint8),
+        jax.ShapeDtypeStruct((count, rows), np.int32),
+    )
+    config = train.TrainConfig(steps=1, batch_size=batch_size, same_sample=True)
+    sizes = np.full(count, rows)
+    return plan.plan(
+        ways[method](), gan, losses.acgan(gan), workers, shares, sizes, config
+    )
+
+
+def measure(
+    gan: models.Gan, rows: int, batch_size: int, count: int = WORKERS
+) -> dict[str, Any]:
+    """What an iteration costs.
+
+    Args:
+      gan: the networks, with classes.
+      rows: examples in a worker's share.
+      batch_size: b.
+      count: N.
+
+    Returns:
+      Operations by role, as compiled and by hand; of workers those of `Workers(1)`, and
+      of `Workers(N)` divided by N. Bytes of a worker, with its data, of the data, and
+      of parameters and moments.
+    """
+    md, fl = (planned(way, gan, rows, batch_size, 1) for way in ("md", "fl"))
+    many = planned("fl", gan, rows, batch_size, count)
+    counts = sorted({1, math.ceil(math.log2(count))})
+    servers = {k: planned("md", gan, rows, batch_size, count, k) for k in counts}
+    worker = {"md_gan": md, "fl_gan": fl}
+    of_many = {"md_gan": servers[1], "fl_gan": many}
+    held = {"md_gan": md.discriminator, "fl_gan": md.generator + md.discriminator}
+    return {
+        "generator": md.generator,
+        "discriminator": md.discriminator,
+        "batch_size": batch_size,
+        "workers": count,
+        "operations": {name: p.costs["worker"].flops for name, p in worker.items()},
+        "operations_of_many": {
+            name: p.costs["worker"].flops for name, p in of_many.items()
+        },
+        "operations_by_hand": by_hand(gan, batch_size, counts),
+        "server_operations": {k: p.costs["server"].flops for k, p in servers.items()},
+        "memory": {name: p.costs["worker"].memory for name, p in worker.items()},
+        "memory_of_many": {
+            name: p.costs["worker"].memory for name, p in of_many.items()
+        },
+        "memory_data": rows * (math.prod(gan.sample_shape) + 4),  # and an int32 label
+        "memory_theory": {name: 3 * 4 * numbers for name, numbers in held.items()},
+    }
+
+
+def print_tables(rows: dict[str, dict[str, Any]]) -> None:
+    """Print operations and memory of workers, and operations of servers, as Markdown.
+
+    Args:
+      rows: for each name of a row what `measure` found.
+    """
+
+    def table(head, cells):
+        print("| " + " | ".join(head) + " |")
+        print("| " + " | ".join(["---"] * len(head)) + " |")
+        for name, row in cells.items():
+            print("| " + " | ".join([name, *row]) + " |")
+        print()
+
+    def pair(found, less=0):
+        return found["md_gan"] - less, found["fl_gan"] - less
+
+    def three(found, unit, less=0):
+        md, fl = pair(found, less)
+        return [f"{md / unit:,.1f}", f"{fl / unit:,.1f}", f"{md / fl:.3f}"]
+
+    def ratio(found, less=0):
+        md, fl = pair(found, less)
+        return f"{md / fl:.3f}"
+
+    table(
+        [
+            *("model, batch", "\\|w\\|", "\\|θ\\|"),
+            *("MD-GAN MFLOP", "FL-GAN MFLOP", "ratio", "of ten"),
+            *("MD-GAN by hand", "FL-GAN by hand", "ratio"),
+        ],
+        {
+            name: [
+                *(f"{r['generator']:,}", f"{r['discriminator']:,}"),
+                *three(r["operations"], 1e6),
+                ratio(r["operations_of_many"]),
+                *three(r["operations_by_hand"], 1e6),
+            ]
+            for name, r in rows.items()
+        },
+    )
+    table(
+        [
+            *("model, batch", "MD-GAN MB", "FL-GAN MB", "ratio", "of ten"),
+            *("data MB", "ratio with data"),
+            *("MD-GAN theory", "FL-GAN theory", "ratio"),
+        ],
+        {
+            name: [
+                *three(r["memory"], 1e6, r["memory_data"]),
+                ratio(r["memory_of_many"], r["memory_data"]),
+                *(f"{r['memory_data'] / 1e6:.1f}", ratio(r["memory"])),
+                *three(r["memory_theory"], 1e6),
+            ]
+            for name, r in rows.items()
+        },
+    )
+    if rows:
+        counts = sorted(next(iter(rows.values()))["server_operations"])
+        table(
+            [
+                "model, batch",
+                *(f"k = {k}{what}, MFLOP" for k in counts for what in ("", " by hand")),
+            ],
+            {
+                name: [
+                    f"{found[k] / 1e6:,.1f}"
+                    for k in counts
+                    for found in (
+                        r["server_operations"],
+                        r["operations_by_hand"]["server"],
+                    )
+                ]
+                for name, r in rows.items()
+            },
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    known = cases()
+    parser.add_argument("--models", nargs="+", choices=known, default=list(known))
+    parser.add_argument("--batches", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--output", type=pathlib.Path, help="write the numbers as JSON")
+    arguments = parser.parse_args()
+    rows = {
+        f"{known[short].name}, {batch_size}": measure(
+            known[short].gan, known[short].rows, batch_size
+        )
+        for short in arguments.models
+        for batch_size in arguments.batches
+    }
+    print_tables(rows)
+    if arguments.output is not None:
+        unfinished = arguments.output.with_name(arguments.output.name + ".tmp")
+        unfinished.write_text(json.dumps(rows, indent=2) + "\n")
+        os.replace(unfinished, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
