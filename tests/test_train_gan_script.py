@@ -9,12 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import checkpoint, scores, train
+from jaxsp.gan import (
+    checkpoint,
+    fl_gan,
+    models,
+    partition,
+    plan,
+    prepare,
+    scores,
+    train,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"
@@ -24,6 +36,7 @@ SMALL = ["--dataset=mixture_ring", "--workers=2", "--batch_size=4"]
 
 @pytest.fixture(scope="module")
 def script():
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
     jax.devices()  # there are eight from now on, whatever --devices says
     spec = importlib.util.spec_from_file_location("train_gan", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -46,6 +59,10 @@ def call(script, tmp_path, monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+class ReachedError(Exception):
+    """The training loop has been called, which is all a test wants to know."""
 
 
 BAD = [
@@ -76,7 +93,56 @@ BAD = [
         "--topology=one_peer_exponential",
         "--topology=ring",
     ),
-    ("--dataset=mnist --data_dir=nowhere", "--data_dir=nowhere", "tfds build mnist"),
+    ("--dataset=celeb_a --data_dir=nowhere", "--data_dir=nowhere", "tfds build"),
+    (
+        "--dataset=mnist --data_dir=nowhere --dry_run",
+        "--dry_run",
+        "mnist is not prepared",
+    ),
+    ("--alpha=0.3 --partition=iid", "--alpha=0.3", "--partition=iid", "one of them"),
+    ("--alpha=0", "--alpha=0", "above 0"),
+    ("--conditional --loss=hinge", "--loss=hinge", "--loss=acgan"),
+    ("--dtype=float16", "--dtype=float16", "did you mean bfloat16?"),
+    ("--model=dcgn", "--model=dcgn", "did you mean dcgan?", "sagan"),
+    ("--model=mlp:wide", "--model=mlp:wide", "mlp:64"),
+    ("--model=md_gan_cnn", "--model=md_gan_cnn", "28"),
+    ("--inception=nowhere.npz", "--inception=nowhere.npz", "Download"),
+    (
+        "--inception=nowhere.npz --dataset=mixture_ring",
+        "--inception=nowhere.npz",
+        "leave the flag out",
+    ),
+    (
+        "--method=dqgan --compressor=quantise",
+        "--compressor=quantise",
+        "did you mean quantize?",
+        "top_k:0.1",
+    ),
+    ("--method=dqgan --compressor=top_k", "--compressor=top_k", "top_k:0.1"),
+    ("--method=dqgan --compressor=top_k:2", "--compressor=top_k:2", "fraction"),
+    ("--method=dqgan --compressor=sign:2", "--compressor=sign:2", "after a colon"),
+    ("--method=dqgan --down=dithering:x", "--down=dithering:x", "dithering:8"),
+    ("--method=dqgan --bits=9", "--bits=9", "from 2 to 8"),
+    (
+        "--method=masha1 --compressor=top_k:0.1",
+        "--compressor=top_k:0.1",
+        "unbiased",
+        "rand_k:0.1",
+        "masha2",
+    ),
+    ("--method=masha2 --refresh=1.5", "--refresh=1.5", "at most 1"),
+    ("--method=md_gan --batches_k=9", "--batches_k=9", "from 1 to 8"),
+    ("--method=md_gan --batches_k=lg", "--batches_k=lg", "write log"),
+    ("--method=md_gan --swap_epochs=-1", "--swap_epochs=-1", "at least 0"),
+    ("--method=md_gan --moments=travl", "--moments=travl", "did you mean travel?"),
+    ("--method=md_gan --crash_every=0", "--crash_every=0", "at least 1"),
+    ("--method=fl_gan --participation=0", "--participation=0", "at most 1"),
+    (
+        "--method=fl_gan --sync_every=3 --sync_epochs=1",
+        "--sync_every=3",
+        "--sync_epochs=1",
+    ),
+    ("--method=fl_gan --disc_steps=0", "--disc_steps=0", "at least 1"),
     ("--workers=1501", "--workers=1501", "1500"),
     ("--batch_size=188", "--batch_size=188", "--batch_size=187"),
     ("--workdir=file", "--workdir", "file is a file"),
@@ -91,6 +157,7 @@ def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
         raise AssertionError("work has begun")
 
     monkeypatch.setattr(scores, "evaluator", too_late)
+    monkeypatch.setattr(prepare, "prepare", too_late)
     monkeypatch.setattr(train, "train", too_late)
     (tmp_path / "file").write_text("a file")
     arguments, *expected = case
@@ -134,9 +201,6 @@ def test_every_method_reaches_the_loop(
 ):
     """With the transformation that belongs to it, and a description to resume by."""
     calls = []
-
-    class ReachedError(Exception):
-        pass
 
     def reached(*args, **kwargs):
         calls.append((args, kwargs))
@@ -188,6 +252,159 @@ def test_trains_resumes_and_refuses_another_run(call, tmp_path):
     assert code == 0
     assert "2 workers by shard_map on 2 cpu devices" in out
     assert "step 24: Frechet distance" in out
+    # Nor do workers, but that is said.
+    code, out, _ = call(*run, "--resume", "--steps=26", "--workers=3")
+    assert code == 0
+    assert "--workers=3, and this run had 2 until step 24: " in out
+    assert "step 26: Frechet distance" in out
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(r)["step"] for r in records[-3:]] == [24, 24, 26]
+
+
+FEW = {"dataset": "mixture_ring", "model": "mlp:4", "workers": 3, "batch_size": 4}
+# With more than the defaults, where that decides when something travels.
+METHODS = {
+    "extra_step": {},
+    "decentralized_extra_step": {"topology": "path"},
+    "dposg": {"topology": "star"},
+    "cp_oadam": {},
+    "dp_oadam": {"topology": "one_peer_exponential", "workers": 4},
+    "rand_dp_oadam": {},
+    "extra_step_local_sgd": {"sync_every": 2},
+    "local_extra_adam": {"sync_epochs": 1e-4},
+    "fl_gan": {"sync_every": 2, "participation": 0.5},
+    "md_gan": {"batches_k": "2", "swap_epochs": 1e-4, "moments": "travel"},
+    "standalone": {},
+    "dqgan": {"compressor": "low_rank:1", "down": "natural"},
+    "dqgan_adam": {"bits": 4},
+    "cp_oadam_gq": {"compressor": "perm_k"},
+    "masha1": {"refresh": 0.5, "down": "dithering:2"},
+    "masha2": {"compressor": "ternary"},
+    "pp_masha1": {},
+    "qsgda": {"compressor": "sign"},
+    "diana_sgda": {"compressor": "natural"},
+    "ef21_sgda": {},
+}
+
+
+def test_these_are_the_methods(script):
+    assert set(METHODS) == set(script.METHODS)
+
+
+def few_steps(monkeypatch):
+    """Training of which the steps are done, and nothing else that `train` does."""
+
+    def trained(gan, losses, method, workers, dataset, parts, config, **kwargs):
+        program = train.make_program(method, gan, losses, workers, config)
+        state = program.init(jax.random.key(0))
+        shares, sizes = partition.stack(dataset.train, parts)
+        for _ in range(config.steps):
+            key = jax.random.key(1)
+            state, values = program.step(state, shares, sizes, key, 1)
+        assert np.isfinite(values).all()
+        bits_up, bits_down = program.bits(state)
+        record = {"bits_up": bits_up, "bits_down": bits_down, "seconds": 0.0}
+        record |= {"step": config.steps, "frechet_distance": 1.0}
+        return train.Result(state, None, [record], config.steps, None, ())
+
+    floor = types.SimpleNamespace(floor={"frechet_distance": 0.0})
+    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(scores, "evaluator", lambda *args, **kwargs: floor)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_and_sends_what_its_plan_says(
+    script, monkeypatch, capsys, method
+):
+    few_steps(monkeypatch)
+    tiny = models.mlp((2,), latent_size=2, width=2, depth=1)
+    monkeypatch.setattr(models, "parse", lambda *args: tiny)
+    plans = []
+    monkeypatch.setattr(plan, "_cost", lambda role: plan.Cost(1.0, 1))  # not compiled
+    monkeypatch.setattr(plan, "format", lambda found: plans.append(found) or "")
+    given = {**FEW, "method": method, "steps": 3, "loss": "hinge", **METHODS[method]}
+    assert script.run(**given, dry_run=True) is None
+    last = script.run(**given).history[-1]
+    sent = plans[0].traffic.get("worker", (None, None))
+    assert sent == (last["bits_up"], last["bits_down"])
+    assert (sent == (None, None)) == (method == "standalone")
+
+
+def test_classes_and_half_precision_reach_the_networks(script, monkeypatch, capsys):
+    seen = []
+
+    def trained(*args, **kwargs):
+        seen.append((args, kwargs))
+        raise ReachedError
+
+    monkeypatch.setattr(train, "train", trained)
+    for given, classes in [({"conditional": True}, 8), ({"loss": "hinge"}, 0)]:
+        with pytest.raises(ReachedError):
+            script.run(**FEW, **given, dtype="bfloat16", method="md_gan")
+        (gan, *_), kwargs = seen[-1]
+        assert gan.num_classes == classes
+        assert gan.generator.dtype == jnp.bfloat16
+        assert kwargs["description"]["conditional"] == bool(classes)
+        assert kwargs["description"]["model"] == "mlp:4"
+
+
+def test_one_worker_more_is_lost_every_so_many_steps(script, monkeypatch, capsys):
+    seen = []
+
+    def trained(*args, **kwargs):
+        seen.append(args[2])
+        raise ReachedError
+
+    monkeypatch.setattr(train, "train", trained)
+    with pytest.raises(ReachedError):
+        script.run(**FEW, method="md_gan", crash_every=10, batches_k="log")
+    assert seen[0].batches_k == 2  # log2(3), rounded up
+    assert seen[0].swap_every == round(50_000 / 3 / 4)
+    alive = [seen[0].living(step, 3).sum() for step in (0, 9, 10, 19, 20, 500)]
+    assert alive == [3, 3, 2, 2, 1, 1]
+
+
+def test_fl_gan_counts_in_epochs_and_weighs_by_shares(script, monkeypatch, capsys):
+    seen = []
+
+    def made(*args, **kwargs):
+        seen.append((args, kwargs))
+        if len(seen) == 2:  # once to see what is wrong, once with the data
+            raise ReachedError
+
+    monkeypatch.setattr(fl_gan, "fl_gan", made)
+    with pytest.raises(ReachedError):
+        script.run(**FEW, method="fl_gan", alpha=0.3, participation=0.6, sync_epochs=2)
+    (*_, every), kwargs = seen[-1]
+    assert every == round(2 * 50_000 / 3 / 4)
+    assert kwargs["participants"] == 2
+    assert sum(kwargs["weights"]) == 50_000
+    assert max(kwargs["weights"]) > 1.2 * min(kwargs["weights"])
+
+
+def test_standalone_has_one_worker_with_all_data(script, monkeypatch, capsys):
+    def trained(*args, **kwargs):
+        raise ReachedError
+
+    monkeypatch.setattr(train, "train", trained)
+    with pytest.raises(ReachedError):
+        script.run(**FEW, method="standalone", disc_steps=2)
+    out = capsys.readouterr().out
+    assert "note: --method=standalone has one worker, which holds all data" in out
+    assert "1 worker by vmap" in out
+    assert re.search(r"total( +\d+){8} +50000", out)
+
+
+def test_a_dry_run_tells_and_leaves_nothing(call, tmp_path):
+    code, out, err = call(*SMALL, "--dry_run", "--steps=20", "--method=md_gan")
+    assert (code, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    lines = {re.split("  +", line)[0]: line for line in out.splitlines()}
+    down, up = 2 * 20 * 2 * 4 * 2 * 32, 20 * 2 * 4 * 2 * 32  # server, both workers
+    assert lines["sent in the run"].split()[-2:] == [f"{down / 8000:.3g}", "kB"]
+    assert f"{down:,}" in out
+    assert f"{up:,}" in out
+    assert "FLOP" in lines["operations a step"]
 
 
 def test_divergence_takes_one_line(call, tmp_path):
@@ -270,6 +487,9 @@ def test_as_a_program_it_says_what_flags_there_are(tmp_path):
         "data_dir",
         "partition",
         "sync_every",
+        "compressor",
+        "batches_k",
+        "[no]dry_run",
         "devices",
     ):
         assert f"--{name}: " in out

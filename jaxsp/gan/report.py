@@ -289,6 +289,7 @@ def plot_curves(
         "bits_up",
         "bits_down",
         "consensus_distance",
+        "workers",
     )
     names = list(dict.fromkeys(name for record in records for name in record))
     scores = [name for name in names if name not in known]
