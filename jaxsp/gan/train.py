@@ -27,6 +27,7 @@ import optax
 from jaxsp.gan import checkpoint, data, md_gan, models, partition, report
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.program import Program
+from jaxsp.gan.recorder import Recorder, add_bits
 from jaxsp.gan.step import program as local_program
 from jaxsp.workers import Workers
 
@@ -38,8 +39,6 @@ _log = logging.getLogger(__name__)
 # flight; and a signal is seen, and the bar moved, when one of these is complete.
 _MOST_CALLS_IN_FLIGHT = 32
 _SECONDS_IN_FLIGHT = 0.5
-_SAMPLE_BATCH = 500  # samples generated at once for a score
-_GRID = 64  # images shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +279,7 @@ def train(
             if step == 0 or adopted:
                 counts = partition.table(dataset.train_labels, parts)
                 partition.plot(counts, workdir / "partition.png")
-        recorder = _Recorder(
+        recorder = Recorder(
             gan, dataset, config, program, eval_key, score, callback, workdir, step
         )
         stack.callback(recorder.close)
@@ -314,7 +313,7 @@ def train(
                     "workers": workers.count,
                     "data_crc32": settings["data_crc32"],
                     "bits_before": bits_before,
-                    "bits": _add_bits(program.bits(state), bits_before),
+                    "bits": add_bits(program.bits(state), bits_before),
                 }
                 checkpoints.save(step, state, program.summary(state), note)
 
@@ -400,93 +399,6 @@ def make_program(
         return method.program(gan, losses, workers, **options)
     options |= {"steps_per_call": per_call, "same_sample": config.same_sample}
     return local_program(method, gan, losses, workers, **options)
-
-
-class _Recorder:
-    """Writes a line of metrics, scores and draws the averaged generator's samples."""
-
-    def __init__(
-        self, gan, dataset, config, program, key, score, callback, workdir, resumed_step
-    ):
-        self._gan, self._dataset, self._config = gan, dataset, config
-        self._program = program
-        self._key, self._score, self._callback = key, score, callback
-        self._workdir = workdir
-        self._file = report.MetricsFile(
-            None if workdir is None else workdir / "metrics.jsonl",
-            keep=lambda r: resumed_step > 0 and r["step"] <= resumed_step,
-        )
-        self.headline: dict[str, float] = {}
-
-    @property
-    def history(self):
-        return self._file.records
-
-    @property
-    def files(self):
-        return () if self._workdir is None else tuple(sorted(self._workdir.iterdir()))
-
-    def close(self):
-        self._file.close()
-
-    def record(self, step, seconds, losses, state, scored, bits_before, note):
-        """Write one line; pictures too, if `scored`. Whether it is enough."""
-        up, down = _add_bits(self._program.bits(state), bits_before)
-        line = {
-            "step": step,
-            "seconds": round(seconds, 3),
-            "loss_generator": None if losses is None else float(losses[0]),
-            "loss_discriminator": None if losses is None else float(losses[1]),
-            "bits_up": up,
-            "bits_down": down,
-            "consensus_distance": self._program.consensus(state),
-            **note,
-        }
-        if scored:
-            x = self._program.generator(state)
-            if self._score is not None:
-                line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
-        self._file.write(line)
-        if "frechet_distance" in line:
-            self.headline = {"FD": line["frechet_distance"]}
-        enough = self._callback is not None and self._callback(dict(line))
-        if scored and self._workdir is not None:
-            self._draw_pictures(step, x)
-        return bool(enough)
-
-    def _draw(self, x):
-        """As many samples as asked for, from the same latents every time."""
-        total = self._config.eval_samples
-        size = min(total, _SAMPLE_BATCH)
-        batches = [
-            np.asarray(_sample(self._gan, x, jax.random.fold_in(self._key, i), size))
-            for i in range(-(-total // size))
-        ]
-        return np.concatenate(batches)[:total]
-
-    def _draw_pictures(self, step, x):
-        points = len(self._gan.sample_shape) == 1
-        count, labels = 1000 if points else _GRID, None
-        if self._gan.num_classes and not points:  # a column for each class
-            columns = min(self._gan.num_classes, 10)
-            count, labels = columns**2, np.tile(np.arange(columns), columns)
-        shown = np.asarray(_sample(self._gan, x, self._key, count, labels))
-        below = np.asarray(self._dataset.train[:2000]) if points else None
-        names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
-        for name in names:
-            title = f"{self._dataset.name}, step {step}"
-            report.plot_samples(shown, self._workdir / name, below, title)
-        report.plot_curves(
-            self.history, self._workdir / "curves.png", self._dataset.name
-        )
-
-
-_sample = jax.jit(models.sample, static_argnums=(0, 3))
-
-
-def _add_bits(bits, before):
-    """Two counts of bits sent and received, together; None where nothing counts."""
-    return [None if n is None else n + m for n, m in zip(bits, before, strict=True)]
 
 
 def _all_finite(state):
