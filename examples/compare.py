@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import train_gan
 import train_gan_flags
+import train_gan_methods
 from absl import app, flags
 from train_gan_flags import BadFlagError, known, naming
 
@@ -35,6 +36,7 @@ from jaxsp.gan import report, train
 PARAMETERS = tuple(inspect.signature(train_gan.run).parameters)
 _UNITS = {"": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9}
 _MANY = 10**9  # steps, where something else ends a run
+_SCORES = ("fid", "frechet_distance", "classifier_score", "modes_covered")
 _OWN = ("method", "steps", "workdir", "resume", "dry_run", "progress", "callback")
 
 
@@ -177,6 +179,7 @@ def compare(
             f"--workdir={workdir} holds another comparison: choose another directory, "
             "or go on with it by --resume."
         )
+    given = {run.name: _arguments(run, options) for run in runs}
     records, ends = {}, {}
     for i, run in enumerate(runs, 1):
         print(f"--- {i} of {len(runs)}: {run.name}")
@@ -184,10 +187,10 @@ def compare(
         metrics = where / "metrics.jsonl"
         if resume and metrics.exists():
             records[run.name] = report.read_metrics(metrics)
-            if records[run.name] and limit.used_up(records[run.name][-1]):
+            if _has_ended(where, records[run.name], limit):
                 ends[run.name] = "was there"
                 continue
-        arguments = options | {k: _typed(k, v) for k, v in run.options.items()}
+        arguments = given[run.name]
         by_steps = limit.kind == "steps"
         try:
             result = train_gan.run(
@@ -211,6 +214,28 @@ def compare(
     _write(directory, records, ends, limit, options, command)
     print(f"written: {directory / 'report.md'}, {directory / 'comparison.png'}")
     return records
+
+
+def _arguments(run: Run, options: dict[str, Any]) -> dict[str, Any]:
+    """What `train_gan.run` is called with, if its flags can be read."""
+    arguments = options | {k: _typed(k, v) for k, v in run.options.items()}
+    known = train_gan_methods.METHODS[run.method].flags
+    train_gan_methods.read(
+        run.method,
+        {name: arguments.get(name) for name in known},
+        1 if run.method == "standalone" else arguments.get("workers", 8),
+        arguments.get("seed", 0),
+    )
+    return arguments
+
+
+def _has_ended(where: pathlib.Path, records: list[dict[str, Any]], limit) -> bool:
+    """Whether a run has come to its end, its score and its checkpoint."""
+    if not records or not limit.used_up(records[-1]):
+        return False
+    saved = [int(p.name) for p in where.glob("checkpoints/*") if p.name.isdecimal()]
+    scored = any(name in records[-1] for name in _SCORES)
+    return scored and max(saved, default=-1) >= records[-1]["step"]
 
 
 def _watch(limit: Budget, progress: bool, record: dict[str, Any]) -> bool:
@@ -238,8 +263,7 @@ def _typed(flag: str, value: str) -> Any:
 
 def _write(directory, records, ends, limit, options, command):
     """The picture and the report of the runs so far."""
-    names = ("fid", "frechet_distance", "classifier_score", "modes_covered")
-    shown = [n for n in names if any(n in r for rs in records.values() for r in rs)]
+    shown = [n for n in _SCORES if any(n in r for rs in records.values() for r in rs)]
     dataset = options.get("dataset", "digits")
     title = f"{dataset}, {options.get('workers', 8)} workers, {limit.kind} equal"
     report.plot_comparison(records, directory / "comparison.png", shown[:2], title)
@@ -273,7 +297,7 @@ def _report(records, ends, limit, shown, options, command, title):
         lines += ["```", command, "```", ""]
     lines += [
         f"Budget: {limit.amount:g} {limit.kind} a run. MB are per worker, the mean of "
-        "the workers; seconds are of training alone, on "
+        "the workers; seconds are of training alone, without compilation, on "
         f"{len(jax.devices())} {jax.devices()[0].platform} device(s) of a "
         f"{platform.machine()} machine, JAX {jax.__version__}.",
         "",
@@ -304,7 +328,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "budget",
         None,
         "Where every run ends: steps:2000 (of the generator), bytes:100MB (sent and "
-        "received per worker) or seconds:60 (of training). Default: --steps.",
+        "received per worker) or seconds:60 (of training, without compilation); looked "
+        "at 10 times in --eval_every steps. Default: --steps.",
         flag_values=values,
     )
 
@@ -321,6 +346,13 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
             for name in PARAMETERS
             if name in values and name not in _OWN
         }
+        if values["dry_run"].value:
+            for run in parse_runs(values["methods"].value):
+                print(f"--- {run.name}")
+                arguments = _arguments(run, options | {"dry_run": True})
+                arguments["steps"] = values["steps"].value
+                train_gan.run(run.method, **arguments)
+            return 0
         compare(
             values["methods"].value,
             values["budget"].value or f"steps:{values['steps'].value}",

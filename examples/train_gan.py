@@ -410,8 +410,8 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
     return 128 + result.signal
 
 
-def _complain(message: Any, code: int) -> int:
-    print(f"train_gan.py: {message}", file=sys.stderr)
+def _complain(message: Any, code: int, program: str = "train_gan.py") -> int:
+    print(f"{program}: {message}", file=sys.stderr)
     return code
 
 
@@ -423,7 +423,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             logging.set_verbosity(logging.WARNING)  # absl would choose INFO
         return rest
     except flags.Error as error:
-        sys.exit(_complain(" ".join(str(error).split()), 2))
+        program = pathlib.Path(argv[0]).name  # compare.py reads its flags here too
+        sys.exit(_complain(" ".join(str(error).split()), 2, program))
 
 
 if __name__ == "__main__":

@@ -437,7 +437,7 @@ def define(
         "dry_run",
         False,
         "Only print what a run would cost: parameters, bytes, operations and memory. "
-        "Trains nothing, writes nothing.",
+        "Trains nothing, and leaves nothing in --workdir.",
     )
     text(
         "devices",

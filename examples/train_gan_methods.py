@@ -196,6 +196,11 @@ def read(method: str, given: dict[str, Any], workers: int, seed: int) -> Choices
         if one in texts and given.get(one) is not None:
             texts[other] = None
     train_gan_flags.check_numbers(texts)
+    if given.get("swap_epochs") and "swap_epochs" in texts and workers == 1:
+        raise BadFlagError(
+            f"--swap_epochs={given['swap_epochs']}: with --workers=1 there is no other "
+            "worker to swap with; write --swap_epochs=0, or more workers."
+        )
     values = dict(texts)
     if "moments" in texts:
         known("moments", texts["moments"], ("stay", "travel", "reset"))

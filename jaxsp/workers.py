@@ -146,7 +146,8 @@ class Workers:
           rows: for each worker the one whose row it gets, known on the host.
 
         Returns:
-          The tree, on the workers' devices.
+          The tree, on the workers' devices. Rows that stay where they are may share
+          memory with `tree`.
 
         Raises:
           ValueError: if `rows` is not one worker's number for each, or `tree` is not

@@ -45,6 +45,9 @@ def runs(script, monkeypatch):
                     "frechet_distance": 100.0 / (1 + step) + len(calls),
                 }
                 file.write(json.dumps(record) + "\n")
+                (directory / "checkpoints" / str(step)).mkdir(
+                    parents=True, exist_ok=True
+                )
                 if callback(record):
                     break
                 if method == "dposg" and step == 20:
@@ -117,6 +120,31 @@ def test_what_has_ended_is_not_repeated(script, runs, tmp_path):
     assert [call["steps"] for call in runs] == [40, 40, 60, 60]
 
 
+def test_what_was_killed_before_its_score_or_checkpoint_is_not_over(
+    script, runs, tmp_path
+):
+    script.compare("md_gan,fl_gan", "steps:40", str(tmp_path), progress=False)
+    (tmp_path / "md_gan" / "checkpoints" / "40").rmdir()
+    lines = (tmp_path / "fl_gan" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    del last["frechet_distance"]
+    lines[-1] = json.dumps(last)
+    (tmp_path / "fl_gan" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    again = {"resume": True, "progress": False}
+    script.compare("md_gan,fl_gan", "steps:40", str(tmp_path), **again)
+    assert [call["method"] for call in runs] == ["md_gan", "fl_gan"] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong", ["md_gan:batches_k=9", "md_gan:disc_steps=x", "dqgan:compressor=zip"]
+)
+def test_nothing_is_trained_before_all_flags_are_read(script, runs, tmp_path, wrong):
+    with pytest.raises(script.BadFlagError, match="--"):
+        script.compare(f"md_gan,{wrong}", "steps:40", str(tmp_path), workers=2)
+    assert runs == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_signal_ends_them_all(script, runs, tmp_path, monkeypatch, capsys):
     real = script.train_gan.run
 
@@ -156,6 +184,9 @@ def test_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     files = {path.name for path in (tmp_path / "here").iterdir()}
     assert files == {"md_gan", "cp_oadam", "report.md", "comparison.png"}
     assert "| `cp_oadam` |" in (tmp_path / "here" / "report.md").read_text()
+    plan = ["--methods=md_gan,cp_oadam", "--dry_run", "--workdir=none"]
+    assert call(*small[:3], *plan)[0] == 0
+    assert not (tmp_path / "none").exists()
     for bad in (["--method=md_gan"], [], ["--methods=md_gan", "--budget=4"]):
         code, err = call(*bad)
         assert code == 2

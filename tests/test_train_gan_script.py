@@ -81,6 +81,7 @@ BAD = [
     ("--workers=0", "--workers=0", "at least 1"),
     ("--steps=0", "--steps=0", "at least 1"),
     ("--rounds=0", "--rounds=0", "at least 1"),
+    ("--method=md_gan --workers=1 --swap_epochs=2", "--swap_epochs=2", "no other"),
     ("--learning_rate=0", "--learning_rate=0", "above 0", "0.002"),
     ("--learning_rate=nan", "--learning_rate=nan", "above 0"),
     ("--seed=-1", "--seed=-1", "from 0"),

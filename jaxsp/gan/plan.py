@@ -214,8 +214,9 @@ def _md_gan_traffic(method, gan, count, config) -> dict[str, Traffic]:
     before = np.ones(count, bool)
     for step in range(config.steps):
         alive = method.living(step, count)
-        for joining in np.flatnonzero(alive & ~before):
-            up[int(np.flatnonzero(before & alive)[0])] += size.join
+        joins, source = md_gan.joining(before, alive, step)
+        for joining in np.flatnonzero(joins):
+            up[source] += size.join
             down[joining] += size.join
         living = np.flatnonzero(alive).tolist()
         due = method.swap_every is not None and (step + 1) % method.swap_every == 0

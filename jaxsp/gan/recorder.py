@@ -27,7 +27,8 @@ class Recorder:
       score: as in `train.train`.
       callback: as in `train.train`.
       workdir: as in `train.train`.
-      resumed_step: records of later steps are removed from a file that is there.
+      resumed_step: the step of the checkpoint from which it goes on, or 0. Of a file
+        that is there, records that are later than the checkpoint are removed.
     """
 
     def __init__(
@@ -39,7 +40,13 @@ class Recorder:
         self._workdir = workdir
         self._file = report.MetricsFile(
             None if workdir is None else workdir / "metrics.jsonl",
-            keep=lambda r: resumed_step > 0 and r["step"] <= resumed_step,
+            # What a checkpoint knows nothing of is not kept: later steps, and other
+            # workers' going on from this one, which is told anew if it is done again.
+            keep=lambda r: (
+                resumed_step > 0
+                and r["step"] <= resumed_step
+                and not (r["step"] == resumed_step and "workers" in r)
+            ),
         )
         self.headline: dict[str, float] = {}
 

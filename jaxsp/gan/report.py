@@ -379,22 +379,27 @@ def plot_comparison(
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(len(scores), 3, squeeze=False)
     for row, score in zip(panels, scores, strict=True):
-        every = []
+        every, sent = [], []
         for axes, (label, x) in zip(row, xs.items(), strict=True):
             for i, records in enumerate(runs.values()):
                 points = [(x(r), r[score]) for r in records if r.get(score) is not None]
                 every += [value for _, value in points]
                 colour = _COLOURS[i % len(_COLOURS)]
                 dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
-                if points and label.startswith("MB") and points[-1][0] == 0:
-                    axes.axhline(points[-1][1], color=colour, ls=":", lw=1)
-                    continue  # nothing is sent: there is no curve
-                axes.plot(
-                    *np.array(points).reshape(-1, 2).T, dash, color=colour, lw=1.5
-                )
+                if points and axes is row[1]:
+                    # What is sent differs by orders of magnitude: no 0 on this axis.
+                    points = [point for point in points if point[0] > 0]
+                    if not points:
+                        axes.axhline(every[-1], color=colour, ls=":", lw=1)
+                        continue
+                    sent.append(points[-1][0])
+                x_and_y = np.array(points).reshape(-1, 2).T
+                axes.plot(*x_and_y, dash, color=colour, lw=1.5)
             axes.set_xlabel(label)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
+        if len(sent) > 1 and max(sent) > 10 * min(sent):
+            row[1].set_xscale("log")
         row[0].set_ylabel(score.replace("_", " ").replace("frechet", "Fréchet"))
         if every and min(every) > 0 and max(every) > 10 * min(every):
             for axes in row:

@@ -152,7 +152,7 @@ def train(
     config: TrainConfig,
     *,
     score: Callable[[Any], Mapping[str, float]] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
     workdir: str | os.PathLike | None = None,
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
@@ -162,12 +162,12 @@ def train(
 
     In `workdir` it leaves `config.json`, `metrics.jsonl`, `checkpoints/`, and as
     pictures `partition.png`, `samples_000000.png`, `samples.png` and `curves.png`. A
-    line of metrics holds the `step`; `seconds` of training (scores, pictures and
-    checkpoints apart); `loss_generator` and
-    `loss_discriminator`, means over the workers and the steps since the line before;
-    `bits_up` and `bits_down`, sent and received since the start, mean over workers;
-    `consensus_distance` of the parameters (null for MD-GAN); and, every `eval_every`
-    steps, the scores of samples from the averaged generator.
+    line of metrics holds the `step`; `seconds` of training, without scores, pictures,
+    checkpoints and the first call after a start, in which the step is compiled;
+    `loss_generator` and `loss_discriminator`, means over the workers and the steps
+    since the line before; `bits_up` and `bits_down`, sent and received since the start,
+    mean over workers; `consensus_distance` of the parameters (null for MD-GAN); and,
+    every `eval_every` steps, the scores of samples from the averaged generator.
 
     SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
     return; a second Ctrl-C raises KeyboardInterrupt at once.
@@ -183,7 +183,8 @@ def train(
       config: how long to train and what to record.
       score: `score(samples)` returns numbers by name; None leaves scores out.
       callback: called with each record; when it returns something true, training ends
-        there, with a score and a checkpoint: a limit on seconds or bits.
+        there, with a checkpoint: a limit on seconds or bits. If that record has no
+        score, another of the same step follows that has.
       workdir: the directory of the run; None writes nothing.
       resume: go on from the last checkpoint in `workdir`, or from the beginning where
         there is none. Of `config` all may change but `batch_size`, `seed`, `ema_decay`,
@@ -229,6 +230,7 @@ def train(
         **(description or {}),
         **{k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE},
         "workers": workers.count,
+        "conditional": bool(gan.num_classes),
         "data_crc32": _crc32(sizes, shares),
     }
     if workdir is not None:
@@ -247,6 +249,10 @@ def train(
         if workdir is not None:
             workdir = pathlib.Path(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
+            free = {k: getattr(config, k) for k in _FREE}
+            if not (workdir / "config.json").exists():
+                # First of all: without it nobody could tell whose the rest is.
+                checkpoint.write_config(workdir, settings, free)
             checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
             if (saved := checkpoints.latest) is not None:
                 if saved > config.steps:
@@ -273,9 +279,7 @@ def train(
                         adopted,
                         program.adopted,
                     )
-            checkpoint.write_config(
-                workdir, settings, {k: getattr(config, k) for k in _FREE}
-            )
+            checkpoint.write_config(workdir, settings, free)
             if step == 0 or adopted:
                 counts = partition.table(dataset.train_labels, parts)
                 partition.plot(counts, workdir / "partition.png")
@@ -317,7 +321,7 @@ def train(
                 }
                 checkpoints.save(step, state, program.summary(state), note)
 
-        enough = False
+        enough = counting = False
         if step == 0 or adopted:
             enough = record(None, scored=True)
             save()
@@ -340,8 +344,10 @@ def train(
             means = values.mean(axis=0, dtype=np.float64)
             for mean in means:  # one by one: the sum does not depend on the flights
                 totals, steps_in_totals = totals + mean, steps_in_totals + 1
+            jax.block_until_ready(state)
             took = time.monotonic() - dispatched
-            seconds += took
+            # Everything is compiled in the first call after a start: it is not counted.
+            seconds, counting = seconds + counting * took, True
             calls = len(flight) * _SECONDS_IN_FLIGHT / took
             calls = int(np.clip(calls, 1, _MOST_CALLS_IN_FLIGHT))
 
@@ -359,6 +365,8 @@ def train(
             bar.update(
                 step, loss_G=means[-1, 0], loss_D=means[-1, 1], **recorder.headline
             )
+        if caught:  # a signal may come after the line that saves
+            save()
     return Result(
         state,
         program.generator(state),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -575,11 +576,14 @@ def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
     same = fit(config(steps=35), workdir=again, resume=True, **two)
     assert_same(whole.state, same.state)
     assert lines(tmp_path) == lines(again)
+    # Of going on that left no checkpoint no line is left either.
+    assert sum("workers" in record for record in whole.history) == 1
     bits = [record["bits_up"] for record in whole.history]
     assert bits == sorted(bits)
     assert bits[-1] > said["bits_up"]
     partition_of = json.loads((again / "config.json").read_text())["settings"]
     assert partition_of["workers"] == 2
+    assert partition_of["conditional"] is False
 
 
 def test_the_same_workers_with_other_data_are_another_run(fit, tmp_path, mixture):
@@ -616,7 +620,7 @@ def test_the_second_gradient_may_be_on_the_first_sample():
     assert not np.any(state.params.y)
 
 
-def test_a_conditional_gan_is_given_images_with_their_classes(mixture):
+def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path):
     """The batch's labels are those of its images: here the mode tells the angle."""
     gan = models.mlp((2,), latent_size=12, width=8, depth=1, num_classes=8)
     angles = mixture.centers
@@ -632,12 +636,80 @@ def test_a_conditional_gan_is_given_images_with_their_classes(mixture):
     arguments = (method, workers, mixture, parts)
     settings = config(steps=2, log_every=1, eval_every=10)
     result = train.train(
-        gan, losses.Losses(wrong, wrong), *arguments, settings, progress=False
+        gan,
+        losses.Losses(wrong, wrong),
+        *arguments,
+        settings,
+        workdir=tmp_path,
+        progress=False,
     )
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["settings"]["conditional"] is True  # its scores depend on it
     assert 0 < result.history[-1]["loss_generator"] < 6 * mixture.std
     other = models.mlp((2,), latent_size=12, width=8, num_classes=5)
     with pytest.raises(ValueError, match=r"conditional on 5 classes.*has 8"):
         train.train(other, LOSSES, *arguments, settings, progress=False)
+
+
+def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch):
+    """It comes when everything for the step has been written."""
+
+    def update(bar, step, **numbers):
+        if step == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.report.Progress, "update", update)
+    result = fit(config(log_every=15), workdir=tmp_path)
+    assert (result.step, result.signal) == (15, signal.SIGTERM)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 15
+
+
+def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
+    def killed(workdir):
+        (workdir / "checkpoints").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.checkpoint, "Checkpoints", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(workdir=tmp_path)
+    assert fit(config(steps=5), workdir=tmp_path, resume=True).step == 5
+
+
+def test_seconds_are_without_compilation(fit):
+    """The first call of a new program takes a second, all later ones together less."""
+    method = jaxsp.methods.cp_oadam(1.23e-3, axis_name=AXIS)
+    began = time.monotonic()
+    result = fit(config(steps=2, log_every=1), method=method)
+    assert result.history[1]["seconds"] == 0
+    assert 0 < result.history[2]["seconds"] < time.monotonic() - began
+
+
+def test_an_optimizer_may_keep_the_parameters_of_a_generator(fit):
+    """Buffers are given up at every update, and none twice."""
+    holder = optax.GradientTransformation(
+        lambda params: params, lambda g, state, params=None: (g, state)
+    )
+    result = fit(config(steps=2), method=md_gan.MDGan(holder, optax.sgd(0.1)))
+    assert result.step == 2
+
+
+def test_the_dead_do_not_come_back_with_other_workers(fit, tmp_path, mixture):
+    sgd = optax.sgd(0.1)
+    method = md_gan.MDGan(sgd, sgd, alive=lambda step: [step < 2, True, True])
+    three = fit(config(steps=4), method=method, workdir=tmp_path)
+    one = fit(
+        config(steps=8),
+        method=md_gan.MDGan(sgd, sgd),
+        workers=jaxsp.Workers(1, jax.devices()[:1]),
+        parts=partition.iid(mixture.train_labels, 1, seed=0),
+        workdir=tmp_path,
+        resume=True,
+        callback=lambda record: record["step"] == 4,
+    )
+    first_alive = jax.tree.map(lambda leaf: leaf[1:2], three.state.params.y)
+    assert_same(one.state.params.y, first_alive)
 
 
 def test_an_md_gan_goes_on_with_other_workers(fit, tmp_path, mixture, caplog):

@@ -17,6 +17,7 @@ __all__ = [
     "assignment",
     "check_losses",
     "derangement",
+    "joining",
     "messages",
     "server_generate",
     "server_update",
@@ -157,6 +158,30 @@ def server_update(
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(gradient, opt_state, x)
     return optax.apply_updates(x, updates), opt_state, gradient
+
+
+def joining(before: Any, alive: Any, step: int) -> tuple[np.ndarray, int]:
+    """Who joins in a step, and from whom they copy a discriminator.
+
+    Args:
+      before: for each worker whether it took part in the step before.
+      alive: whether it takes part in this one.
+      step: this one's number.
+
+    Returns:
+      For each worker whether it joins, and the first that takes part in both steps.
+
+    Raises:
+      ValueError: if some join and nobody takes part in both.
+    """
+    before, alive = np.asarray(before, bool), np.asarray(alive, bool)
+    joins, stay = alive & ~before, alive & before
+    if joins.any() and not stay.any():
+        raise ValueError(
+            "alive must leave a worker from one step to the next, from which those "
+            f"that join copy, got none at step {step}."
+        )
+    return joins, int(stay.argmax())
 
 
 def derangement(rng: np.random.Generator, alive: Sequence[bool]) -> np.ndarray:

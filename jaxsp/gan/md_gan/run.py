@@ -117,9 +117,7 @@ class Run:
             generator=lambda state: jax.tree.map(np.asarray, state.ema),
             bits=lambda state: bits(state.traffic),
             consensus=lambda state: None,  # no two networks are meant to agree
-            summary=lambda state: Summary(
-                *jax.tree.map(np.asarray, (state.ema, state.params))
-            ),
+            summary=_summary,
             adopt=self.adopt,
             adopted="the generator goes on, each worker has one of the discriminators "
             "in turn, optimizers start anew",
@@ -132,6 +130,7 @@ class Run:
         x, ema = jax.tree.map(jnp.array, jax.device_put((x, ema), self.server))
         y = self.workers.shard(y)
         opt_x = jax.device_put(self.method.generator_optimizer.init(x), self.server)
+        opt_x = jax.tree.map(jnp.array, opt_x)  # it may hold the parameters themselves
         return MDGanState(
             step=jax.device_put(jnp.asarray(step, jnp.int32), self.server),
             params=MinMax(x, y),
@@ -209,15 +208,9 @@ class Run:
 
     def _joined(self, state, before, alive):
         """Who comes anew copies the discriminator of the first that was there."""
-        joins = alive & ~before
+        joins, source = roles.joining(before, alive, int(state.step))
         if not joins.any():
             return state
-        if not (before & alive).any():
-            raise ValueError(
-                "alive must leave a worker from one step to the next, from which those "
-                f"that join copy, got none at step {int(state.step)}."
-            )
-        source = int(np.flatnonzero(before & alive)[0])
         rows = np.where(joins, source, np.arange(len(alive)))
         y = self.workers.permute(state.params.y, rows)
         fresh = self.renew(y)
@@ -284,6 +277,13 @@ def _stacked_shapes(tree, count):
     return jax.tree.map(stacked, tree)
 
 
+def _summary(state):
+    """The generator, and the discriminators of the living."""
+    ema, x, y = jax.tree.map(np.asarray, (state.ema, *state.params))
+    living = np.asarray(state.alive)
+    return Summary(ema, MinMax(x, jax.tree.map(lambda leaf: leaf[living], y)))
+
+
 @jax.jit
 def _where(mine, new, old):
     """The rows of `new` where `mine`, of `old` elsewhere."""
@@ -296,9 +296,13 @@ def _where(mine, new, old):
 
 @jax.jit
 def _of_the_living(values, alive):
-    """Losses [N, 2] with the mean of the living in place of the others'."""
+    """Losses [N, 2] with the mean of the living in place of the others'.
+
+    What is not finite stays where it is, so that whose it is can be seen.
+    """
     mine = alive[:, None]
-    mean = jnp.where(mine, values, 0).sum(0) / alive.sum()
+    known = mine & jnp.isfinite(values)
+    mean = jnp.where(known, values, 0).sum(0) / jnp.maximum(known.sum(0), 1)
     return jnp.where(mine, values, mean)
 
 
