@@ -78,8 +78,8 @@ def run(
     Returns:
       What the JSON file holds: `scores` of the samples, `floor`, the same scores of the
       test split, `bias`, what as many samples of the data's own distribution would
-      score, `counts` of samples per class and `class_coverage`, the same relative to
-      the data.
+      score against as many data as the training split has, `counts` of samples per
+      class and `class_coverage`, the same relative to the data.
 
     Raises:
       BadFlagError: if a flag cannot be used.
@@ -99,7 +99,7 @@ def run(
     picture = _writable("samples_png", samples_png) if samples_png else None
     with (
         _naming("dataset", dataset, ValueError),
-        _naming("data_dir", data_dir, FileNotFoundError, ImportError),
+        _naming("data_dir", data_dir, OSError, ImportError),
     ):
         loaded = data.load(dataset, data_dir)
     if conditional is not None:

@@ -34,6 +34,12 @@ def test_conv_is_the_convolution(size, stride, x64):
     np.testing.assert_allclose(got, wanted + params["bias"], atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [0, 2, 4, -3])
+def test_conv_refuses_an_even_size(size):
+    with pytest.raises(ValueError, match=f"size must be odd and positive; got {size}"):
+        models.Conv(4, size).init(KEY, jnp.zeros((1, 6, 6, 2)))
+
+
 def test_wide_transposed_conv_is_the_transpose(x64):
     x = jax.random.normal(KEY, (2, 4, 3, 3))
     module = models.WideTransposedConv(2, dtype=jnp.float64)

@@ -1,4 +1,5 @@
 import logging
+import os
 
 import hypothesis
 import jax
@@ -8,7 +9,8 @@ import scipy.linalg
 from hypothesis import strategies as st
 
 from jaxsp.gan import data, scores
-from jaxsp.gan.scores import classifier
+from jaxsp.gan.scores import cache, classifier
+from jaxsp.gan.scores.statistics import Gatherer
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -270,6 +272,56 @@ def test_features_in_any_form_and_any_number(judge, digits):
     np.testing.assert_allclose(again[1], p[1000:], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.full((3, 8, 8, 1), 1.01),
+        np.full((3, 8, 8, 1), -1.01, np.float32),
+        np.full((3, 8, 8, 1), 255.0, np.float16),
+        np.full((3, 8, 8, 1), np.nan),
+        np.zeros((3, 8, 8, 1), np.int32),
+    ],
+)
+def test_levels_are_refused_alike_by_both_networks(images, judge):
+    message = r"images must be uint8, or floating in \[-1, 1\]; got "
+    network = scores.inception.Inception({}, "")
+    with pytest.raises(ValueError, match=message):
+        scores.inception.features(network, images)
+    with pytest.raises(ValueError, match=message):
+        scores.features(judge.classifier, images)
+    if np.isfinite(images).all():
+        with pytest.raises(ValueError, match=message):
+            judge(images)
+    scores.features(judge.classifier, np.full((3, 8, 8, 1), 1.0005))
+
+
+# the bias of both sides
+
+
+@pytest.mark.parametrize("count", [10_000, 1500, 297])
+def test_bias_is_what_the_data_score_against_as_many_data(count):
+    """On Gaussian features, of which 1,500 are the training split."""
+    values = 0.9 ** np.arange(24.0)
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        train, samples = (
+            np.sqrt(values) * rng.standard_normal((n, 24)) for n in (1500, count)
+        )
+        whole = Gatherer(1500)
+        whole.add(train)
+        dataset = data.Dataset("gaussian", train, None, train, None, 0)
+        judge = scores.Evaluator(dataset, None, whole.statistics())
+        here, there = judge.reference, scores.Moments.of(samples)
+        distance = scores.frechet_distance(
+            here.mean, here.covariance, there.mean, there.covariance
+        )
+        found.append(distance / judge.bias(count)["frechet_distance"])
+    error = np.std(found) / len(found) ** 0.5
+    assert error < 0.05
+    assert abs(np.mean(found) - 1) < 0.03 + 3 * error
+
+
 # the cache
 
 
@@ -288,6 +340,30 @@ def test_other_data_has_another_classifier(small, trainings, tmp_path):
     turned = small._replace(train_labels=small.train_labels[::-1])
     scores.fit_classifier(turned, tmp_path, progress=False)
     assert len(trainings) == len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_accuracy_is_that_on_the_test_split_given(small, trainings, tmp_path):
+    first = scores.fit_classifier(small, tmp_path, progress=False)
+    answers = scores.features(first, small.test)[1]
+    right = small._replace(test_labels=answers.argmax(-1).astype(np.int32))
+    wrong = right._replace(test_labels=(right.test_labels + 1) % 3)
+    other = small._replace(test=255 - small.test)
+    again = [scores.fit_classifier(d, tmp_path, False) for d in (right, wrong, other)]
+    assert len(list(tmp_path.iterdir())) == 4
+    for found, dataset in zip(again, (right, wrong, other), strict=True):
+        answers = scores.features(found, dataset.test)[1].argmax(-1)
+        assert found.test_accuracy == (answers == dataset.test_labels).mean()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_cached_files_have_the_permissions_of_new_files(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        cache.write(tmp_path / "a.npz", {"a": np.ones(3)})
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def spoil_truncate(path):
@@ -528,18 +604,24 @@ def test_too_few_samples_are_warned_of_once(
     assert two.startswith("fid of 12 samples in 12 dimensions")
 
     # and what it says is what samples of a Gaussian with the data's moments score
-    said = float(two.split("about ")[1].split(",")[0])
+    # against as many as the training split has
+    said = float(two.split("about ")[1].split(" ")[0])
+    assert " against the 40 of the training split, " in two
     moments, rng = judge.inception_statistics.moments, np.random.default_rng(0)
     found = []
     for _ in range(300):
-        points = rng.multivariate_normal(moments.mean, moments.covariance, 12)
-        few = scores.Moments.of(points)
+        few, more = (
+            scores.Moments.of(
+                rng.multivariate_normal(moments.mean, moments.covariance, n)
+            )
+            for n in (12, 40)
+        )
         found.append(
             scores.frechet_distance(
-                moments.mean, moments.covariance, few.mean, few.covariance
+                more.mean, more.covariance, few.mean, few.covariance
             )
         )
-    np.testing.assert_allclose(said, np.mean(found), rtol=0.05)
+    np.testing.assert_allclose(said, np.mean(found), rtol=0.08)
     assert judge.bias(12)["fid"] == pytest.approx(said, rel=0.01)
 
 

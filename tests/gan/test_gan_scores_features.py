@@ -33,17 +33,37 @@ def test_kernel_distance_against_loops():
     wanted = mmd_by_loops(x, y)
     whole = scores.kernel_distance(x, y, subsets=3)
     np.testing.assert_allclose(whole.mean, wanted, rtol=1e-11)
-    np.testing.assert_allclose(whole.std, 0, atol=1e-12)  # each subset is everything
     single = scores.kernel_distance(x.astype(np.float32), y.astype(np.float32))
     np.testing.assert_allclose(single.mean, wanted, rtol=1e-5)
 
-    found = scores.kernel_distance(x, y, subsets=4, size=5, seed=7)
+    found = scores.kernel_distance(x, y, subsets=4, size=4, seed=7)
     rng, values = np.random.default_rng(7), []
     for _ in range(4):
-        rows = [rng.choice(9, 5, replace=False) for _ in "xy"]
+        rows = [rng.choice(9, 4, replace=False) for _ in "xy"]
         values.append(mmd_by_loops(x[rows[0]], y[rows[1]]))
     wanted = (np.mean(values), np.std(values))
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [31, 60, 1000])
+def test_spread_of_the_kernel_distance_where_subsets_are_alike(size):
+    """It is about that of the whole estimate, which is known here from many."""
+    means, spreads = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((60, 3)), 0.5 + rng.standard_normal((90, 3))
+        whole = scores.kernel_distance(x, y, subsets=30)
+        found = scores.kernel_distance(x, y, subsets=30, size=size)
+        means.append(whole.mean)
+        spreads.append(found.std)
+    assert 0.7 < np.mean(spreads) / np.std(means) < 1.5
+
+
+def test_spread_of_the_kernel_distance_of_too_few_rows():
+    x = np.random.default_rng(0).standard_normal((9, 3))
+    assert np.isnan(scores.kernel_distance(x, x[:3]).std)
+    assert np.isfinite(scores.kernel_distance(x, x[:3]).mean)
+    assert scores.kernel_distance(x, 1 + x[:4]).std > 0
 
 
 def test_kernel_distance_is_unbiased():
@@ -154,6 +174,30 @@ def test_neighbor_scores_refuse_what_does_not_fit():
         scores.neighbor_scores(x, x[:3])
     with pytest.raises(ValueError, match=r"real_distances must be .*\[9, >= 5\]"):
         scores.neighbor_scores(x, x, real_distances=np.ones((9, 4)))
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "3", None])
+def test_numbers_of_neighbours_are_whole_and_positive(bad):
+    x = np.random.default_rng(0).standard_normal((9, 3))
+    for name in ("k", "k_coverage"):
+        with pytest.raises(ValueError, match=rf"^{name} must be (an integer|at least)"):
+            scores.neighbor_scores(x, x, **{name: bad})
+    with pytest.raises(ValueError, match=r"^k must be"):
+        scores.neighbor_distances(x, bad)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_neighbours_of_points_that_are_not_finite(bad):
+    x = np.random.default_rng(0).standard_normal((9, 3))
+    spoilt = x.copy()
+    spoilt[4, 1] = bad
+    known = scores.neighbor_distances(x, 5)
+    with pytest.raises(ValueError, match="real must be finite; row 4 of 9"):
+        scores.neighbor_scores(spoilt, x, real_distances=known)
+    with pytest.raises(ValueError, match="samples must be finite; row 4 of 9"):
+        scores.neighbor_scores(x, spoilt)
+    with pytest.raises(ValueError, match="points must be finite; row 4 of 9"):
+        scores.neighbor_distances(spoilt, 2)
 
 
 # the bias of the Fréchet distance

@@ -171,6 +171,16 @@ def test_a_bad_flag_takes_one_line(points, arguments, message, capsys, monkeypat
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [PermissionError, IsADirectoryError, ImportError])
+def test_data_that_cannot_be_read_take_one_line(points, error, capsys, monkeypatch):
+    def load(name, data_dir):
+        raise error("no\nuse")
+
+    monkeypatch.setattr(data, "load", load)
+    assert command(f"--checkpoint={points[0]}", "--data_dir=/data") == 2
+    assert capsys.readouterr().err == "jaxsp.gan.score: --data_dir=/data: no use\n"
+
+
 def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
     write_run(tmp_path, {"dataset": "mixture_ring"}, models.parse("mlp:8", (2,)))
     assert command("--samples=9") == 2

@@ -1,5 +1,6 @@
 """Readers of PyTorch's files, on files put together here byte by byte."""
 
+import contextlib
 import hashlib
 import pickle
 import struct
@@ -192,6 +193,8 @@ def test_views_of_one_storage(tmp_path_factory, write, seed):
         Tensor(np.zeros(6, np.float32), 5, (2,), (-1,)),
         Tensor(np.zeros(6, np.float32), -1, (2,), (1,)),
         Tensor(np.zeros(6, np.float32), 0, (2, 3), (1,)),
+        Tensor(np.zeros(6, np.float32), 0, (7,), (0,)),
+        Tensor(np.zeros(6, np.float32), 0, (2**15, 2**15), (0, 0)),
     ],
 )
 def test_a_tensor_cannot_leave_its_storage(tmp_path, write, view):
@@ -224,6 +227,38 @@ def test_no_function_is_reached_through_a_known_one(tmp_path, write):
         write(tmp_path / "weights.pth", {"a": trick})
         with pytest.raises(ValueError, match="asks for"):
             torch_weights.read(tmp_path / "weights.pth")
+
+
+@WRITERS
+def test_what_a_file_sets_on_a_name_is_lost_with_it(tmp_path, write):
+    names = [
+        *(f"torch._utils\n{n}" for n in ("_rebuild_tensor_v2", "_rebuild_parameter")),
+        "torch.jit._pickle\nbuild_intlist",
+        "collections\nOrderedDict",
+        "__torch__\nModule",
+        "torch\nFloatStorage",
+    ]
+    functions = {f for f in torch_weights._KNOWN.values() if hasattr(f, "__code__")}
+    assert len(functions) == 2
+
+    def state():
+        return [
+            (f.__defaults__, f.__kwdefaults__, f.__dict__.copy()) for f in functions
+        ]
+
+    before = state()
+    for name in names:
+        for change in ("__defaults__", "_function", "__init__"):
+            # BUILD sets the attributes of the second dictionary, as of slots
+            pair = (None, {change: (1, 2, 3)})
+            trick = Raw(f"c{name}\n".encode() + Writer().of(pair) + b"b")
+            write(tmp_path / "weights.pth", {"a": np.zeros(3, np.float32), "b": trick})
+            with contextlib.suppress(ValueError):
+                torch_weights.read(tmp_path / "weights.pth")
+            assert state() == before
+            write(tmp_path / "good.pth", Module(a=np.ones(3, np.float32)))
+            found = torch_weights.read(tmp_path / "good.pth")
+            np.testing.assert_array_equal(found["a"], np.ones(3))
 
 
 @WRITERS

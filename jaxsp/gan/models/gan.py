@@ -109,6 +109,8 @@ def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
 
     Raises:
         ValueError: If labels are given to a pair without classes, or do not fit.
+            Whether they are classes is seen outside `jit` only; inside, a label that is
+            none gives a one-hot vector of zeros.
     """
     if not gan.num_classes:
         if labels is not None:
@@ -199,6 +201,8 @@ def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
 
     Raises:
         ValueError: If labels are given to a pair without classes, or do not fit.
+            Whether they are classes is seen outside `jit` only; inside, a label that is
+            none gives a one-hot vector of zeros.
     """
     return generate(gan, x, latents(gan, key, n, labels))
 

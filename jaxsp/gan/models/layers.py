@@ -176,6 +176,9 @@ class Conv(nn.Module):
             largest singular value. The convolution is then Lipschitz with constant
             `size`: a pixel is in at most size² patches.
         dtype: Type of the computation.
+
+    Raises:
+        ValueError: If size is even, when it is initialized or applied.
     """
 
     features: int
@@ -187,6 +190,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [n, h, w, c] to [n, ceil(h / stride), ceil(w / stride), features]."""
+        if self.size < 1 or self.size % 2 == 0:
+            raise ValueError(f"size must be odd and positive; got {self.size}.")
         _, h, w, c = x.shape
         k, s, p = self.size, self.stride, self.size // 2
         kernel, bias = _parameters(self, (k, k, c, self.features))

@@ -84,16 +84,12 @@ def write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
         path: The file; its directory is made.
         arrays: Arrays by name.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            temporary = file.name
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as scratch:
+            written = pathlib.Path(scratch, path.name)
+            with written.open("wb") as file:  # with the permissions of any new file
+                np.savez(file, **arrays)
+            os.replace(written, path)
     except OSError as error:
         _log.warning("%s could not be written (%s).", path, error)
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jaxsp.gan import data
 from jaxsp.gan.models import StridedConv, halvings
 from jaxsp.gan.scores import cache
+from jaxsp.gan.scores.levels import check_levels
 
 __all__ = ["Classifier", "features", "fit_classifier"]
 
@@ -69,6 +70,8 @@ def _apply(params, images, num_classes):
 
 def _unit(images) -> np.ndarray:
     """Images as float32 in [-1, 1], from those or from uint8."""
+    images = np.asarray(images)
+    check_levels(images)
     return np.asarray(data.to_unit(images), np.float32)
 
 
@@ -81,6 +84,9 @@ def features(classifier: Classifier, images) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Features [n, d] and probabilities [n, classes], float32.
+
+    Raises:
+        ValueError: If images are not of these kinds.
     """
     hidden, probabilities = [], []
     for start in range(0, len(images), _CHUNK):
@@ -102,8 +108,8 @@ def fit_classifier(
     """Trains the classifier of a data set, or reads it from the cache.
 
     Deterministic: the seed is fixed, and the cache file is named after the data set,
-    the shape and content of its training split, and the version of the recipe. A file
-    that cannot be read is reported and replaced.
+    the shape and content of its splits, and the version of the recipe. A file that
+    cannot be read is reported and replaced.
 
     Args:
         dataset: Images with labels.
@@ -114,7 +120,8 @@ def fit_classifier(
         The classifier.
 
     Raises:
-        ValueError: If the data set has no images or no labels.
+        ValueError: If the data set has no images or no labels, or its images are
+            neither uint8 nor in [-1, 1].
     """
     if dataset.train.ndim != 4 or dataset.train_labels is None:
         raise ValueError(
@@ -146,10 +153,11 @@ def _init(num_classes, shape):
 
 
 def _digest(dataset: data.Dataset) -> str:
-    """What the weights depend on, as sixteen hexadecimal digits."""
+    """What weights and accuracy depend on, as sixteen hexadecimal digits."""
     recipe = (_VERSION, _WIDTH, _FEATURES, _STEPS, _BATCH, _LEARNING_RATE)
     classes = int(dataset.num_classes)
-    return cache.digest(recipe, classes, dataset.train, dataset.train_labels)
+    splits = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
+    return cache.digest(recipe, classes, splits)
 
 
 def _train(params, dataset, progress):

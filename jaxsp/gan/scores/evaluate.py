@@ -53,6 +53,14 @@ def _distance(reference: Moments, found: Moments) -> float:
     )
 
 
+def _expected(reference: Moments, count: int) -> float:
+    """Fréchet distance of so many samples of what the reference is a sample of."""
+    covariance = reference.covariance
+    return sum(
+        expected_frechet_distance(covariance, n) for n in (count, reference.count)
+    )
+
+
 class Measurement(NamedTuple):
     """What an evaluator finds.
 
@@ -81,9 +89,11 @@ class Evaluator:
 
     The reference is the training split. `floor` is what the real test split gets from
     the same code: about the best a generator can be asked for, with as many samples.
-    The Fréchet distance of few samples is biased upwards, so 10,000 samples may come
-    out below the floor of a small split (digits has 297 images to test); `bias` says
-    by how much, and where there are fewer samples than features it is logged, once.
+    The Fréchet distance is biased upwards, the more the fewer samples there are, so
+    10,000 samples may come out below the floor of a small split (digits has 297 images
+    to test); the training split being finite adds to it as well, the same for all
+    samples. `bias` says how much both make together, and where there are not more
+    samples than features it is logged, once.
 
     Images: `frechet_distance` (of the classifier's features, CFD), `classifier_score`,
     `classes_covered` (classes that at least a tenth of their uniform share of samples
@@ -148,15 +158,24 @@ class Evaluator:
     def bias(self, count: int) -> dict[str, float]:
         """What so many samples of the data's own distribution would score.
 
+        Both sides of the comparison are finite: it is `expected_frechet_distance` of
+        `count` samples and that of as many as the training split has, added. Features
+        are taken for Gaussian, with the covariance of the training split. The sum is
+        then within 5 % of simulation where one of the two numbers is ten times that of
+        the features or more; where both are at most that of the features it is too
+        large, by a tenth to three quarters.
+
         Args:
             count: Number of samples.
 
         Returns:
-            `expected_frechet_distance` for each of the Fréchet distances, by name. It
-            takes the features for Gaussian.
+            The expected distance for each of the Fréchet distances, by name.
+
+        Raises:
+            ValueError: If count is below 1.
         """
         return {
-            name: expected_frechet_distance(found.moments.covariance, count)
+            name: _expected(found.moments, count)
             for name, found in self._references().items()
         }
 
@@ -260,19 +279,17 @@ class Evaluator:
             if count > d or name in self._warned:
                 continue
             self._warned.add(name)
-            covariance = found.moments.covariance
-            here, more = (
-                expected_frechet_distance(covariance, n)
-                for n in (count, statistics.KEPT)
-            )
+            here, more = (_expected(found.moments, n) for n in (count, statistics.KEPT))
             _log.warning(
                 "%s of %d samples in %d dimensions is far too large: their covariance "
                 "is singular. As many samples of the data's own distribution would "
-                "score about %.3g, and %d of them %.3g.",
+                "score about %.3g against the %d of the training split, and %d of them "
+                "%.3g.",
                 name,
                 count,
                 d,
                 here,
+                found.moments.count,
                 statistics.KEPT,
                 more,
             )

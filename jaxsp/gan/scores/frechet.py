@@ -66,9 +66,11 @@ def expected_frechet_distance(covariance, count: int) -> float:
 
         E d(m, C; m̂, Ĉ) = tr C / n + 2 tr C − 2 E tr (C^½ Ĉ C^½)^½
 
-    A perfect generator scores this much instead of 0. Of the last trace it takes the
-    deterministic equivalent for large matrices (Silverstein 1995): with N = n − 1 and
-    the eigenvalues λ of C,
+    A perfect generator scores this much instead of 0 where the Gaussian itself is
+    known. Against m other samples in its place it scores nearly the sum of the values
+    for n and for m, unless both are few for the dimension. Of the last trace it takes
+    the deterministic equivalent for large matrices (Silverstein 1995): with N = n − 1
+    and the eigenvalues λ of C,
 
         tr C − E tr (C^½ Ĉ C^½)^½ ≈ (2/π) ∫ D(s²) − D(κ) ds,   s from 0 to ∞,
         D(κ) = Σ λ² / (λ² + κ),   κ = s² + κ D(κ) / N

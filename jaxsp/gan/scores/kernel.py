@@ -12,7 +12,8 @@ class KernelDistance(NamedTuple):
 
     Attributes:
         mean: Mean of the estimates of the subsets; unbiased, so it can be below 0.
-        std: Their standard deviation: that of one subset, not of the mean.
+        std: Standard deviation of such estimates: that of one subset, not of the mean.
+            The subsets are smaller where those of the mean would be nearly alike.
     """
 
     mean: float
@@ -31,6 +32,12 @@ def kernel_distance(
     rows of x and of y, without replacement. Products are in the features' own
     precision, sums in float64.
 
+    Subsets of more than half the rows are much alike, and those of all rows are the
+    same: their spread says nothing of the error, and falls to 0. There the standard
+    deviation is that of further subsets of half the rows of the smaller set: about that
+    of the estimate from all rows (the jackknife that deletes half), up to twice it
+    where x and y are samples of the same.
+
     Args:
         x: Features [n, d].
         y: Features [m, d].
@@ -39,7 +46,8 @@ def kernel_distance(
         seed: What the subsets follow from.
 
     Returns:
-        Mean and standard deviation over the subsets.
+        Mean and standard deviation over the subsets; of fewer than 4 rows the latter is
+        NaN.
 
     Raises:
         ValueError: If shapes do not fit, there are fewer than 2 rows, or subsets or
@@ -62,15 +70,23 @@ def kernel_distance(
         raise ValueError(
             f"subsets must be at least 1 and size at least 2; got {subsets} and {size}."
         )
-    size = min(size, len(x), len(y))
+    fewer = min(len(x), len(y))
     rng = np.random.default_rng(seed)
-    estimates = []
-    for _ in range(subsets):
-        a = x[rng.choice(len(x), size, replace=False)]
-        b = y[rng.choice(len(y), size, replace=False)]
-        cross = _kernel(a, b).sum(dtype=np.float64) / size**2
-        estimates.append(_mean_off_diagonal(a) + _mean_off_diagonal(b) - 2 * cross)
-    return KernelDistance(float(np.mean(estimates)), float(np.std(estimates)))
+
+    def estimates(size):
+        for _ in range(subsets):
+            a = x[rng.choice(len(x), size, replace=False)]
+            b = y[rng.choice(len(y), size, replace=False)]
+            cross = _kernel(a, b).sum(dtype=np.float64) / size**2
+            yield _mean_off_diagonal(a) + _mean_off_diagonal(b) - 2 * cross
+
+    found = list(estimates(min(size, fewer)))
+    mean, half = float(np.mean(found)), fewer // 2
+    if half < 2:
+        return KernelDistance(mean, float("nan"))
+    if size > half:
+        found = list(estimates(half))
+    return KernelDistance(mean, float(np.std(found)))
 
 
 def _floating(array) -> np.ndarray:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsp._arguments import check_count
+
 __all__ = ["NeighborScores", "neighbor_distances", "neighbor_scores"]
 
 _BLOCK_BYTES = 2**26  # of one block of a matrix of distances
@@ -53,7 +55,9 @@ def neighbor_scores(
         The four scores.
 
     Raises:
-        ValueError: If shapes do not fit, or there are not more points than neighbours.
+        ValueError: If shapes do not fit, a number is not finite, k or k_coverage is
+            not a whole number of at least 1, or there are not more points than
+            neighbours.
 
     References:
         Kynkäänniemi et al., *Improved Precision and Recall Metric for Assessing
@@ -61,12 +65,15 @@ def neighbor_scores(
         Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*,
         2020, arXiv 2002.09797.
     """
+    k, k_coverage = check_count("k", k), check_count("k_coverage", k_coverage)
     real, samples = np.asarray(real), np.asarray(samples)
     if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
         raise ValueError(
             "real must be [n, d] and samples [m, d]; got shapes "
             f"{real.shape} and {samples.shape}."
         )
+    _check_finite("real", real)
+    _check_finite("samples", samples)
     most = max(k, k_coverage)
     if real_distances is None:
         real_distances = neighbor_distances(real, most)
@@ -108,14 +115,16 @@ def neighbor_distances(points, k: int) -> np.ndarray:
         Distances [n, k], float64.
 
     Raises:
-        ValueError: If there are not more than k points.
+        ValueError: If k is not a whole number of at least 1, there are not more than k
+            points, or a number is not finite.
     """
-    points = np.asarray(points)
-    if points.ndim != 2 or not 1 <= k < len(points):
+    k, points = check_count("k", k), np.asarray(points)
+    if points.ndim != 2 or k >= len(points):
         raise ValueError(
-            f"points must be of shape [n, d] with more than k = {k} >= 1 of them; got "
+            f"points must be of shape [n, d] with more than k = {k} of them; got "
             f"{points.shape}."
         )
+    _check_finite("points", points)
     (points,) = _centered(points)
     nearest = np.empty((len(points), k))
     for rows, distances in _blocks(points, points):
@@ -123,6 +132,16 @@ def neighbor_distances(points, k: int) -> np.ndarray:
         distances[own - rows.start, own] = np.inf
         nearest[rows] = np.partition(distances, k - 1, axis=1)[:, :k]
     return np.sqrt(np.maximum(np.sort(nearest, axis=1), 0.0))
+
+
+def _check_finite(name: str, points: np.ndarray) -> None:
+    """Refuses points that have no distances."""
+    finite = np.isfinite(points).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} must be finite; row {finite.argmin()} of {len(points)} is not. "
+            "Where samples diverged there are no scores to find."
+        )
 
 
 def _centered(*sets: np.ndarray) -> list[np.ndarray]:

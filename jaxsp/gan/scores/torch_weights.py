@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import struct
+import types
 import zipfile
 import zlib
 from typing import Any, BinaryIO, NamedTuple
@@ -58,7 +59,8 @@ class _Tensor(NamedTuple):
         last = self.offset + sum(
             (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
         )
-        if math.prod(self.shape) and last >= len(flat):
+        # The number of entries too: a stride of 0 would make any from one.
+        if math.prod(self.shape) and max(last + 1, math.prod(self.shape)) > len(flat):
             raise ValueError("a tensor is larger than its storage")
         if not math.prod(self.shape):
             return np.zeros(self.shape, flat.dtype)
@@ -105,12 +107,28 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
+class _Call:
+    """A function as a file gets it: what the file does to it ends with it.
+
+    A pickle can set attributes of all that it names, so it gets no function itself.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *args):
+        return self._function(*args)
+
+
 class _Unpickler(pickle.Unpickler):
     """Unpickles what weights need, and nothing else."""
 
     def find_class(self, module, name):
         if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
+            known = _KNOWN[module, name]
+            return _Call(known) if isinstance(known, types.FunctionType) else known
         if module.partition(".")[0] == "__torch__":
             return _Module
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")

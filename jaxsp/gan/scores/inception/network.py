@@ -11,6 +11,7 @@ from jax import lax
 from tqdm import tqdm
 
 from jaxsp.gan import data
+from jaxsp.gan.scores.levels import check_levels
 
 __all__ = ["Inception", "features", "kernel_shapes"]
 
@@ -246,14 +247,7 @@ def features(
 def _levels(images) -> np.ndarray:
     """Images as uint8 in three channels."""
     images = np.asarray(images)
+    check_levels(images)
     if images.dtype != np.uint8:
-        floating = jnp.issubdtype(images.dtype, jnp.floating)
-        low, high = (images.min(), images.max()) if floating else (0, 0)
-        if not (floating and low >= -1.001 and high <= 1.001):
-            raise ValueError(
-                "images must be uint8, or floating in [-1, 1]; got "
-                f"{images.dtype}{f' from {low} to {high}' if floating else ''}. Levels "
-                "from 0 to 255 are images.astype(np.uint8)."
-            )
         images = np.asarray(data.to_uint8(images))
     return np.broadcast_to(images, (*images.shape[:3], 3))
