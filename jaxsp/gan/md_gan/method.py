@@ -25,6 +25,9 @@ class MDGan:
     server and workers are called in turn, and all of a worker's gradients in an
     iteration are on one batch.
 
+    All discriminators start from the same parameters, and with one worker, one batch and
+    one discriminator step this is the standalone GAN trained in turns.
+
     What travels: in every iteration two generated batches to each worker and one
     feedback of a batch's size back; in every swap a discriminator from worker to
     worker. Nothing depends on the size of the generator.
