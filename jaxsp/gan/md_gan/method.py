@@ -25,7 +25,7 @@ class MDGan:
     server and workers are called in turn, and all of a worker's gradients in an
     iteration are on one batch.
 
-    All discriminators start from the same parameters, and with one worker, one batch and
+    All discriminators start from the same parameters. With one worker, one batch and
     one discriminator step this is the standalone GAN trained in turns.
 
     What travels: in every iteration two generated batches to each worker and one
