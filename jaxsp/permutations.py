@@ -15,10 +15,12 @@ References:
   Mengenlehre*, Mathematische Annalen 77, 1916.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["decompose"]
+__all__ = ["colour", "decompose"]
 
 
 def decompose(
@@ -60,7 +62,9 @@ def decompose(
         shifts = np.flatnonzero(by_shift[0])
         permutations = (worker + shifts[:, None]) % len(support)
     else:
-        permutations = _colour(support)
+        receivers, senders = np.nonzero(support)
+        edges = list(zip(receivers.tolist(), senders.tolist(), strict=True))
+        permutations = colour(edges, len(support))
     weights = np.empty(permutations.shape)
     for r, sources in enumerate(permutations):
         weights[r] = remaining[worker, sources]
@@ -68,35 +72,24 @@ def decompose(
     return permutations.astype(np.int64), weights
 
 
-def _regular_edges(support: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Edges (receiver, sender) with every in- and out-degree filled up to Δ."""
-    lack_in, lack_out = support.sum(axis=1), support.sum(axis=0)
-    degree = max(lack_in.max(), lack_out.max())
-    lack_in, lack_out = degree - lack_in, degree - lack_out
-    loops = np.minimum(lack_in, lack_out)
-    worker = np.arange(len(support))
-    receivers, senders = np.nonzero(support)
-    looped = np.repeat(worker, loops)
-    filled = np.repeat(worker, lack_in - loops), np.repeat(worker, lack_out - loops)
-    return list(
-        zip(
-            np.concatenate([receivers, looped, filled[0]]).tolist(),
-            np.concatenate([senders, looped, filled[1]]).tolist(),
-            strict=True,
-        )
-    )
-
-
-def _colour(support: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def colour(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64]:
     """Colours the edges with Δ colours, one full permutation a colour.
 
     One edge after another takes a colour that is free at both of its ends. Where
     there is none, a is free at the receiver and b at the sender; swapping a and b
     along the path that leaves the sender with a frees a there too. The path reaches
     receivers by edges of colour a only, hence never this one.
+
+    Args:
+      edges: pairs (receiver, sender) of different workers; a pair may repeat.
+      n: the number of workers.
+
+    Returns:
+      int [Δ, n]: in round r worker m receives from entry [r, m]. Where that is m
+      itself, nothing moves.
     """
-    edges = _regular_edges(support)
-    n, colours = len(support), len(edges) // len(support)
+    edges = _regular(edges, n)
+    colours = len(edges) // n
     source = [[-1] * n for _ in range(colours)]  # source[c][receiver] = sender
     target = [[-1] * n for _ in range(colours)]  # target[c][sender] = receiver
     free_in, free_out = [(1 << colours) - 1] * n, [(1 << colours) - 1] * n  # bit sets
@@ -130,6 +123,24 @@ def _alternating_path(
             break
         path.append((receiver, sender, b))
     return path
+
+
+def _regular(edges: Sequence[tuple[int, int]], n: int) -> list[tuple[int, int]]:
+    """The edges and, to fill every in- and out-degree up to Δ, loops and others."""
+    lack_in, lack_out = (
+        np.bincount([edge[end] for edge in edges], minlength=n) for end in (0, 1)
+    )
+    degree = max(lack_in.max(), lack_out.max())
+    lack_in, lack_out = degree - lack_in, degree - lack_out
+    loops = np.minimum(lack_in, lack_out)
+    worker = np.arange(n)
+    looped = np.repeat(worker, loops)
+    filled = np.repeat(worker, lack_in - loops), np.repeat(worker, lack_out - loops)
+    return [
+        *edges,
+        *zip(looped.tolist(), looped.tolist(), strict=True),
+        *zip(filled[0].tolist(), filled[1].tolist(), strict=True),
+    ]
 
 
 def _lowest(bits: int) -> int:

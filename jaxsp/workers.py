@@ -1,4 +1,4 @@
-"""Running one worker's function on all workers: virtual ones, or one a device."""
+"""Running one worker's function on all workers: virtual ones, or on many devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,32 +8,44 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxsp import comm
+
 __all__ = ["Workers"]
 
 _AXIS = "workers"
+_BLOCKS = ("devices", "workers")
 
 
 class Workers:
     """`count` workers that run the same per-worker function.
 
     Where at least `count` devices are visible each worker has a device of its own and
-    functions run under `shard_map`; otherwise the workers are virtual and functions run
-    under `vmap` on one device. The trajectories are the same. Every array that belongs
-    to workers is stacked: its leading axis has one entry a worker.
+    functions run under `shard_map`; where fewer are, each device has a block of equally
+    many workers, which run under `vmap` inside of `shard_map`; on one device all
+    workers are virtual and run under `vmap`. The trajectories are the same. Every array
+    that belongs to workers is stacked: its leading axis has one entry a worker.
+
+    After `jax.distributed.initialize` the devices are those of all processes. Each
+    process then makes the same `Workers`, calls the same functions in the same order,
+    and holds the rows of its own workers.
 
     Args:
       count: the number of workers, at least 1.
-      devices: the devices to use: one for virtual workers on it, or `count` for one
-        worker each. The default is as above.
+      devices: the devices to use: one for virtual workers on it, `count` for one worker
+        each, or a number that divides `count` for blocks. The default is all visible
+        devices or the first `count` of them; in several processes as many of each.
 
     Attributes:
       count: the number of workers.
-      axis_name: the name of the worker axis inside mapped functions, for `axis_name=`.
-      mode: `"vmap"` or `"shard_map"`.
-      devices: the devices in use.
+      axis_name: the name of the worker axis inside mapped functions, for `axis_name=`;
+        the pair (device axis, axis within a device) for blocks.
+      mode: `"vmap"`, `"shard_map"` or `"blocks"`.
+      devices: the devices in use, in the order of the workers.
+      local: the numbers of the workers that live in this process.
+      spans_processes: whether some live in another.
 
     Raises:
-      ValueError: if `count` is not a positive integer, or is not the number of devices.
+      ValueError: if `count` is not a positive integer, or does not fit the devices.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,23 +61,32 @@ class Workers:
             raise ValueError(f"count must be an integer, got {count!r}.")
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}.")
-        if devices is None:
-            devices = jax.devices()
-            devices = devices[: count if len(devices) >= count else 1]
-        devices = list(devices)
-        if len(devices) not in (1, count):
-            raise ValueError(
-                f"devices must be one device or one for each worker, got "
-                f"{len(devices)} for count={count}: give 1 or {count} devices, or "
-                f"write Workers({len(devices)})."
-            )
+        given = devices is not None
+        devices = list(devices) if given else _default_devices(int(count))
+        if not devices or count % len(devices):
+            raise ValueError(_misfit(int(count), len(devices), given))
         self.count = int(count)
-        self.axis_name = _AXIS
         self.devices = devices
-        self.mode = "shard_map" if len(devices) > 1 else "vmap"
+        self._block = self.count // len(devices)
+        if len(devices) == 1:
+            self.mode = "vmap"
+        else:
+            self.mode = "shard_map" if self._block == 1 else "blocks"
+        self.axis_name = _BLOCKS if self.mode == "blocks" else _AXIS
+        here = jax.process_index()
+        self.local = tuple(
+            m
+            for m in range(self.count)
+            if devices[m // self._block].process_index == here
+        )
+        self.spans_processes = len(self.local) < self.count
         # Auto axes: with the Explicit ones of `jax.make_mesh`, `shard_map` refuses
         # arguments that are not sharded yet.
-        self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+        axis = "devices" if self.mode == "blocks" else _AXIS
+        self._mesh = Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
+        self._sharding = NamedSharding(
+            self._mesh, PartitionSpec() if self.mode == "vmap" else PartitionSpec(axis)
+        )
 
     def __repr__(self) -> str:
         return f"Workers({self.count}, mode={self.mode!r})"
@@ -108,8 +129,9 @@ class Workers:
             for i, (arg, axis) in enumerate(zip(args, axes, strict=True)):
                 if axis == 0:
                     self._check_stacked(arg, f"argument {i}")
-            run = self._vmap if self.mode == "vmap" else self._shard_map
-            return run(fn, axes)(*args)
+            if self.mode == "vmap":
+                return _vmap(fn, axes, self.count, _AXIS)(*args)
+            return self._shard_map(fn, axes)(*args)
 
         return mapped
 
@@ -125,21 +147,64 @@ class Workers:
     def shard(self, tree: Any) -> Any:
         """Put a stacked tree where it is used: each worker's slice on its device.
 
+        Over several processes each passes the same tree, and keeps its own rows.
+
         Raises:
           ValueError: if a leaf's leading axis is not `count`.
         """
         self._check_stacked(tree, "tree")
-        spec = PartitionSpec(_AXIS) if self.mode == "shard_map" else PartitionSpec()
+        if self.spans_processes:
+            return jax.tree.map(lambda x: self._place(x, range(self.count)), tree)
         # A copy, always: the training loop donates its buffers, and must not give away
         # arrays that the caller still holds.
-        return jax.device_put(tree, NamedSharding(self._mesh, spec), may_alias=False)
+        return jax.device_put(tree, self._sharding, may_alias=False)
+
+    def shard_local(self, tree: Any) -> Any:
+        """As `shard`, of a tree that is stacked over the workers of this process alone.
+
+        What other processes hold need not be known here, nor fit into this memory.
+
+        Args:
+          tree: row i belongs to worker `local[i]`; in a process without workers the
+            leading axis is 0.
+
+        Raises:
+          ValueError: if a leaf's leading axis is not the number of local workers.
+        """
+        self._check_stacked(tree, "tree", len(self.local))
+        if self.spans_processes:
+            return jax.tree.map(lambda x: self._place(x, self.local), tree)
+        return self.shard(tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """A stacked tree as NumPy arrays.
+
+        Over several processes every one with a worker must call it, and gets all rows.
+        """
+        if self.spans_processes:
+            return jax.tree.map(_to_host, self._everywhere(lambda x: x, tree))
+        return jax.tree.map(np.asarray, tree)
+
+    def fetch_mean(self, tree: Any) -> Any:
+        """The mean over workers of a stacked tree, as NumPy arrays of its dtypes.
+
+        Over several processes every one with a worker must call it. What travels is an
+        all-reduce, not the rows.
+        """
+
+        def mean(x):
+            return x.mean(axis=0).astype(x.dtype)
+
+        if self.spans_processes:
+            return jax.tree.map(_to_host, self._everywhere(mean, tree))
+        return jax.tree.map(lambda x: mean(np.asarray(x)), tree)
 
     def permute(self, tree: Any, rows: Sequence[int] | np.ndarray) -> Any:
         """A stacked tree whose row m is what row `rows[m]` was.
 
         Only rows that change place travel, each straight from one device to the other:
         a function of all workers with the same effect would gather every row on every
-        device, and a collective permute would be compiled for each permutation.
+        device. Over several processes the program is compiled for each `rows`.
 
         Args:
           tree: a stacked tree, on the workers' devices.
@@ -163,37 +228,45 @@ class Workers:
         self._check_stacked(tree, "tree")
         if self.mode == "vmap":
             return _take(tree, rows)
-        sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        if self.spans_processes:
+            return self._permute_between_processes(tree, tuple(rows.tolist()))
+        size = self._block
 
         def one(x):
-            x = jax.device_put(x, sharding)
+            x = jax.device_put(x, self._sharding)
             held = {shard.device: shard.data for shard in x.addressable_shards}
-            placed = [
-                jax.device_put(held[self.devices[row]], device)
-                for row, device in zip(rows, self.devices, strict=True)
-            ]
-            return jax.make_array_from_single_device_arrays(x.shape, sharding, placed)
+
+            def row(m, device):
+                block, i = held[self.devices[m // size]], m % size
+                return jax.device_put(block if size == 1 else block[i : i + 1], device)
+
+            placed = []
+            for d, device in enumerate(self.devices):
+                mine = [row(m, device) for m in rows[d * size : (d + 1) * size]]
+                placed.append(mine[0] if size == 1 else jnp.concatenate(mine))
+            return jax.make_array_from_single_device_arrays(
+                x.shape, self._sharding, placed
+            )
 
         return jax.tree.map(one, tree)
 
-    def _check_stacked(self, tree, what):
+    def _check_stacked(self, tree, what, count=None):
+        count = self.count if count is None else count
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             shape = jnp.shape(leaf)
-            if not shape or shape[0] != self.count:
+            if not shape or shape[0] != count:
                 raise ValueError(
                     f"{what}{jax.tree_util.keystr(path)} must be stacked, with a "
-                    f"leading axis of {self.count} workers, got shape {shape}: use "
+                    f"leading axis of {count} workers, got shape {shape}: use "
                     "Workers.replicate, or in_axes=None for what all workers share."
                 )
 
-    def _vmap(self, fn, axes):
-        # vmap wants a mapped leaf, and the arguments may have none: it gets one that
-        # the function never sees.
-        inner = jax.vmap(lambda _, *args: fn(*args), (0, *axes), axis_name=_AXIS)
-        return lambda *args: inner(jnp.arange(self.count), *args)
+    def _shard_map(self, fn, axes, pair=False):
+        devices = self._mesh.axis_names[0]
 
-    def _shard_map(self, fn, axes):
-        def one_worker(*args):
+        def one_device(*args):
+            if self._block > 1 or pair:
+                return _vmap(fn, axes, self._block, "block" if pair else _AXIS)(*args)
             args = [
                 jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg
                 for arg, axis in zip(args, axes, strict=True)
@@ -203,14 +276,98 @@ class Workers:
         # Without check_vma=False `jax.grad` of what is replicated comes out already
         # summed over workers, unlike under vmap, and several optax states do not scan.
         return jax.shard_map(
-            one_worker,
+            one_device,
             mesh=self._mesh,
             in_specs=tuple(
-                PartitionSpec(_AXIS) if axis == 0 else PartitionSpec() for axis in axes
+                PartitionSpec(devices) if axis == 0 else PartitionSpec()
+                for axis in axes
             ),
-            out_specs=PartitionSpec(_AXIS),
+            out_specs=PartitionSpec(devices),
             check_vma=False,
         )
+
+    # ------------------------------------------------------------ many processes
+
+    def _place(self, x, rows):
+        """An array of all workers from what this process knows of it: some rows."""
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, self._sharding, may_alias=False)
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = self._place(jax.random.key_data(x), rows)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        x, at = np.asarray(x), {m: i for i, m in enumerate(rows)}
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+
+        def block(index):  # a copy, as in `shard`
+            return x[[at[m] for m in range(self.count)[index[0]]]].astype(dtype)
+
+        shape = (self.count, *x.shape[1:])
+        return jax.make_array_from_callback(shape, self._sharding, block, dtype=dtype)
+
+    def _everywhere(self, fn, tree):
+        """`fn` of every leaf, on all devices alike."""
+        if not self.local:
+            raise ValueError(
+                "fetch is for the processes that have a worker, and this one has none: "
+                f"process {jax.process_index()}."
+            )
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        return jax.jit(lambda tree: jax.tree.map(fn, tree), out_shardings=whole)(tree)
+
+    def _permute_between_processes(self, tree, rows):
+        devices = self._mesh.axis_names[0]
+
+        def one_worker(tree):
+            return jax.tree.map(
+                lambda x: comm.permute(x, rows, (devices, "block")), tree
+            )
+
+        return jax.jit(self._shard_map(one_worker, (0,), pair=True))(tree)
+
+
+def _default_devices(count: int) -> list[Any]:
+    """The devices for so many workers: as many of each process."""
+    devices = jax.devices()
+    processes: dict[int, list[Any]] = {}
+    for device in devices:
+        processes.setdefault(device.process_index, []).append(device)
+    if len(processes) == 1:
+        return devices[:count]
+    # Between processes gloo is in time with one device of each only.
+    each = 1 if devices[0].platform == "cpu" else min(map(len, processes.values()))
+    if count < each * len(processes):
+        each = max(1, count // len(processes))
+    return [device for some in processes.values() for device in some[:each]]
+
+
+def _misfit(count: int, devices: int, given: bool) -> str:
+    """That so many workers do not fit so many devices, and what does."""
+    if not devices:
+        return "devices must not be empty: leave it out, or write jax.devices()[:1]."
+    below = count // devices * devices
+    near = [f"Workers({n})" for n in (below, below + devices) if n]
+    most = min(count, len(jax.devices()))
+    fitting = [n for n in range(1, most + 1) if count % n == 0]
+    *some, last = map(str, fitting)
+    fit = f"{', '.join(some)} or {last}" if some else last
+    there = "devices" if given else "jax.devices()"
+    return (
+        f"count must be a multiple of the number of devices, got count={count} and "
+        f"{devices} in {there}: write {' or '.join(near)}, or give {fit} "
+        f"device{'s' * bool(some)}."
+    )
+
+
+def _vmap(fn, axes, count, axis_name):
+    # vmap wants a mapped leaf, and the arguments may have none: it gets one that
+    # the function never sees.
+    inner = jax.vmap(lambda _, *args: fn(*args), (0, *axes), axis_name=axis_name)
+    return lambda *args: inner(jnp.arange(count), *args)
+
+
+def _to_host(x):
+    """What every device has alike."""
+    return np.asarray(x.addressable_data(0))
 
 
 @jax.jit

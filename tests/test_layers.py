@@ -16,10 +16,10 @@ LAYERS = {
     "topology": {"mixing", "permutations"},
     "operators": set(),
     "_arguments": {"topology"},
-    "comm": {"topology"},
+    "comm": {"permutations", "topology"},
     "compressors": {"_arguments"},
     "exchange": {"_arguments", "comm", "compressors"},
-    "workers": set(),
+    "workers": {"comm"},
     "transforms": {
         "_arguments",
         "comm",
@@ -88,7 +88,7 @@ def test_collectives_stand_in_comm_alone():
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Attribute)
         }
-        assert path.name == "comm.py" or not used & names, path
+        assert room(path) == "comm" or not used & names, path
 
 
 def test_import_loads_no_heavy_package():

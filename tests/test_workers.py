@@ -8,7 +8,7 @@ import pytest
 import jaxsp
 from jaxsp import comm
 
-DEVICES = {"vmap": 1, "shard_map": 8}
+DEVICES = {"vmap": 1, "shard_map": 8, "blocks": 4}
 
 
 @pytest.fixture(params=DEVICES)
@@ -19,9 +19,11 @@ def workers(request):
 def test_mode_follows_the_devices():
     assert jaxsp.Workers(8).mode == "shard_map"
     assert jaxsp.Workers(4).devices == jax.devices()[:4]
-    assert jaxsp.Workers(9).mode == "vmap"
     assert jaxsp.Workers(1).mode == "vmap"
-    assert repr(jaxsp.Workers(9)) == "Workers(9, mode='vmap')"
+    assert jaxsp.Workers(16).mode == "blocks"
+    assert jaxsp.Workers(9, jax.devices()[:3]).mode == "blocks"
+    assert jaxsp.Workers(9, jax.devices()[:1]).mode == "vmap"
+    assert repr(jaxsp.Workers(16)) == "Workers(16, mode='blocks')"
 
 
 def test_map_stacks_what_one_worker_returns(workers):
@@ -88,8 +90,18 @@ def test_count_must_be_a_positive_integer(count):
 
 
 def test_devices_must_fit_and_the_message_says_how():
-    with pytest.raises(ValueError, match=r"give 1 or 8 devices, or write Workers\(3\)"):
+    fits = r"write Workers\(6\) or Workers\(9\), or give 1, 2, 4 or 8 devices"
+    with pytest.raises(ValueError, match=rf"count=8 and 3 in devices: {fits}"):
         jaxsp.Workers(8, devices=jax.devices()[:3])
+    fits = r"write Workers\(8\) or Workers\(16\), or give 1, 2 or 5 devices"
+    with pytest.raises(ValueError, match=rf"8 in jax.devices\(\): {fits}"):
+        jaxsp.Workers(10)
+    with pytest.raises(ValueError, match=r"write Workers\(8\), or give 1 or 7 devices"):
+        jaxsp.Workers(7, jax.devices())
+    with pytest.raises(ValueError, match=r"Workers\(16\), or give 1 device\."):
+        jaxsp.Workers(11)
+    with pytest.raises(ValueError, match="must not be empty"):
+        jaxsp.Workers(2, [])
 
 
 def test_unstacked_argument_is_named(workers):
@@ -110,7 +122,7 @@ def test_in_axes_must_have_an_entry_for_each_argument(workers):
         workers.map(lambda x: x, in_axes=(0, None))(jnp.ones(8))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, 2, 4])
 def test_rows_change_places(devices):
     workers = jaxsp.Workers(4, jax.devices()[:devices])
     tree = {"a": np.arange(8.0).reshape(4, 2), "b": np.arange(4)}

@@ -136,7 +136,8 @@ def anchored_extragradient(
         def kept():
             return state.anchor, state.field, state.own_field, state.traffic
 
-        anchor, field, own, traffic = lax.cond(state.stale, renewed, kept)
+        stale = comm.shared_index(state.stale, axis_name)
+        anchor, field, own, traffic = lax.cond(stale, renewed, kept)
 
         rate = learning_rate
         if callable(learning_rate):

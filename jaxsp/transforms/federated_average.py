@@ -165,7 +165,7 @@ def federated_average(
             return updates, traffic
 
         count = jnp.asarray(optax.safe_increment(state.count))
-        due = count % every == 0
+        due = comm.shared_index(count % every == 0, axis_name)
         updates, traffic = lax.cond(due, averaged, local, updates, state.traffic)
         return updates, FederatedAverageState(count, inner, traffic)
 

@@ -107,11 +107,12 @@ def gossip(
 
     def schedule(count):
         """The matrix of each round of update `count`, as a function of the round."""
+        if len(members) > 1:
+            count = comm.shared_index(count, axis_name)
         if not random:
             return lambda h: (count * rounds + h) % len(members)
         step_key = jax.random.fold_in(shared_key, count)
         drawn = jax.random.randint(step_key, (), 0, len(members))
-        drawn = comm.shared_index(drawn, axis_name)
         return lambda h: drawn
 
     def init_fn(params):

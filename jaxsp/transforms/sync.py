@@ -90,7 +90,7 @@ def sync(
             return updates, traffic
 
         count = jnp.asarray(optax.safe_increment(state.count))
-        due = count % every == 0
+        due = comm.shared_index(count % every == 0, axis_name)
         updates, traffic = lax.cond(due, averaged, local, updates, state.traffic)
         return updates, SyncState(count=count, traffic=traffic)
 

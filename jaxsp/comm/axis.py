@@ -1,0 +1,198 @@
+r"""The collectives themselves, over one worker a device or over blocks of workers.
+
+With several workers on each device the worker axis is a pair (device axis, axis within
+a device): a mapped axis inside a device axis, as worker $m = dB + b$ is row $b$ of the
+block of $B$ workers of device $d$. JAX has no collective over such a pair that sends
+only what must travel: each function here first looks at its own block, which costs
+nothing, and then sends between devices what the others have not got.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsp import permutations
+
+__all__ = [
+    "AxisName",
+    "all_gather",
+    "all_mean",
+    "all_to_all",
+    "permute",
+    "shared_index",
+    "worker_count",
+    "worker_index",
+    "worker_key",
+]
+
+AxisName = str | tuple[str, str]
+"""The worker axis: its name, or the pair (device axis, axis within a device)."""
+
+
+# ------------------------------------------------------------------ who and how many
+
+
+def worker_index(axis_name: AxisName) -> jax.Array:
+    """The number of the worker who asks, from 0: an int32 scalar."""
+    if isinstance(axis_name, str):
+        return lax.axis_index(axis_name)
+    devices, block = axis_name
+    return lax.axis_index(devices) * lax.axis_size(block) + lax.axis_index(block)
+
+
+def worker_count(axis_name: AxisName) -> int:
+    """The number of workers on the axis, a Python integer."""
+    if isinstance(axis_name, str):
+        return lax.axis_size(axis_name)
+    return lax.axis_size(axis_name[0]) * lax.axis_size(axis_name[1])
+
+
+def worker_key(key: jax.Array, axis_name: AxisName) -> jax.Array:
+    """A key of the worker's own, made from a key that all share.
+
+    What all workers must draw alike (a coin, a graph) is drawn from the shared key;
+    what each draws for itself (a batch, a rounding) from this one.
+    """
+    return jax.random.fold_in(key, worker_index(axis_name))
+
+
+def shared_index(index: jax.Array, axis_name: AxisName) -> jax.Array:
+    """A number or bool that all workers hold alike, made one rather than one a worker.
+
+    Under `vmap` a `lax.switch` or `lax.cond` over a value that has a worker dimension
+    runs every branch, and a collective in a branch that is not taken is sent; over this
+    one only the branch taken runs. Nothing travels for it.
+    """
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
+        if name not in jax.sharding.get_abstract_mesh().manual_axes:  # of a `vmap`
+            index = lax.pmax(jnp.asarray(index).astype(jnp.int32), name).astype(
+                jnp.result_type(index)
+            )
+    return index
+
+
+# ------------------------------------------------------------------ collectives
+
+
+def all_mean(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The mean over workers; a block is averaged before anything is sent."""
+    if isinstance(axis_name, str):
+        return lax.pmean(x, axis_name)
+    devices, block = axis_name
+    return lax.pmean(lax.pmean(x, block), devices)
+
+
+def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """All workers' arrays, stacked; each crosses once from device to device."""
+    if isinstance(axis_name, str):
+        return lax.all_gather(x, axis_name)
+    devices, block = axis_name
+    rows = lax.all_gather(lax.all_gather(x, block), devices)
+    return rows.reshape(-1, *x.shape)
+
+
+def all_to_all(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Row j of a worker's array goes to worker j; row j of the result came from j."""
+    if isinstance(axis_name, str):
+        return lax.all_to_all(x, axis_name, 0, 0, tiled=True)
+    devices, block = axis_name
+    count, size = lax.axis_size(devices), lax.axis_size(block)
+    rows = lax.all_gather(x, block)  # [sender in block, receiver, ...]
+    rows = rows.reshape(size, count, size, *x.shape[1:])
+    rows = lax.all_to_all(rows, devices, 1, 0)  # [device, sender, receiver in block]
+    mine = jnp.take(rows, lax.axis_index(block), axis=2)
+    return mine.reshape(x.shape)
+
+
+def permute(x: jax.Array, sources: Sequence[int], axis_name: AxisName) -> jax.Array:
+    """The array of worker `sources[m]` on worker m, for a permutation of all workers.
+
+    With blocks, only rows that cross a device border travel, each once: the rows that
+    the same pairs of devices exchange go in one collective permute, and there are as
+    few rounds as the busiest device has rows to send. A row may then also go to several
+    workers.
+    """
+    if isinstance(axis_name, str):
+        pairs = [(int(source), m) for m, source in enumerate(sources)]
+        return lax.ppermute(x, axis_name, pairs)
+    devices, block = axis_name
+    size, me = lax.axis_size(block), lax.axis_index(devices)
+    plan = _crossings(tuple(int(source) for source in sources), size)
+    own = lax.all_gather(x, block)  # this device's block, of every worker in it alike
+    pool = [own]
+    for crossing in plan.crossings:
+        rows = _entry(crossing.rows, me)
+        pool.append(lax.ppermute(own[rows], devices, crossing.pairs))
+    place = jnp.asarray(_entry(plan.places, me))[lax.axis_index(block)]
+    return jnp.concatenate(pool)[place]
+
+
+def _entry(table, me):
+    """A device's row of a table that is known when tracing; static if all are alike."""
+    return table[0] if np.all(table == table[0]) else jnp.asarray(table)[me]
+
+
+class _Crossing(NamedTuple):
+    """One collective permute between devices.
+
+    Attributes:
+      pairs: who sends to whom, (device, device).
+      rows: for each device the rows of its block that it sends, int [devices, rows].
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    rows: np.ndarray
+
+
+class _Plan(NamedTuple):
+    """A permutation of workers as collective permutes between devices.
+
+    Attributes:
+      crossings: what travels.
+      places: for each device and each worker in its block, which row to take of the
+        block itself followed by all that has arrived, int [devices, block].
+    """
+
+    crossings: tuple[_Crossing, ...]
+    places: np.ndarray
+
+
+@functools.cache
+def _crossings(sources: tuple[int, ...], size: int) -> _Plan:
+    """What must travel for a permutation of workers in blocks of `size`."""
+    count = len(sources) // size
+    edges = [
+        (m // size, source // size)
+        for m, source in enumerate(sources)
+        if m // size != source // size
+    ]
+    waiting: dict[tuple[int, int], list[int]] = {}  # (receiver, sender) -> workers
+    for m, source in enumerate(sources):
+        waiting.setdefault((m // size, source // size), []).append(m)
+    colours = permutations.colour(edges, count)  # [round, device] -> device
+    rounds: dict[tuple[int, ...], int] = {}  # equal ones are one, of several rows
+    for permutation in colours.tolist():
+        rounds[tuple(permutation)] = rounds.get(tuple(permutation), 0) + 1
+    places = np.array(sources).reshape(count, size) % size
+    crossings, arrived = [], size
+    for permutation, width in rounds.items():
+        rows = np.full((count, width), -1)
+        pairs = []
+        for device, sender in enumerate(permutation):
+            due = waiting.get((device, sender), []) if sender != device else []
+            for k, m in enumerate(due[:width]):
+                rows[sender, k] = sources[m] % size
+                places[device, m % size] = arrived + k
+            if due:
+                pairs.append((sender, device))
+                del due[:width]
+        # Who sends nothing may name any rows: those of another, for one table of all.
+        rows = np.where(rows < 0, rows.max(axis=0), rows)
+        crossings.append(_Crossing(tuple(pairs), rows))
+        arrived += width
+    return _Plan(tuple(crossings), places)

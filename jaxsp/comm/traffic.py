@@ -1,0 +1,115 @@
+"""What travels, counted exactly.
+
+A 32-bit integer overflows after 512 MiB and a float drifts, so a count is two 32-bit
+limbs. Messages are counted from worker to worker, wherever the workers live: those that
+share a device exchange without a network, and what a network carries is less then.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsp.comm.axis import AxisName, worker_count, worker_index
+from jaxsp.topology import TimeVarying, Topology
+
+__all__ = [
+    "Traffic",
+    "add_mixing",
+    "add_traffic",
+    "dense_bits",
+    "mean_bits",
+    "no_traffic",
+]
+
+
+class Traffic(NamedTuple):
+    """Bits a worker has sent to others and received from them since `init`, exactly.
+
+    Attributes:
+      up: bits sent, as uint32 limbs `[high, low]`.
+      down: bits received, likewise.
+    """
+
+    up: jax.Array
+    down: jax.Array
+
+
+def no_traffic() -> Traffic:
+    """A counter at zero."""
+    return Traffic(up=jnp.zeros(2, jnp.uint32), down=jnp.zeros(2, jnp.uint32))
+
+
+def dense_bits(tree: Any) -> int:
+    """The size of a tree's arrays in bits, as they travel uncompressed."""
+    return sum(8 * x.dtype.itemsize * x.size for x in jax.tree.leaves(tree))
+
+
+def mean_bits(tree: Any, axis_name: AxisName) -> int:
+    r"""What `mean` makes each worker send, and receive: $2(M-1)/M$ times the tree.
+
+    That is the least with which every worker can end with the mean, what a ring
+    all-reduce moves: each worker's block goes once around to be added up, and once
+    more to be told.
+    """
+    count = worker_count(axis_name)
+    return -(-2 * (count - 1) * dense_bits(tree) // count)
+
+
+def add_traffic(
+    traffic: Traffic,
+    up: int | np.ndarray,
+    down: int | np.ndarray,
+    axis_name: AxisName,
+) -> Traffic:
+    """Count one more message.
+
+    Args:
+      traffic: the count so far.
+      up: bits sent, known when tracing: one number, or an integer array with one for
+        each worker.
+      down: bits received, likewise.
+      axis_name: the worker axis, to find this worker's entry of an array.
+
+    Returns:
+      The new count.
+    """
+    return Traffic(
+        up=_add(traffic.up, up, axis_name), down=_add(traffic.down, down, axis_name)
+    )
+
+
+def add_mixing(
+    traffic: Traffic,
+    tree: Any,
+    topology: Topology | TimeVarying,
+    axis_name: AxisName,
+    member: jax.Array | int = 0,
+) -> Traffic:
+    """Count what `mix` with the same arguments sends and receives, worker by worker."""
+    bits = dense_bits(tree)
+
+    def count(topology, traffic):
+        sent, received = topology.messages()
+        return add_traffic(traffic, bits * sent, bits * received, axis_name)
+
+    members = topology.members
+    if len({tuple(np.concatenate(w.messages())) for w in members}) == 1:
+        return count(members[0], traffic)
+    return lax.switch(member, [partial(count, w) for w in members], traffic)
+
+
+def _add(limbs, bits, axis_name):
+    bits = np.asarray(bits, np.uint64)
+    if bits.ndim and np.all(bits == bits[0]):
+        bits = bits[0]
+    high, low = (bits >> np.uint64(32)), (bits & np.uint64(0xFFFFFFFF))
+    added = jnp.stack([jnp.asarray(x, jnp.uint32) for x in (high, low)], axis=-1)
+    if bits.ndim:
+        added = added[worker_index(axis_name)]
+    low = limbs[1] + added[1]
+    carry = (low < added[1]).astype(jnp.uint32)
+    return jnp.stack([limbs[0] + added[0] + carry, low])
