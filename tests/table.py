@@ -1,8 +1,8 @@
 """Every public method and transformation, one row each, for the tests that run all.
 
-A row knows how to build the transformation for a topology and which loop of
-`reference` computes the same. What is not in this table is not tested for the protocol,
-so a test compares it with the public names.
+A row knows how to build the transformation for a topology, a rate and a worker axis,
+and which loop of `reference` computes the same. What is not in this table is not tested
+for the protocol, so a test compares it with the public names.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ ADAM_RATE = 0.003
 
 
 class Row(NamedTuple):
-    """A transformation: `build(topology)`, and its reference loop if it is a method."""
+    """A transformation, `build(topology, rate, axis)`, and its loop if a method."""
 
     name: str
     build: Callable
@@ -55,20 +55,22 @@ def rand_dp_oadam(z0, F, W, lr, steps):
 METHODS = [
     Row(
         "extra_step",
-        lambda t, lr: methods.extra_step(lr, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.extra_step(lr, axis_name=axis),
         lambda z0, F, W, lr, n: reference.extra_step(z0, F, lr, n),
     ),
     Row(
         "decentralized_extra_step",
-        lambda t, lr: methods.decentralized_extra_step(lr, t, 2, None, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.decentralized_extra_step(
+            lr, t, 2, None, axis_name=axis
+        ),
         lambda z0, F, W, lr, n: reference.decentralized_extra_step(
             z0, F, W, 2, None, lr, n
         ),
     ),
     Row(
         "decentralized_extra_step_fastmix",
-        lambda t, lr: methods.decentralized_extra_step(
-            lr, t, 3, "fastmix", axis_name=AXIS
+        lambda t, lr, axis=AXIS: methods.decentralized_extra_step(
+            lr, t, 3, "fastmix", axis_name=axis
         ),
         lambda z0, F, W, lr, n: reference.decentralized_extra_step(
             z0, F, W, 3, "fastmix", lr, n
@@ -76,48 +78,50 @@ METHODS = [
     ),
     Row(
         "decentralized_extra_step_chebyshev",
-        lambda t, lr: methods.decentralized_extra_step(lr, t, 3, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.decentralized_extra_step(
+            lr, t, 3, axis_name=axis
+        ),
         lambda z0, F, W, lr, n: reference.decentralized_extra_step(
             z0, F, W, 3, "chebyshev", lr, n
         ),
     ),
     Row(
         "extra_step_local_sgd",
-        lambda t, lr: methods.extra_step_local_sgd(lr, 3, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(lr, 3, axis_name=axis),
         lambda z0, F, W, lr, n: reference.extra_step_local_sgd(z0, F, lr, 3, n),
     ),
     Row(
         "local_extra_adam",
-        lambda t, lr: methods.local_extra_adam(lr, 3, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.local_extra_adam(lr, 3, axis_name=axis),
         lambda z0, F, W, lr, n: reference.extra_adam(z0, F, lr, n, sync_every=3),
         ADAM_RATE,
     ),
     Row(
         "dposg",
-        lambda t, lr: methods.dposg(lr, t, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.dposg(lr, t, axis_name=axis),
         lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 1, lr, n)[0],
     ),
     Row(
         "dposg_2_rounds",
-        lambda t, lr: methods.dposg(lr, t, 2, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.dposg(lr, t, 2, axis_name=axis),
         lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 2, lr, n)[0],
     ),
     Row(
         "cp_oadam",
-        lambda t, lr: methods.cp_oadam(lr, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.cp_oadam(lr, axis_name=axis),
         lambda z0, F, W, lr, n: reference.cp_oadam(z0, F, lr, n),
         ADAM_RATE,
     ),
     Row(
         "dp_oadam",
-        lambda t, lr: methods.dp_oadam(lr, t, 2, axis_name=AXIS),
+        lambda t, lr, axis=AXIS: methods.dp_oadam(lr, t, 2, axis_name=axis),
         lambda z0, F, W, lr, n: reference.dp_oadam(z0, F, W, 2, lr, n),
         ADAM_RATE,
     ),
     Row(
         "rand_dp_oadam",
-        lambda t, lr: methods.rand_dp_oadam(
-            lr, random_ring(t.size), key=KEY, axis_name=AXIS
+        lambda t, lr, axis=AXIS: methods.rand_dp_oadam(
+            lr, random_ring(t.size), key=KEY, axis_name=axis
         ),
         rand_dp_oadam,
         ADAM_RATE,
@@ -125,71 +129,92 @@ METHODS = [
 ]
 
 TRANSFORMS = [
-    Row("average", lambda t, lr: transforms.average(axis_name=AXIS)),
-    Row("sync", lambda t, lr: transforms.sync(2, axis_name=AXIS)),
-    Row("gossip", lambda t, lr: transforms.gossip(t, axis_name=AXIS)),
+    Row("average", lambda t, lr, axis=AXIS: transforms.average(axis_name=axis)),
+    Row("sync", lambda t, lr, axis=AXIS: transforms.sync(2, axis_name=axis)),
+    Row("gossip", lambda t, lr, axis=AXIS: transforms.gossip(t, axis_name=axis)),
     Row(
         "gossip_one_peer",
-        lambda t, lr: transforms.gossip(
-            topology.one_peer_exponential(t.size), 2, axis_name=AXIS
+        lambda t, lr, axis=AXIS: transforms.gossip(
+            topology.one_peer_exponential(t.size), 2, axis_name=axis
         ),
     ),
-    Row("extragradient", lambda t, lr: transforms.extragradient(optax.adam(lr))),
+    Row(
+        "extragradient",
+        lambda t, lr, axis=AXIS: transforms.extragradient(optax.adam(lr)),
+    ),
     Row(
         "alternating_extragradient",
-        lambda t, lr: transforms.alternating_extragradient(optax.adam(lr)),
+        lambda t, lr, axis=AXIS: transforms.alternating_extragradient(optax.adam(lr)),
     ),
     Row(
         "alternating",
-        lambda t, lr: transforms.alternating(optax.adam(lr), optax.sgd(lr), 2),
+        lambda t, lr, axis=AXIS: transforms.alternating(
+            optax.adam(lr), optax.sgd(lr), 2
+        ),
     ),
     Row(
         "federated_average",
-        lambda t, lr: transforms.federated_average(
+        lambda t, lr, axis=AXIS: transforms.federated_average(
             optax.sgd(lr, momentum=0.5),
             2,
             weights=range(1, t.size + 1),
             participants=t.size // 2 + 1,
             key=KEY,
-            axis_name=AXIS,
+            axis_name=axis,
         ),
     ),
-    Row("past_extragradient", lambda t, lr: transforms.past_extragradient(lr)),
-    Row("optimistic_adam", lambda t, lr: transforms.optimistic_adam(lr)),
+    Row(
+        "past_extragradient", lambda t, lr, axis=AXIS: transforms.past_extragradient(lr)
+    ),
+    Row("optimistic_adam", lambda t, lr, axis=AXIS: transforms.optimistic_adam(lr)),
 ]
 
 # Compressors here leave each leaf alone, so that masks and partitions change nothing;
 # what methods do with real ones is in tests/compressed.
 SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
-shared = dict(key=KEY, axis_name=AXIS, schedule="gather")
+
+
+def shared(axis):
+    """What all compressed methods are given."""
+    return dict(key=KEY, axis_name=axis, schedule="gather")
+
 
 COMPRESSED_METHODS = [
-    Row("dqgan", lambda t, lr: methods.dqgan(lr, SIGN, SIGN, **shared)),
+    Row(
+        "dqgan", lambda t, lr, axis=AXIS: methods.dqgan(lr, SIGN, SIGN, **shared(axis))
+    ),
     Row(
         "dqgan_adam",
-        lambda t, lr: methods.dqgan_adam(lr, SIGN, **shared),
+        lambda t, lr, axis=AXIS: methods.dqgan_adam(lr, SIGN, **shared(axis)),
         covers=("cp_oadam_gq",),
     ),
     Row(
         "masha1",
-        lambda t, lr: methods.masha1(lr, EXACT, EXACT, 0.5, **shared),
+        lambda t, lr, axis=AXIS: methods.masha1(lr, EXACT, EXACT, 0.5, **shared(axis)),
         covers=("pp_masha1",),
     ),
-    Row("masha2", lambda t, lr: methods.masha2(lr, SIGN, SIGN, 0.5, **shared)),
+    Row(
+        "masha2",
+        lambda t, lr, axis=AXIS: methods.masha2(lr, SIGN, SIGN, 0.5, **shared(axis)),
+    ),
     Row(
         "vr_masha1",
-        lambda t, lr: methods.vr_masha1(lr, EXACT, None, 0.5, **shared),
+        lambda t, lr, axis=AXIS: methods.vr_masha1(
+            lr, EXACT, None, 0.5, **shared(axis)
+        ),
         covers=("vr_masha2",),
     ),
     Row(
         "compressed_extragradient",
-        lambda t, lr: methods.compressed_extragradient(lr, SIGN, **shared),
+        lambda t, lr, axis=AXIS: methods.compressed_extragradient(
+            lr, SIGN, **shared(axis)
+        ),
         covers=("error_feedback_extragradient",),
     ),
     Row(
         "diana_sgda",
-        lambda t, lr: methods.diana_sgda(lr, EXACT, **shared),
+        lambda t, lr, axis=AXIS: methods.diana_sgda(lr, EXACT, **shared(axis)),
         covers=("ef21_sgda", "qsgda"),
     ),
 ]
@@ -197,19 +222,49 @@ COMPRESSED_METHODS = [
 COMPRESSED_TRANSFORMS = [
     Row(
         "compressed_average",
-        lambda t, lr: transforms.compressed_average(SIGN, **shared),
+        lambda t, lr, axis=AXIS: transforms.compressed_average(SIGN, **shared(axis)),
     ),
     Row(
         "error_feedback_average",
-        lambda t, lr: transforms.error_feedback_average(SIGN, SIGN, **shared),
+        lambda t, lr, axis=AXIS: transforms.error_feedback_average(
+            SIGN, SIGN, **shared(axis)
+        ),
         covers=("difference_average", "two_step_feedback", "anchored_extragradient"),
     ),
     Row(
         "compressed_gossip",
-        lambda t, lr: transforms.compressed_gossip(
-            t, SIGN, 0.3, key=KEY, axis_name=AXIS
+        lambda t, lr, axis=AXIS: transforms.compressed_gossip(
+            t, SIGN, 0.3, key=KEY, axis_name=axis
         ),
     ),
+]
+
+# Real compressors and the families that they make, for the tests of worker modes.
+FOUR_BITS = compressors.scaled(compressors.quantize(4))
+RAND = compressors.rand_k(0.5)
+LOSSY = [
+    Row(
+        f"{name}_{schedule}",
+        lambda t, lr, axis=AXIS, build=build, schedule=schedule: build(
+            lr, dict(key=KEY, axis_name=axis, schedule=schedule)
+        ),
+        rate=rate,
+    )
+    for name, rate, build in [
+        ("dqgan", 0.05, lambda lr, o: methods.dqgan(lr, FOUR_BITS, FOUR_BITS, **o)),
+        ("dqgan_adam", 0.003, lambda lr, o: methods.dqgan_adam(lr, FOUR_BITS, **o)),
+        ("cp_oadam_gq", 0.003, lambda lr, o: methods.cp_oadam_gq(lr, RAND, **o)),
+        ("masha1", 0.1, lambda lr, o: methods.masha1(lr, RAND, None, 0.3, **o)),
+        (
+            "masha2",
+            0.02,
+            lambda lr, o: methods.masha2(lr, compressors.top_k(0.5), None, 0.3, **o),
+        ),
+        ("qsgda", 0.05, lambda lr, o: methods.qsgda(lr, RAND, **o)),
+        ("ef21", 0.05, lambda lr, o: methods.ef21_sgda(lr, compressors.sign(), **o)),
+        ("diana", 0.05, lambda lr, o: methods.diana_sgda(lr, RAND, **o)),
+    ]
+    for schedule in ("gather", "sharded")
 ]
 
 ALL = METHODS + TRANSFORMS + COMPRESSED_METHODS + COMPRESSED_TRANSFORMS
@@ -259,7 +314,9 @@ def trajectory(workers, tx, game, z0, steps):
 
         def step(carry, _):
             z, state = carry
-            updates, state = tx.update(F(z), state, z, operator_fn=F)
+            updates, state = tx.update(
+                F(z), state, z, operator_fn=F, full_operator_fn=F
+            )
             z = optax.apply_updates(z, updates)
             return (z, state), z
 
@@ -273,3 +330,11 @@ def trajectory(workers, tx, game, z0, steps):
     run = jax.jit(workers.map(one_worker), compiler_options=options)
     path, state = run(z0, game.H, game.h)
     return np.asarray(path).swapaxes(0, 1), state
+
+
+def traffic(state):
+    """What a state has counted, or nothing."""
+    try:
+        return jaxsp.metrics.bits_sent(state)
+    except ValueError:
+        return ()

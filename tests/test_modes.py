@@ -1,0 +1,190 @@
+"""Every method alike on one device and in blocks of workers on eight."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import table
+
+import jaxsp
+from jaxsp import comm, compressors, exchange, methods, topology, transforms
+
+N, D = 32, 6
+KEY = jax.random.key(11)
+
+
+def virtual(count=N):
+    return jaxsp.Workers(count, jax.devices()[:1])
+
+
+def blocks(count=N):
+    return jaxsp.Workers(count)
+
+
+# `alternating` is for two players and local; federated averaging has it inside.
+ROWS = [row for row in (*table.ALL, *table.LOSSY) if row.name != "alternating"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_blocks_follow_virtual_workers(x64, row):
+    game, ring = table.make_game(N, D), topology.ring(N)
+    z0 = np.random.default_rng(5).normal(size=(N, D))
+    paths, traffic = [], []
+    for workers in (virtual(), blocks()):
+        tx = row.build(ring, row.rate, workers.axis_name)
+        path, state = table.trajectory(workers, tx, game, z0, 12)
+        paths.append(path)
+        traffic.append(jax.tree.map(np.asarray, table.traffic(state)))
+    assert np.abs(paths[0][-1] - paths[0][0]).max() > 1e-3
+    np.testing.assert_allclose(paths[1], paths[0], rtol=0, atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, *traffic)
+
+
+# ---------------------------------------------------------- what travels
+
+
+def program(fn, *args):
+    return jax.jit(fn).lower(*args).compile().as_text()
+
+
+def collectives(text):
+    """(name, bytes of the result on one device) of every collective in a program."""
+    names = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
+    found = re.findall(rf"= (.+?) ({names})(?:-start)?\(", text)
+    return [
+        (name, sum(map(size, re.findall(r"\w+\[[\d,]*\]", s)))) for s, name in found
+    ]
+
+
+def size(shape):
+    kind, dimensions = re.fullmatch(r"(\w+)\[([\d,]*)\]", shape).groups()
+    width = {"f32": 4, "u8": 1, "s32": 4, "u32": 4, "pred": 1}[kind]
+    return width * int(np.prod([int(d) for d in dimensions.split(",") if d]))
+
+
+def test_a_ring_sends_one_row_each_way():
+    workers, params = blocks(), jnp.zeros((N, 100), jnp.float32)
+    tx = jaxsp.gossip(topology.ring(N), axis_name=workers.axis_name)
+    state = jax.eval_shape(workers.map(tx.init), params)
+    text = program(workers.map(tx.update), params, state, params)
+    assert collectives(text) == [("collective-permute", 400)] * 2
+
+
+def test_an_average_is_summed_on_the_device_first():
+    workers, params = blocks(), jnp.zeros((N, 100), jnp.float32)
+    text = program(workers.map(lambda x: comm.mean(x, workers.axis_name)), params)
+    assert collectives(text) == [("all-reduce", 400)]
+
+
+@pytest.mark.parametrize("schedule", ["gather", "sharded"])
+def test_payloads_cross_once_between_two_devices(schedule):
+    """Eight devices with four workers each: each device gets what it has not."""
+    workers, codec = blocks(), compressors.quantize(8)
+    params = jnp.zeros((N, 320), jnp.float32)
+
+    def mean(x):
+        return exchange.compressed_mean(
+            x, codec, key=KEY, axis_name=workers.axis_name, schedule=schedule
+        ).mean
+
+    found = collectives(program(workers.map(mean), params))
+    payload = codec.bits(jax.ShapeDtypeStruct((320,), jnp.float32)) // 8
+    block = codec.bits(jax.ShapeDtypeStruct((10,), jnp.float32)) // 8
+    if schedule == "gather":
+        assert found == [("all-gather", N * payload)]
+    else:
+        # From four workers to each of the 32 blocks, and then the blocks' means.
+        assert found == [("all-to-all", 4 * N * block), ("all-gather", N * 40)]
+
+
+def test_nothing_is_sent_between_two_averages():
+    """The collective stands in a branch that only one step of three takes."""
+    for workers in (blocks(), jaxsp.Workers(8)):
+        tx = jaxsp.sync(3, axis_name=workers.axis_name)
+        params = jnp.zeros((workers.count, 10), jnp.float32)
+        state = jax.eval_shape(workers.map(tx.init), params)
+        text = program(workers.map(tx.update), params, state, params)
+        assert collectives(text) == [("all-reduce", 40)]
+        branch = next(c for c in text.split("\n\n") if re.search(r"= .* all-reduce", c))
+        assert not branch.lstrip().startswith("ENTRY")
+
+
+def test_only_the_member_that_is_due_is_sent():
+    workers = blocks()
+    tx = jaxsp.gossip(topology.one_peer_exponential(N), axis_name=workers.axis_name)
+    params = jnp.zeros((N, 10), jnp.float32)
+    state = jax.eval_shape(workers.map(tx.init), params)
+    text = program(workers.map(tx.update), params, state, params)
+    entry = next(c for c in text.split("\n\n") if "ENTRY" in c)
+    assert collectives(text) != []
+    assert collectives(entry) == []
+
+
+# ---------------------------------------------------------- any permutation
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("count", "devices"), [(8, 2), (8, 4), (24, 8)])
+def test_any_permutation_of_blocks(count, devices, seed):
+    workers = jaxsp.Workers(count, jax.devices()[:devices])
+    sources = np.random.default_rng(seed).permutation(count)
+    x = np.arange(3 * count).reshape(count, 3)
+    moved = jax.jit(
+        workers.map(lambda row: comm.permute(row, sources, workers.axis_name))
+    )(x)
+    np.testing.assert_array_equal(moved, x[sources])
+
+
+def test_a_row_that_crosses_goes_once_and_the_rest_stay():
+    workers = jaxsp.Workers(8, jax.devices()[:4])
+    sources = [1, 0, 2, 5, 4, 3, 7, 6]  # only workers 3 and 5 cross a border
+    x = jnp.zeros((8, 5), jnp.float32)
+    text = program(
+        workers.map(lambda row: comm.permute(row, sources, workers.axis_name)), x
+    )
+    assert collectives(text) == [("collective-permute", 20)]
+    assert "source_target_pairs={{2,1},{1,2}}" in text
+
+
+def test_the_order_of_workers_follows_the_devices():
+    """Worker m is row m % B of device m // B: batches and keys follow the worker."""
+    workers = jaxsp.Workers(16, jax.devices()[::-1])
+    index = workers.map(lambda _: comm.worker_index(workers.axis_name))(jnp.zeros(16))
+    np.testing.assert_array_equal(index, np.arange(16))
+    last = workers.shard(np.arange(16)).addressable_shards
+    held = {shard.device: np.asarray(shard.data).tolist() for shard in last}
+    assert held[jax.devices()[-1]] == [0, 1]
+
+
+def test_federated_average_of_some_workers_is_one_all_reduce():
+    workers = blocks()
+    tx = transforms.federated_average(
+        jaxsp.transforms.past_extragradient(0.1),
+        2,
+        participants=5,
+        key=KEY,
+        axis_name=workers.axis_name,
+    )
+    params = jnp.zeros((N, 10), jnp.float32)
+    state = jax.eval_shape(workers.map(tx.init), params)
+    text = program(workers.map(tx.update), params, state, params)
+    assert collectives(text) == [("all-reduce", 40)]
+
+
+def test_masha_exchanges_whole_gradients_only_when_the_anchor_moved():
+    workers = blocks()
+    tx = methods.masha1(
+        0.1, compressors.rand_k(0.1), None, 0.1, key=KEY, axis_name=workers.axis_name
+    )
+    params = jnp.zeros((N, 1000), jnp.float32)
+    state = jax.eval_shape(workers.map(tx.init), params)
+
+    def update(state, params):
+        return tx.update(params, state, params, operator_fn=lambda z: z)
+
+    text = program(workers.map(update), state, params)
+    entry = next(c for c in text.split("\n\n") if "ENTRY" in c)
+    assert ("all-reduce", 4000) in collectives(text)
+    assert ("all-reduce", 4000) not in collectives(entry)
