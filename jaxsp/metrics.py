@@ -121,7 +121,8 @@ def bits_sent(state: optax.OptState) -> BitsSent:
 
     Args:
       state: the state of any transformation, of one worker or stacked; counts are found
-        by their type wherever they are, and added.
+        by their type wherever they are, and added. Over several processes
+        `Workers.fetch(state)`.
 
     Returns:
       The bits up and down, for each worker.

@@ -1,5 +1,6 @@
 """Running one worker's function on all workers: virtual ones, or on many devices."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,7 +183,7 @@ class Workers:
         Over several processes every one with a worker must call it, and gets all rows.
         """
         if self.spans_processes:
-            return jax.tree.map(_to_host, self._everywhere(lambda x: x, tree))
+            return jax.tree.map(_to_host, self._everywhere(_same, tree))
         return jax.tree.map(np.asarray, tree)
 
     def fetch_mean(self, tree: Any) -> Any:
@@ -191,13 +192,9 @@ class Workers:
         Over several processes every one with a worker must call it. What travels is an
         all-reduce, not the rows.
         """
-
-        def mean(x):
-            return x.mean(axis=0).astype(x.dtype)
-
         if self.spans_processes:
-            return jax.tree.map(_to_host, self._everywhere(mean, tree))
-        return jax.tree.map(lambda x: mean(np.asarray(x)), tree)
+            return jax.tree.map(_to_host, self._everywhere(_mean, tree))
+        return jax.tree.map(lambda x: _mean(np.asarray(x)), tree)
 
     def permute(self, tree: Any, rows: Sequence[int] | np.ndarray) -> Any:
         """A stacked tree whose row m is what row `rows[m]` was.
@@ -312,7 +309,7 @@ class Workers:
                 f"process {jax.process_index()}."
             )
         whole = NamedSharding(self._mesh, PartitionSpec())
-        return jax.jit(lambda tree: jax.tree.map(fn, tree), out_shardings=whole)(tree)
+        return _of_leaves(fn, whole)(tree)
 
     def _permute_between_processes(self, tree, rows):
         devices = self._mesh.axis_names[0]
@@ -368,6 +365,20 @@ def _vmap(fn, axes, count, axis_name):
 def _to_host(x):
     """What every device has alike."""
     return np.asarray(x.addressable_data(0))
+
+
+@functools.cache
+def _of_leaves(fn, sharding):
+    """`fn` of every leaf of a tree, compiled once for each tree."""
+    return jax.jit(lambda tree: jax.tree.map(fn, tree), out_shardings=sharding)
+
+
+def _same(x):
+    return x
+
+
+def _mean(x):
+    return x.mean(axis=0).astype(x.dtype)
 
 
 @jax.jit
