@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["colour", "decompose"]
+__all__ = ["colour", "decompose", "matchings"]
 
 
 def decompose(
@@ -110,6 +110,48 @@ def colour(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64]:
         free_in[receiver] ^= 1 << colour
         free_out[sender] ^= 1 << colour
     return np.array(source, dtype=np.int64)
+
+
+def matchings(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64] | None:
+    """As `colour`, in rounds in which workers change places in pairs.
+
+    Returns:
+      int [Δ, n], each round its own inverse; None where that takes more than Δ rounds
+      or is not known: if an edge has no counterpart, or the graph has an odd cycle.
+    """
+    if sorted(edges) != sorted((j, m) for m, j in edges):
+        return None
+    side = _two_sides(edges, n)
+    if side is None:
+        return None
+    found = colour([(m, j) for m, j in edges if side[m] == 0], n)
+    real, rounds = set(edges), np.tile(np.arange(n), (len(found), 1))
+    for r, sources in enumerate(found.tolist()):
+        for m, j in enumerate(sources):
+            if (m, j) in real and side[m] == 0:
+                rounds[r, m], rounds[r, j] = j, m
+    return rounds
+
+
+def _two_sides(edges: Sequence[tuple[int, int]], n: int) -> list[int] | None:
+    """A side, 0 or 1, for each worker, with every edge between the two."""
+    neighbours: list[list[int]] = [[] for _ in range(n)]
+    for m, j in edges:
+        neighbours[m].append(j)
+    side = [-1] * n
+    for first in range(n):
+        if side[first] >= 0:
+            continue
+        side[first], waiting = 0, [first]
+        while waiting:
+            m = waiting.pop()
+            for j in neighbours[m]:
+                if side[j] < 0:
+                    side[j] = 1 - side[m]
+                    waiting.append(j)
+                elif side[j] == side[m]:
+                    return None
+    return side
 
 
 def _alternating_path(

@@ -69,6 +69,7 @@ class Workers:
         self.count = int(count)
         self.devices = devices
         self._block = self.count // len(devices)
+        self._permutation = functools.lru_cache(maxsize=64)(self._permutation)
         if len(devices) == 1:
             self.mode = "vmap"
         else:
@@ -226,7 +227,7 @@ class Workers:
         if self.mode == "vmap":
             return _take(tree, rows)
         if self.spans_processes:
-            return self._permute_between_processes(tree, tuple(rows.tolist()))
+            return self._permutation(tuple(rows.tolist()))(tree)
         size = self._block
 
         def one(x):
@@ -311,15 +312,14 @@ class Workers:
         whole = NamedSharding(self._mesh, PartitionSpec())
         return _of_leaves(fn, whole)(tree)
 
-    def _permute_between_processes(self, tree, rows):
-        devices = self._mesh.axis_names[0]
+    def _permutation(self, rows):
+        """What permutes between processes, compiled once for the same rows."""
+        axis = (self._mesh.axis_names[0], "block")
 
         def one_worker(tree):
-            return jax.tree.map(
-                lambda x: comm.permute(x, rows, (devices, "block")), tree
-            )
+            return jax.tree.map(lambda x: comm.permute(x, rows, axis), tree)
 
-        return jax.jit(self._shard_map(one_worker, (0,), pair=True))(tree)
+        return jax.jit(self._shard_map(one_worker, (0,), pair=True))
 
 
 def _default_devices(count: int) -> list[Any]:

@@ -759,3 +759,45 @@ def test_exports():
     for module in (topology, mixing, permutations):
         assert module.__all__ == sorted(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
+
+
+def random_bipartite(seed, n):
+    """Edges in both directions between the two halves, some several times."""
+    rng = np.random.default_rng(seed)
+    half = (n + 1) // 2
+    pairs = [
+        (int(a), half + int(b))
+        for a, b in zip(
+            rng.integers(half, size=2 * n),
+            rng.integers(n - half, size=2 * n),
+            strict=True,
+        )
+    ]
+    return pairs + [(b, a) for a, b in pairs]
+
+
+@hypothesis.given(seed=SEEDS, n=st.integers(2, 12))
+def test_matchings_are_pairs_that_cover_every_edge(seed, n):
+    edges = random_bipartite(seed, n)
+    rounds = permutations.matchings(edges, n)
+    degree = max(np.bincount([m for m, _ in edges]))
+    assert rounds.shape == (degree, n)
+    for partner in rounds:
+        np.testing.assert_array_equal(partner[partner], np.arange(n))
+    moved = [(m, int(j)) for partner in rounds for m, j in enumerate(partner) if m != j]
+    for edge in set(edges):
+        assert moved.count(edge) >= edges.count(edge)
+    assert set(moved) == set(edges)
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        [(0, 1)],  # one way
+        [(0, 1), (1, 2), (2, 0), (1, 0), (2, 1), (0, 2)],  # an odd cycle
+        [(0, 1), (0, 1), (1, 0)],  # twice one way
+    ],
+)
+def test_some_graphs_have_no_known_matchings(edges):
+    assert permutations.matchings(edges, 4) is None
+    assert permutations.matchings([], 4).shape == (0, 4)

@@ -10,6 +10,7 @@ number of leaves of the model.
 from jaxsp.comm.axis import (
     AxisName,
     permute,
+    send,
     shared_index,
     worker_count,
     worker_index,
@@ -39,6 +40,7 @@ __all__ = [
     "no_traffic",
     "pack",
     "permute",
+    "send",
     "shared_index",
     "transpose",
     "worker_count",

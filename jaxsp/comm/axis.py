@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxsp import permutations
+from jaxsp.comm import gloo
 
 __all__ = [
     "AxisName",
@@ -24,6 +25,7 @@ __all__ = [
     "all_mean",
     "all_to_all",
     "permute",
+    "send",
     "shared_index",
     "worker_count",
     "worker_index",
@@ -99,12 +101,15 @@ def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
 def all_to_all(x: jax.Array, axis_name: AxisName) -> jax.Array:
     """Row j of a worker's array goes to worker j; row j of the result came from j."""
     if isinstance(axis_name, str):
+        if gloo.in_use(axis_name):
+            return gloo.all_to_all(x, axis_name)
         return lax.all_to_all(x, axis_name, 0, 0, tiled=True)
     devices, block = axis_name
     count, size = lax.axis_size(devices), lax.axis_size(block)
     rows = lax.all_gather(x, block)  # [sender in block, receiver, ...]
     rows = rows.reshape(size, count, size, *x.shape[1:])
-    rows = lax.all_to_all(rows, devices, 1, 0)  # [device, sender, receiver in block]
+    rows = jnp.swapaxes(rows, 0, 1)  # [receiver's device, sender, receiver, ...]
+    rows = all_to_all(rows, devices)  # [sender's device, sender, receiver, ...]
     mine = jnp.take(rows, lax.axis_index(block), axis=2)
     return mine.reshape(x.shape)
 
@@ -119,17 +124,32 @@ def permute(x: jax.Array, sources: Sequence[int], axis_name: AxisName) -> jax.Ar
     """
     if isinstance(axis_name, str):
         pairs = [(int(source), m) for m, source in enumerate(sources)]
-        return lax.ppermute(x, axis_name, pairs)
+        return _send(x, pairs, axis_name)
     devices, block = axis_name
     size, me = lax.axis_size(block), lax.axis_index(devices)
-    plan = _crossings(tuple(int(source) for source in sources), size)
+    swaps = gloo.in_use(devices)
+    plan = _crossings(tuple(int(source) for source in sources), size, swaps)
     own = lax.all_gather(x, block)  # this device's block, of every worker in it alike
     pool = [own]
     for crossing in plan.crossings:
         rows = _entry(crossing.rows, me)
-        pool.append(lax.ppermute(own[rows], devices, crossing.pairs))
+        pool.append(_send(own[rows], crossing.pairs, devices))
     place = jnp.asarray(_entry(plan.places, me))[lax.axis_index(block)]
     return jnp.concatenate(pool)[place]
+
+
+def send(x: jax.Array, source: int, target: int, axis_name: str) -> jax.Array:
+    """The array of one device on one other, zeros elsewhere; nothing else travels.
+
+    Not under `vmap`, which knows no permutation of some.
+    """
+    return lax.ppermute(x, axis_name, [(source, target)])
+
+
+def _send(x, pairs, devices):
+    if gloo.in_use(devices):
+        return gloo.send(x, pairs, devices)
+    return lax.ppermute(x, devices, pairs)
 
 
 def _entry(table, me):
@@ -163,8 +183,11 @@ class _Plan(NamedTuple):
 
 
 @functools.cache
-def _crossings(sources: tuple[int, ...], size: int) -> _Plan:
-    """What must travel for a permutation of workers in blocks of `size`."""
+def _crossings(sources: tuple[int, ...], size: int, swaps: bool) -> _Plan:
+    """What must travel for a permutation of workers in blocks of `size`.
+
+    With `swaps` devices exchange rows in pairs, if the permutation can be done so.
+    """
     count = len(sources) // size
     edges = [
         (m // size, source // size)
@@ -174,7 +197,9 @@ def _crossings(sources: tuple[int, ...], size: int) -> _Plan:
     waiting: dict[tuple[int, int], list[int]] = {}  # (receiver, sender) -> workers
     for m, source in enumerate(sources):
         waiting.setdefault((m // size, source // size), []).append(m)
-    colours = permutations.colour(edges, count)  # [round, device] -> device
+    colours = permutations.matchings(edges, count) if swaps else None
+    if colours is None:
+        colours = permutations.colour(edges, count)  # [round, device] -> device
     rounds: dict[tuple[int, ...], int] = {}  # equal ones are one, of several rows
     for permutation in colours.tolist():
         rounds[tuple(permutation)] = rounds.get(tuple(permutation), 0) + 1

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsp import permutations
+from jaxsp.comm import gloo
 from jaxsp.comm.axis import (
     AxisName,
     all_gather,
@@ -132,7 +134,7 @@ def mix_payloads(
         )
 
     total = term(topology.self_weights, data)
-    for sources, weights in zip(topology.permutations, topology.weights, strict=True):
+    for sources, weights in _rounds(topology, axis_name):
         received = permute(data, sources, axis_name)
         total = jax.tree.map(jnp.add, total, term(weights, received))
     return total
@@ -183,10 +185,34 @@ def _weighted_permutations(topology, x, axis_name):
     # from mixing to mixing: what travels is x, what is added up is wider.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     mixed = _scaled(topology.self_weights, x.astype(wide), axis_name)
-    for sources, weights in zip(topology.permutations, topology.weights, strict=True):
+    for sources, weights in _rounds(topology, axis_name):
         received = permute(x, sources, axis_name)  # P_r x
         mixed = mixed + _scaled(weights, received.astype(wide), axis_name)
     return mixed.astype(x.dtype)
+
+
+def _rounds(topology, axis_name):
+    """Who receives from whom with which weight, round by round.
+
+    Between CPU processes the rounds are swaps between partners, if the graph has
+    them: then nobody waits for a third one.
+    """
+    rounds = list(zip(topology.permutations, topology.weights, strict=True))
+    if not gloo.in_use(axis_name if isinstance(axis_name, str) else axis_name[0]):
+        return rounds
+    weight = {
+        (m, int(j)): weights[m]
+        for sources, weights in rounds
+        for m, j in enumerate(sources)
+        if j != m and weights[m]
+    }
+    partners = permutations.matchings(list(weight), topology.size)
+    if partners is None:
+        return rounds
+    return [
+        (sources, np.array([weight.get((m, j), 0.0) for m, j in enumerate(sources)]))
+        for sources in partners.tolist()
+    ]
 
 
 def _scaled(weights, x, axis_name):
