@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxsp import (
     comm,
     compressors,
+    distributed,
     methods,
     metrics,
     problems,
@@ -46,6 +47,7 @@ __all__ = [
     "compressed_average",
     "compressed_gossip",
     "compressors",
+    "distributed",
     "error_feedback_average",
     "extragradient",
     "game",

@@ -17,7 +17,7 @@ import reference
 import jaxsp
 from jaxsp import compressors, methods, topology, transforms
 
-AXIS = jaxsp.Workers(1).axis_name
+AXIS = jaxsp.Workers(1, jax.local_devices()[:1]).axis_name
 KEY = jax.random.key(7)
 # Around a solution Adam is chaotic: a perturbation of 1e-15 grows to 1e-3 in 200
 # iterations of a rate of 0.1, in NumPy as here. At this rate it is on its way.
@@ -329,7 +329,7 @@ def trajectory(workers, tx, game, z0, steps):
     options = {"xla_cpu_use_fusion_emitters": True} if older else None
     run = jax.jit(workers.map(one_worker), compiler_options=options)
     path, state = run(z0, game.H, game.h)
-    return np.asarray(path).swapaxes(0, 1), state
+    return workers.fetch(path).swapaxes(0, 1), state
 
 
 def traffic(state):

@@ -20,6 +20,8 @@ LAYERS = {
     "compressors": {"_arguments"},
     "exchange": {"_arguments", "comm", "compressors"},
     "workers": {"comm"},
+    "distributed": set(),
+    "launch": set(),
     "transforms": {
         "_arguments",
         "comm",

@@ -1,0 +1,29 @@
+"""Many processes: starting them together, and ending them together.
+
+`initialize` brings the processes of a run together, compares what they were started
+with, and starts `jax.distributed`; from then on `jax.devices()` are the devices of all
+processes and `jaxsp.Workers` spans them. While the run goes on, every process knows
+when another one dies, and ends with one line that names it and exit code 75.
+"""
+
+from jaxsp.distributed.collective import (
+    barrier,
+    is_main,
+    largest,
+    process_count,
+    process_index,
+)
+from jaxsp.distributed.rendezvous import DistributedError
+from jaxsp.distributed.run import EXIT_CODE, finalize, initialize
+
+__all__ = [
+    "EXIT_CODE",
+    "DistributedError",
+    "barrier",
+    "finalize",
+    "initialize",
+    "is_main",
+    "largest",
+    "process_count",
+    "process_index",
+]

@@ -1,0 +1,105 @@
+"""Which process of how many this is: as given, or as the environment says."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxsp.distributed.wire import split_address
+
+__all__ = ["ENVIRONMENT", "Place", "check_unused", "place"]
+
+ENVIRONMENT = ("JAXSP_COORDINATOR", "JAXSP_NUM_PROCESSES", "JAXSP_PROCESS_ID")
+
+
+class Place(NamedTuple):
+    """Which process of how many this is, where process 0 is, and which devices."""
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+    local_device_ids: Sequence[int] | None = None
+
+
+def place(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: float,
+) -> Place | None:
+    """The place of this process, or None where there is one process only.
+
+    Raises:
+      ValueError: if some but not all are given, or one is out of range.
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, got {timeout!r}.")
+    names = ("coordinator", "num_processes", "process_id")
+    values: tuple[Any, ...] = (coordinator, num_processes, process_id)
+    if all(value is None for value in values):
+        values, names = tuple(os.environ.get(name) for name in ENVIRONMENT), ENVIRONMENT
+        if all(value is None for value in values):
+            return _as_jax_detects(timeout)
+    if missing := [n for n, v in zip(names, values, strict=True) if v is None]:
+        raise ValueError(
+            f"{' and '.join(missing)} must be given as well: {', '.join(names)} go "
+            "together, or none of them where the environment says it."
+        )
+    split_address(values[0])
+    return _checked(values[0], _integer(names[1], values[1]), values[2], names)
+
+
+def _checked(
+    coordinator: str, count: int, number: Any, names: Sequence[str]
+) -> Place | None:
+    number = _integer(names[2], number)
+    if count < 1:
+        raise ValueError(f"{names[1]} must be at least 1, got {count}.")
+    if not 0 <= number < count:
+        raise ValueError(
+            f"{names[2]} must be from 0 to {count - 1} with {names[1]}={count}, got "
+            f"{number}."
+        )
+    return Place(coordinator, count, number) if count > 1 else None
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
+
+
+def _as_jax_detects(timeout: float) -> Place | None:
+    """SLURM, Open MPI, TPU pods, Kubernetes: what `jax.distributed` detects."""
+    from jax._src import clusters
+
+    coordinator, count, number, devices = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"),
+            None,
+            None,
+            None,
+            None,
+            max(int(timeout), 1),
+        )
+    )
+    if coordinator is None or count is None or number is None or count == 1:
+        return None
+    if ids := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        devices = [int(device) for device in ids.split(",")]
+    return Place(coordinator, count, number, devices)
+
+
+def check_unused() -> None:
+    """Raise while that is a clear error: JAX must not have looked for devices yet.
+
+    Raises:
+      RuntimeError: if it has.
+    """
+    from jax._src import xla_bridge
+
+    if xla_bridge.backends_are_initialized():
+        raise RuntimeError(
+            "jaxsp.distributed.initialize must come before the first use of JAX "
+            "(arrays, keys, jax.devices()) in this process."
+        )

@@ -1,0 +1,115 @@
+"""What each of several processes runs: every method, on workers of all of them."""
+
+import functools
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
+
+import jaxsp
+from jaxsp import comm, topology
+
+if __name__ == "__main__":
+    jaxsp.distributed.initialize()  # before the table makes a key
+
+import table
+
+STEPS, D = 12, 6
+# Every kind of exchange once more, with two workers in each process.
+TWICE = ("extra_step", "dposg", "rand_dp_oadam", "gossip_one_peer", "sync")
+TWICE += ("federated_average", "compressed_gossip", "dqgan_gather", "masha1_sharded")
+
+
+def rows(times):
+    """The methods, by how many workers a process has."""
+    known = [row for row in (*table.ALL, *table.LOSSY) if row.name != "alternating"]
+    return [row for row in known if times == 1 or row.name in TWICE]
+
+
+def run(row, workers):
+    """All iterates of a method, [steps + 1, workers, d]."""
+    count = workers.count
+    game = table.Game(*(a.astype(np.float32) for a in table.make_game(count, D)))
+    z0 = np.random.default_rng(5).normal(size=(count, D)).astype(np.float32)
+    tx = row.build(topology.ring(count), row.rate, workers.axis_name)
+    path, _ = table.trajectory(workers, tx, game, z0, STEPS)
+    return path
+
+
+def check_exchanges(workers):
+    """What travels arrives, bit for bit, whether by swaps or not."""
+    n, axis = workers.count, workers.axis_name
+    rng = np.random.default_rng(n)
+
+    def on_all(fn, x):
+        return workers.fetch(jax.jit(workers.map(fn))(x))
+
+    for dtype in (np.float32, jnp.bfloat16, np.int8, np.uint16, bool):
+        x = np.asarray(5 * rng.normal(size=(n, n, 3))).astype(dtype)
+        around = np.arange(n)
+        for sources in (
+            around[::-1],  # pairs
+            np.roll(around, n // 2),
+            np.roll(around, 1),
+            np.where(around < 2, 1 - around, around),  # one pair, and some who stay
+            around,
+            rng.permutation(n),
+        ):
+            moved = on_all(
+                functools.partial(comm.permute, sources=sources, axis_name=axis), x
+            )
+            np.testing.assert_array_equal(moved, x[sources])
+        copied = workers.permute(workers.shard(x), np.full(n, n - 1))
+        np.testing.assert_array_equal(workers.fetch(copied), x[np.full(n, n - 1)])
+        if dtype is not bool:
+            turned = on_all(lambda row: comm.transpose(row, axis), x)
+            np.testing.assert_array_equal(turned, x.swapaxes(0, 1))
+    odd = np.full((n, 2), np.nan, np.float32)
+    odd[0], odd[1] = -0.0, np.inf
+    moved = on_all(
+        functools.partial(comm.permute, sources=around[::-1], axis_name=axis), odd
+    )
+    np.testing.assert_array_equal(moved.view(np.uint32), odd[::-1].view(np.uint32))
+
+
+def check_mixing(workers):
+    """On graphs with and without partners for all."""
+    n = workers.count
+    x = np.random.default_rng(1).normal(size=(n, 5)).astype(np.float32)
+    for graph in (
+        topology.star(n),
+        topology.path(n),
+        topology.complete(n),
+        topology.exponential(n),
+        topology.erdos_renyi(n, 0.5, seed=1),
+        topology.from_matrix(table.graphs(n)["asymmetric"].to_matrix()),
+    ):
+        mixed = jax.jit(
+            workers.map(lambda r, g=graph: comm.mix(r, g, workers.axis_name))
+        )
+        np.testing.assert_allclose(
+            workers.fetch(mixed(x)), graph.to_matrix() @ x, rtol=0, atol=1e-5
+        )
+
+
+def main(path):
+    found = {}
+    for times in (1, 2):
+        workers = jaxsp.Workers(times * jaxsp.distributed.process_count())
+        assert workers.spans_processes
+        assert len(workers.local) == times
+        check_exchanges(workers)
+        check_mixing(workers)
+        for row in rows(times):
+            found[f"{row.name}-{times}"] = run(row, workers)
+    if jaxsp.distributed.is_main():
+        np.savez(path, **found)
+    jaxsp.distributed.finalize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,166 @@
+"""Processes are started, heard, and ended together."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxsp import launch
+
+CHILD = pathlib.Path(__file__).parent / "processes" / "child.py"
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Launch child.py; its exit code, and the sorted lines of stdout and stderr."""
+    monkeypatch.setenv("PYTHONPATH", str(CHILD.parents[2]))
+
+    def start(count, *arguments, **options):
+        command = [sys.executable, str(CHILD), *arguments]
+        code = launch.launch(command, count, **options)
+        said = capfd.readouterr()
+        return code, sorted(said.out.splitlines()), sorted(said.err.splitlines())
+
+    return start
+
+
+def alive(pid):
+    """Whether a process runs; a zombie does not."""
+    done = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    )
+    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
+
+
+def all_end(pids):
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(alive(pid) for pid in pids)
+
+
+def pids(lines):
+    return [int(line.split()[-1]) for line in lines if " pid " in line]
+
+
+def test_lines_begin_with_the_number_of_their_process(run):
+    code, out, err = run(2, "talk")
+    assert code == 0
+    assert out == [f"[{i}] {line}" for i in (0, 1) for line in ("no end", "one", "two")]
+    assert err == ["[0] wrong", "[1] wrong"]
+
+
+def test_processes_find_each_other_and_have_one_device(run, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a --xla_force_host_platform_device_count=8 --b")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    code, out, _ = run(2, "environment", "--x", "y z", resume_command="again 'x y'")
+    assert code == 0
+    first, second = (line.removeprefix(f"[{i}] ") for i, line in enumerate(out))
+    assert first == second
+    assert re.fullmatch(
+        r"127\.0\.0\.1:\d+\|2\|1\|--a +--b\|again 'x y'\|\['--x', 'y z'\]", first
+    )
+
+
+def test_one_that_fails_ends_the_others(run, monkeypatch):
+    monkeypatch.setattr(launch, "_ALONE", 0.1)
+    monkeypatch.setattr(launch, "_TERM", 0.5)
+    code, out, _ = run(3, "fail")
+    assert code == 7
+    assert len(out) == len(pids(out)) == 2
+    assert not any(alive(pid) for pid in pids(out))
+
+
+def test_the_exit_code_is_of_the_first_that_failed(run):
+    code, _, _ = run(2, "killed")
+    assert code == 128 + signal.SIGKILL
+
+
+def test_a_run_may_be_limited(run, monkeypatch):
+    monkeypatch.setattr(launch, "_TERM", 0.1)
+    code, out, err = run(2, "sleep", timeout=1.5)
+    assert code == 124
+    assert err == ["jaxsp.launch: ended after 1.5 s"]
+    assert all_end(pids(out))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "count must be at least 1 process, got 0"),
+        ({"count": 1, "timeout": 0}, "timeout must be above 0 seconds, got 0"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        launch.launch(["true"], **options)
+
+
+def test_the_command_line_passes_arguments_on(run, capfd, monkeypatch):
+    monkeypatch.chdir(CHILD.parents[2])
+    code = launch.main(["-n", "1", "-m", "tests.processes.child", "environment", "-n"])
+    assert code == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    command = r"\S+ -m jaxsp.launch -n 1 -m tests.processes.child environment -n"
+    assert re.fullmatch(rf"\[0\] 127.*\|{command}\|\['-n'\]", line)
+    with pytest.raises(SystemExit):
+        launch.main(["-n", "0", "script.py"])
+    assert "-n must be at least 1 process, got 0" in capfd.readouterr().err
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """A launcher that is a process of its own, and what it has written."""
+    started = []
+
+    def start(count, event):
+        path = tmp_path / "out.txt"
+        with path.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxsp.launch", "-n", str(count), CHILD, event],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(CHILD.parents[2])},
+            )
+        started.append((process, path))
+        return process, path
+
+    yield start
+    for process, path in started:
+        process.kill()
+        process.wait()
+        assert all_end(pids(path.read_text().splitlines()))
+
+
+def wait_for(path, count):
+    """The process ids that are written there, when `count` of them are."""
+    deadline = time.monotonic() + 60
+    while len(found := pids(path.read_text().splitlines())) < count:
+        assert time.monotonic() < deadline, path.read_text()
+        time.sleep(0.05)
+    return found
+
+
+def test_ctrl_c_is_passed_on(launcher):
+    process, path = launcher(3, "interrupt")
+    wait_for(path, 3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 5
+    lines = path.read_text().splitlines()
+    assert sorted(line for line in lines if " pid " not in line) == [
+        f"[{i}] interrupted" for i in range(3)
+    ]
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(launcher):
+    process, path = launcher(2, "sleep")
+    found = wait_for(path, 3)
+    assert all(alive(pid) for pid in found)
+    process.kill()
+    assert all_end(found)
