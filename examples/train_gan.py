@@ -5,6 +5,11 @@ and SIGTERM end it with a checkpoint (exit code 130 or 143); --resume goes on fr
 and gives the same numbers as a run that was never interrupted. --dry_run prints what a
 run would cost; python -m jaxsp.gan.score --checkpoint=WORKDIR scores what came of it.
 
+In many processes the workers are spread over the devices of all: on one machine by
+python -m jaxsp.launch, on several by --coordinator, --num_processes and --process_id,
+and by no flag at all where SLURM, Open MPI or a TPU pod says who is there. --workdir
+must be a directory that all processes see.
+
 Examples:
   python examples/train_gan.py --dataset=digits --method=dp_oadam --topology=ring
   python examples/train_gan.py --dataset=mixture_ring --method=cp_oadam --workers=4
@@ -14,11 +19,15 @@ Examples:
   python examples/train_gan.py --dataset=mnist --data_dir=~/tensorflow_datasets \
     --alpha=0.3 --steps=20000 --eval_every=1000 --workdir=runs/mnist
   python examples/train_gan.py --workdir=runs/mnist ... --resume
+  python -m jaxsp.launch -n 4 examples/train_gan.py --workers=8 --workdir=runs/four
 """
 
+import contextlib
 import functools
 import inspect
+import io
 import math
+import os
 import pathlib
 import shlex
 import sys
@@ -34,7 +43,9 @@ from absl import app, flags, logging
 from train_gan_flags import BadFlagError, known, naming
 from train_gan_methods import METHODS
 
+from jaxsp import distributed
 from jaxsp.gan import (
+    agreement,
     checkpoint,
     data,
     losses,
@@ -58,6 +69,20 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # ------------------------------------------------------------------ running
 
 
+def _telling_once(function):
+    """The function, of which only process 0 prints."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        if _is_main():
+            return function(*args, **kwargs)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_telling_once
 def run(
     method: str = "dp_oadam",
     topology: str | None = None,
@@ -99,6 +124,9 @@ def run(
 ) -> train.Result | None:
     """Train as the flags of the same names say; None is a flag's default.
 
+    In many processes, which `distributed.initialize` has brought together, all must
+    call it; only process 0 prints.
+
     Args:
       method: see `METHODS`.
       topology: who talks to whom.
@@ -133,7 +161,7 @@ def run(
       workdir: directory of the run.
       resume: whether to go on from a checkpoint.
       dry_run: whether to print only what it would cost.
-      devices: `"auto"` or a number.
+      devices: `"auto"` or a number that divides `workers`.
       eval_samples: samples generated for a score.
       progress: whether to show progress on standard error.
       callback: as in `train.train`.
@@ -143,91 +171,96 @@ def run(
 
     Raises:
       BadFlagError: if a flag cannot be used; nothing has been written then.
+      distributed.DistributedError: if another process has raised an error.
       train.TrainingDivergedError: if a loss or a parameter is no longer finite.
     """
-    chosen = METHODS[known("method", method, METHODS)]
-    given = {
-        "topology": topology,
-        "rounds": rounds,
-        "sync_every": sync_every,
-        "sync_epochs": sync_epochs,
-        "participation": participation,
-        "batches_k": batches_k,
-        "disc_steps": disc_steps,
-        "swap_epochs": swap_epochs,
-        "moments": moments,
-        "crash_every": crash_every,
-        "compressor": compressor,
-        "bits": bits,
-        "down": down,
-        "refresh": refresh,
-    }
-    for name, value in given.items():
-        if value is not None and name not in chosen.flags:
-            print(f"note: --{name} has no effect with --method={method}")
-    if method == "standalone" and workers != 1:
-        print("note: --method=standalone has one worker, which holds all data")
-        workers = 1
-    train_gan_flags.check_numbers(
-        {
-            "workers": workers,
-            "steps": steps,
-            "batch_size": batch_size,
-            "eval_every": eval_every,
-            "alpha": alpha,
-            "seed": seed,
+    train_gan_flags.set_devices(devices)
+    with agreement.alike():
+        chosen = METHODS[known("method", method, METHODS)]
+        given = {
+            "topology": topology,
+            "rounds": rounds,
+            "sync_every": sync_every,
+            "sync_epochs": sync_epochs,
+            "participation": participation,
+            "batches_k": batches_k,
+            "disc_steps": disc_steps,
+            "swap_epochs": swap_epochs,
+            "moments": moments,
+            "crash_every": crash_every,
+            "compressor": compressor,
+            "bits": bits,
+            "down": down,
+            "refresh": refresh,
         }
-    )
-    choices = train_gan_methods.read(method, given, workers, seed)
-    rate = chosen.learning_rate if learning_rate is None else learning_rate
-    if not (rate > 0 and math.isfinite(rate)):
-        raise BadFlagError(
-            f"--learning_rate={rate}: must be above 0, such as {chosen.learning_rate}."
+        for name, value in given.items():
+            if value is not None and name not in chosen.flags:
+                print(f"note: --{name} has no effect with --method={method}")
+        if method == "standalone" and workers != 1:
+            print("note: --method=standalone has one worker, which holds all data")
+            workers = 1
+        train_gan_flags.check_numbers(
+            {
+                "workers": workers,
+                "steps": steps,
+                "batch_size": batch_size,
+                "eval_every": eval_every,
+                "alpha": alpha,
+                "seed": seed,
+            }
         )
-    known("dataset", dataset, data.NAMES)
-    loss = train_gan_flags.read_loss(loss, conditional, LOSSES)
-    known("dtype", dtype, _DTYPES)
-    if model is not None:
-        known("model", model.partition(":")[0], train_gan_flags.MODELS)
-    partition, split = train_gan_flags.read_partition(partition, alpha)
-    weights = None
-    if inception is not None:
-        if dataset.startswith("mixture"):
+        choices = train_gan_methods.read(method, given, workers, seed)
+        rate = chosen.learning_rate if learning_rate is None else learning_rate
+        if not (rate > 0 and math.isfinite(rate)):
             raise BadFlagError(
-                f"--inception={inception}: it judges images, and {dataset} holds "
-                "points; leave the flag out."
+                f"--learning_rate={rate}: must be above 0, such as "
+                f"{chosen.learning_rate}."
             )
-        with naming("inception", inception, ValueError, OSError):
-            weights = scores.inception.load(inception)
+        known("dataset", dataset, data.NAMES)
+        loss = train_gan_flags.read_loss(loss, conditional, LOSSES)
+        known("dtype", dtype, _DTYPES)
+        if model is not None:
+            known("model", model.partition(":")[0], train_gan_flags.MODELS)
+        partition, split = train_gan_flags.read_partition(partition, alpha)
+        weights = None
+        if inception is not None and _is_main():
+            if dataset.startswith("mixture"):
+                raise BadFlagError(
+                    f"--inception={inception}: it judges images, and {dataset} holds "
+                    "points; leave the flag out."
+                )
+            with naming("inception", inception, ValueError, OSError):
+                weights = scores.inception.load(inception)
 
-    description = {
-        "method": method,
-        **choices.flags,
-        "dataset": dataset,
-        "partition": partition,
-        "loss": loss,
-        "conditional": loss == "acgan",
-        "dtype": dtype,
-        "learning_rate": rate,
-    }
-    directory = pathlib.Path(workdir or f"runs/{dataset}-{method}").expanduser()
-    going_on = False
-    if not dry_run:
-        settings: dict[str, Any] = {"workers": workers, "batch_size": batch_size}
-        settings |= {"seed": seed} | ({} if model is None else {"model": model})
-        with naming("workdir", None, checkpoint.WorkdirError):
-            going_on = checkpoint.check_directory(
-                directory, description | settings, resume, may_differ=("workers",)
-            )
+        description = {
+            "method": method,
+            **choices.flags,
+            "dataset": dataset,
+            "partition": partition,
+            "loss": loss,
+            "conditional": loss == "acgan",
+            "dtype": dtype,
+            "learning_rate": rate,
+        }
+        directory = pathlib.Path(workdir or f"runs/{dataset}-{method}").expanduser()
+        going_on = False
+        if not dry_run and _is_main():
+            settings: dict[str, Any] = {"workers": workers, "batch_size": batch_size}
+            settings |= {"seed": seed} | ({} if model is None else {"model": model})
+            with naming("workdir", None, checkpoint.WorkdirError):
+                going_on = checkpoint.check_directory(
+                    directory, description | settings, resume, may_differ=("workers",)
+                )
 
-    team = train_gan_flags.read_workers(workers, devices)
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    build = functools.partial(
-        train_gan_methods.build, method, rate, choices, team, key, batch_size
-    )
-    texts = [f"--{k}={choices.flags[k]}" for k in _TEXTS if k in choices.flags]
-    with naming("method", " ".join([method, *texts]), ValueError):
-        build(np.full(workers, batch_size), 1_000)  # what is wrong shows before data
+        team = train_gan_flags.read_workers(workers, devices, method, dry_run)
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        build = functools.partial(
+            train_gan_methods.build, method, rate, choices, team, key, batch_size
+        )
+        texts = [f"--{k}={choices.flags[k]}" for k in _TEXTS if k in choices.flags]
+        with naming("method", " ".join([method, *texts]), ValueError):
+            # What is wrong shows before data.
+            build(np.full(workers, batch_size), 1_000)
     with naming("data_dir", data_dir, OSError, ImportError):
         try:
             loaded = data.load(dataset, data_dir, download=not dry_run)
@@ -238,22 +271,23 @@ def run(
                 f"--dry_run prepares no data, and {dataset} is not prepared yet: write "
                 "--data_dir=DIR if it lies elsewhere, or leave --dry_run out once."
             ) from None
-    with naming("workers", workers, ValueError):
-        parts = split(loaded.train_labels, workers, seed=seed)
-    sizes = np.array([len(part) for part in parts])
-    if batch_size > min(sizes):
-        raise BadFlagError(
-            f"--batch_size={batch_size}: a worker holds only {min(sizes)} examples of "
-            f"{dataset} with --partition={partition} and --workers={workers}; write "
-            f"--batch_size={min(sizes)} or less."
-        )
-    model = model or _model(loaded.sample_shape)
-    classes = loaded.num_classes if loss == "acgan" else 0
-    with naming("model", model, ValueError):
-        gan = models.parse(model, loaded.sample_shape, classes, _DTYPES[dtype])
-        shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    trained_with = build(sizes, numbers)
+    with agreement.alike():
+        with naming("workers", workers, ValueError):
+            parts = split(loaded.train_labels, workers, seed=seed)
+        sizes = np.array([len(part) for part in parts])
+        if batch_size > min(sizes):
+            raise BadFlagError(
+                f"--batch_size={batch_size}: a worker holds only {min(sizes)} examples "
+                f"of {dataset} with --partition={partition} and --workers={workers}; "
+                f"write --batch_size={min(sizes)} or less."
+            )
+        model = model or _model(loaded.sample_shape)
+        classes = loaded.num_classes if loss == "acgan" else 0
+        with naming("model", model, ValueError):
+            gan = models.parse(model, loaded.sample_shape, classes, _DTYPES[dtype])
+            shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        trained_with = build(sizes, numbers)
     config = train.TrainConfig(
         steps=steps,
         batch_size=batch_size,
@@ -266,6 +300,8 @@ def run(
     )
     description["model"] = model
     _print_start(description, choices.values.get("topology"), team)
+    if dry_run and not _is_main():
+        return None
     if dry_run:
         found = plan.plan(
             trained_with,
@@ -284,7 +320,10 @@ def run(
     elif resume:
         print(f"nothing to resume in {directory}: starting at step 0")
 
-    evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
+    evaluate = None
+    with agreement.alike():
+        if _is_main():
+            evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
         result = train.train(
             gan,
@@ -301,7 +340,8 @@ def run(
             progress=progress,
             callback=callback,
         )
-    _print_summary(result, evaluate.floor, directory)
+    if evaluate is not None:
+        _print_summary(result, evaluate.floor)
     return result
 
 
@@ -313,6 +353,11 @@ def _model(sample_shape: Sequence[int]) -> str:
     if len(sample_shape) == 1:
         return "mlp:128"
     return "mlp" if max(sample_shape) <= 8 else "dcgan"
+
+
+def _is_main():
+    """Whether this process tells and writes; does not look for devices if alone."""
+    return agreement.alone() or distributed.is_main()
 
 
 def _shapes_of_shares(loaded, sizes, classes):
@@ -332,9 +377,11 @@ def _print_start(description, graph, team):
     if graph is not None:
         print(f"topology {description['topology']}, gap {graph.spectral_gap:.3g}")
     devices = f"{len(team.devices)} {team.devices[0].platform} device"
+    processes = len({device.process_index for device in team.devices})
     print(
         f"{team.count} worker{'s' * (team.count > 1)} by {team.mode} on {devices}"
         + "s" * (team.mode != "vmap")
+        + f" of {processes} processes" * (processes > 1)
     )
 
 
@@ -350,9 +397,10 @@ def _print_data(shapes, dataset, parts, directory):
 
 def _print_elastic(directory, workers):
     """That a run goes on with another number of workers, where it does."""
-    with checkpoint.Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest
-        before = workers if step is None else checkpoints.note(step)["workers"]
+    found = checkpoint.last_progress(directory)
+    if found is None:
+        return
+    step, before = found[0], found[1]["workers"]
     if before != workers:
         print(
             f"--workers={workers}, and this run had {before} until step {step}: the "
@@ -361,7 +409,7 @@ def _print_elastic(directory, workers):
         sys.stdout.flush()
 
 
-def _print_summary(result, floor, directory):
+def _print_summary(result, floor):
     """How far training came."""
     if result.signal is not None:
         return
@@ -394,24 +442,72 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
     arguments: dict[str, Any] = {name: values[name].value for name in names}
     if len(argv) > 1:
         return _complain(f"unexpected {argv[1]!r}: flags are written --name=value.", 2)
+    again = _command_to_resume()
     try:
+        _begin(values, arguments, again)
         result = run(**arguments)
     except BadFlagError as error:
-        return _complain(error, 2)
+        return _end(error, _complain(error, 2, once=agreement.agreed(error)))
     except train.TrainingDivergedError as error:
-        return _complain(f"training diverged: {error}", 1)
+        said = f"training diverged: {error}"
+        return _end(agreement.in_all(error), _complain(said, 1, once=True))
+    except distributed.DistributedError as error:
+        # Of another process that has said so itself, or nobody could begin.
+        once = agreement.agreed(error)
+        return _end(error, _complain(" ".join(str(error).split()), 2, once=once))
     if result is None or result.signal is None:
         return 0
-    again = [word for word in sys.argv if word != "--resume"] + ["--resume"]
-    print(
-        f"stopped by {result.signal.name} at step {result.step}, which is saved; go on "
-        f"with\n  python {shlex.join(again)}"
-    )
+    if _is_main():
+        print(
+            f"stopped by {result.signal.name} at step {result.step}, which is saved; "
+            f"go on with\n  {again}"
+        )
+        sys.stdout.flush()
+    distributed.finalize()
     return 128 + result.signal
 
 
-def _complain(message: Any, code: int, program: str = "train_gan.py") -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+# What may differ from process to process: where they are, and where their files are.
+_OF_ONE_PROCESS = ("data_dir", "inception", "workdir")
+
+
+def _begin(values, arguments, again):
+    """Join the other processes, if there are any."""
+    together = ("coordinator", "num_processes", "process_id")
+    with naming("coordinator", values["coordinator"].value, ValueError):
+        distributed.initialize(
+            *(values[name].value for name in together),
+            configuration={
+                name: value
+                for name, value in arguments.items()
+                if name not in _OF_ONE_PROCESS
+            },
+            resume_command=again,
+        )
+
+
+def _end(error, code):
+    """The exit code; what all processes end with they end with together."""
+    if agreement.agreed(error):
+        distributed.finalize()
+    return code
+
+
+def _command_to_resume():
+    """What to type to go on."""
+    command = os.environ.get("JAXSP_LAUNCH_COMMAND")
+    if command is None:
+        command = f"python {shlex.join(sys.argv)}"
+    words = [word for word in shlex.split(command) if word != "--resume"]
+    return shlex.join([*words, "--resume"])
+
+
+def _complain(
+    message: Any, code: int, program: str = "train_gan.py", once: bool = False
+) -> int:
+    if not once or _is_main():
+        print(f"{program}: {message}", file=sys.stderr)
+        sys.stderr.flush()
     return code
 
 
@@ -424,6 +520,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return rest
     except flags.Error as error:
         program = pathlib.Path(argv[0]).name  # compare.py reads its flags here too
+        if os.environ.get("JAXSP_PROCESS_ID", "0") != "0":
+            sys.exit(2)  # process 0 says it
         sys.exit(_complain(" ".join(str(error).split()), 2, program))
 
 

@@ -12,7 +12,7 @@ from absl import flags
 
 import jaxsp
 from jaxsp import compressors, topology
-from jaxsp.gan import data, partition
+from jaxsp.gan import agreement, data, partition
 
 MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
 TOPOLOGIES = (
@@ -232,31 +232,94 @@ def _rows_and_columns(text: str, argument: str, workers: int) -> tuple[int, int]
     return rows, columns
 
 
-def read_workers(count: int, devices: str) -> jaxsp.Workers:
-    """The workers, on as many devices as asked for."""
-    if devices != "auto":
-        if not devices.isdecimal() or int(devices) < 1:
-            raise BadFlagError(
-                f"--devices={devices}: write auto, 1 or --devices={count}, one for "
-                "each worker."
-            )
+def set_devices(devices: str) -> None:
+    """Show as many CPU devices as asked for, where JAX has not looked for any yet."""
+    if devices.isdecimal() and int(devices) > 0 and agreement.alone():
         with contextlib.suppress(RuntimeError):  # the devices are in use already
             jax.config.update("jax_num_cpu_devices", int(devices))
+
+
+def read_workers(
+    count: int, devices: str, method: str, dry_run: bool = False
+) -> jaxsp.Workers:
+    """The workers, on as many devices as asked for.
+
+    Args:
+      count: how many workers.
+      devices: of --devices.
+      method: its name; the server of md_gan has process 0 for itself.
+      dry_run: whether they do not train: then they are all in one process.
+
+    Returns:
+      The workers. In many processes they are on all devices.
+
+    Raises:
+      BadFlagError: if that does not fit.
+    """
+    fits = [n for n in range(1, count + 1) if count % n == 0]
+    if devices != "auto" and (not devices.isdecimal() or int(devices) < 1):
+        raise BadFlagError(
+            f"--devices={devices}: write auto or a number that divides "
+            f"--workers={count}, from 1 to --devices={count}, one for each worker."
+        )
+    if not agreement.alone():
+        visible = jax.local_devices()[:1] if dry_run else jax.devices()
+        if method == "standalone" and not dry_run:
+            raise BadFlagError(
+                "--method=standalone has one worker: start one process, and not "
+                f"{jax.process_count()}."
+            )
+        return _spread(count, devices, method == "md_gan" and not dry_run, visible)
     visible = jax.devices()
-    several = visible[0].platform != "cpu" and len(visible) >= count
-    number = (count if several else 1) if devices == "auto" else int(devices)
+    if devices != "auto":
+        number = int(devices)
+    elif visible[0].platform == "cpu":
+        number = 1
+    else:
+        number = max(n for n in fits if n <= len(visible))
     if number > len(visible):
         raise BadFlagError(
             f"--devices={devices}: this machine shows {len(visible)}; write "
             "--devices=auto."
         )
-    try:
-        return jaxsp.Workers(count, visible[:number])
-    except ValueError:
+    if number not in fits:
         raise BadFlagError(
-            f"--devices={devices} does not fit --workers={count}: write --devices=1 or "
-            f"--devices={count}."
-        ) from None
+            f"--devices={devices} does not fit --workers={count}: every device has as "
+            f"many workers; write --devices={_either(fits)}, or --workers="
+            f"{_either(_near(count, number))}."
+        )
+    return jaxsp.Workers(count, visible[:number])
+
+
+def _spread(count, devices, served, visible):
+    """The workers on all devices of all processes, but for that of a server."""
+    if devices not in ("auto", str(len(visible))):
+        raise BadFlagError(
+            f"--devices={devices}: in {jax.process_count()} processes all "
+            f"{len(visible)} devices are used; write --devices=auto."
+        )
+    if served:
+        visible = [device for device in visible if device.process_index > 0]
+    if count % len(visible):
+        free = " beside that of the server" * served
+        raise BadFlagError(
+            f"--workers={count} does not fit {jax.process_count()} processes with "
+            f"{len(visible)} devices{free}: every device has as many workers; write "
+            f"--workers={_either(_near(count, len(visible)))}."
+        )
+    return jaxsp.Workers(count, visible)
+
+
+def _near(count, devices):
+    """Numbers of workers near `count` that fit so many devices."""
+    below = count // devices * devices
+    return [n for n in (below, below + devices) if n]
+
+
+def _either(numbers):
+    """Some numbers in words."""
+    *some, last = map(str, numbers)
+    return f"{', '.join(some)} or {last}" if some else last
 
 
 # ------------------------------------------------------------------ defining
@@ -442,10 +505,19 @@ def define(
     text(
         "devices",
         "auto",
-        "How many devices: 1 for all workers on one, or as many as workers. auto: 1 "
-        "on CPU, where that is faster, and as many as workers where there are as many "
-        "accelerators.",
+        "How many devices, a number that divides --workers: each has as many workers. "
+        "auto: 1 on CPU, where that is faster, and as many accelerators as fit; in "
+        "many processes all devices of all.",
     )
+    text(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, which the others reach, to train in many processes; "
+        "with --num_processes and --process_id. Not needed under python -m "
+        "jaxsp.launch, SLURM, Open MPI and on TPU pods.",
+    )
+    integer("num_processes", None, "How many processes there are, with --coordinator.")
+    integer("process_id", None, "Which of them this is, from 0, with --coordinator.")
 
 
 def _other(value) -> str:

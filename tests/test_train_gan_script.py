@@ -86,7 +86,7 @@ BAD = [
     ("--learning_rate=nan", "--learning_rate=nan", "above 0"),
     ("--seed=-1", "--seed=-1", "from 0"),
     ("--devices=two", "--devices=two", "--devices=8"),
-    ("--devices=3", "--devices=3", "--workers=8", "--devices=1"),
+    ("--devices=3", "--devices=3", "--workers=8", "1, 2, 4 or 8", "--workers=6 or 9"),
     ("--devices=64 --workers=64", "--devices=64", "shows 8"),
     ("--method=rand_dp_oadam --topology=ring", "rand_dp_oadam", "random_ring"),
     (
@@ -174,6 +174,43 @@ def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("count", "devices", "method", "found"),
+    [
+        (8, "auto", "dposg", 8),
+        (16, "8", "dposg", 8),
+        (7, "auto", "md_gan", 7),
+        (14, "8", "md_gan", 7),
+        (6, "auto", "dposg", "2 processes with 8 devices: .* write --workers=8.$"),
+        (8, "auto", "md_gan", "7 devices beside .* server: .* write --workers=7 or 14"),
+        (8, "4", "dposg", "--devices=4: in 2 processes all 8 devices are used"),
+        (1, "auto", "standalone", "start one process, and not 2"),
+    ],
+)
+def test_in_many_processes_workers_are_on_all_devices(
+    script, monkeypatch, count, devices, method, found
+):
+    class Device:
+        def __init__(self, process_index):
+            self.process_index = process_index
+
+    two = types.SimpleNamespace(
+        process_count=lambda: 2,
+        devices=lambda: [Device(0), *(Device(1) for _ in range(7))],
+    )
+    read = script.train_gan_flags
+    monkeypatch.setattr(read, "jax", two)
+    monkeypatch.setattr(read.agreement, "alone", lambda: False)
+    monkeypatch.setattr(read.jaxsp, "Workers", lambda count, devices: (count, devices))
+    if isinstance(found, str):
+        with pytest.raises(script.BadFlagError, match=found):
+            read.read_workers(count, devices, method)
+        return
+    given, on = read.read_workers(count, devices, method)
+    assert (given, len(on)) == (count, found)
+    assert (on[0].process_index == 0) == (method != "md_gan")
+
+
 def test_what_a_method_does_not_read_is_noted(script, capsys):
     with pytest.raises(script.BadFlagError, match="--seed"):
         script.run(method="cp_oadam", topology="ring", sync_every=3, seed=-1)
@@ -253,6 +290,9 @@ def test_trains_resumes_and_refuses_another_run(call, tmp_path):
     assert code == 0
     assert "2 workers by shard_map on 2 cpu devices" in out
     assert "step 24: Frechet distance" in out
+    code, out, _ = call(*run, "--steps=3", "--devices=2", "--workers=4", "--dry_run")
+    assert code == 0
+    assert "4 workers by blocks on 2 cpu devices" in out
     # Nor do workers, but that is said.
     code, out, _ = call(*run, "--resume", "--steps=26", "--workers=3")
     assert code == 0

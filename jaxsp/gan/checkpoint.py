@@ -2,20 +2,25 @@
 
 A run directory holds `config.json` (what the run is), `metrics.jsonl`, pictures, and
 `checkpoints/STEP/`, written by Orbax under a temporary name and then renamed, so that a
-checkpoint is there completely or not at all.
+checkpoint is there completely or not at all. Over many processes each writes the rows
+of its own workers and process 0 commits; the directory must be one that all see.
 """
 
 import json
 import os
 import pathlib
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
-from jaxsp.gan import report
+from jaxsp import distributed
+from jaxsp.gan import agreement, report, shards
 from jaxsp.gan.program import named_leaves, with_named_leaves
 
 __all__ = [
@@ -23,12 +28,15 @@ __all__ = [
     "WorkdirError",
     "check_directory",
     "check_equal",
+    "check_shared",
+    "last_progress",
     "read_generator",
     "write_config",
 ]
 
 _CONFIG = "config.json"
 _CHECKPOINTS = "checkpoints"
+_PATIENCE = 5.0  # seconds
 # What a run writes. A directory that holds any of these belongs to a run.
 _RUN_FILES = (_CONFIG, _CHECKPOINTS, "metrics.jsonl", "samples.png", "curves.png")
 
@@ -88,16 +96,47 @@ def check_directory(
     return True
 
 
-def check_equal(
-    name: str, saved: Any, settings: Mapping[str, Any], workdir: str | os.PathLike
-) -> None:
-    """Raise a WorkdirError if a setting is not what a checkpoint was made with."""
-    if saved != settings[name]:
+def check_equal(name: str, saved: Any, now: Any, workdir: str | os.PathLike) -> None:
+    """Raise a WorkdirError if a value is not what a checkpoint was made with."""
+    if saved != now:
         raise WorkdirError(
             f"{workdir} holds a run with another configuration: "
-            f"{_difference(name, settings[name], {name: saved})}. Resume it as it was, "
-            "or choose another directory."
+            f"{_difference(name, now, {name: saved})}. Resume it as it was, or choose "
+            "another directory."
         )
+
+
+def check_shared(workdir: str | os.PathLike) -> None:
+    """Raise a WorkdirError in all processes if not all see the same directory.
+
+    All must call it. Process 0 writes a file and takes it away again.
+
+    Args:
+      workdir: the run directory, which exists where process 0 runs.
+    """
+    if agreement.alone():
+        return
+    main, number = distributed.is_main(), secrets.randbits(30)
+    number = int(distributed.largest([number if main else 0])[0])
+    token = pathlib.Path(workdir) / f".shared.{number}"
+    with agreement.alike():
+        if main:
+            token.touch()
+    deadline = time.monotonic() + _PATIENCE
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a network file system may take its time
+    blind = distributed.process_count() - distributed.process_index()
+    found = int(distributed.largest([0 if seen else blind])[0])
+    if main:
+        token.unlink(missing_ok=True)
+    if found:
+        error = WorkdirError(
+            f"{pathlib.Path(workdir).absolute()} must be a directory that all "
+            "processes see, on a shared file system: process "
+            f"{distributed.process_count() - found} does not see there what process 0 "
+            "writes. Choose another directory."
+        )
+        raise agreement.in_all(error)
 
 
 def _difference(name, value, saved):
@@ -132,6 +171,8 @@ def write_config(
 
 class Checkpoints:
     """The checkpoints of one run: the last few, each whole.
+
+    Over many processes all must make it, and call its methods, alike.
 
     Args:
       workdir: the run directory.
@@ -170,15 +211,17 @@ class Checkpoints:
         Args:
           step: the step that the state has reached. Where there is a checkpoint of
             this or a later step nothing is written.
-          state: a pytree of arrays.
-          summary: a `program.Summary`, which can be read without knowing the state.
-          progress: what else goes on from here, with values that JSON can hold.
+          state: a pytree of arrays, wherever they are.
+          summary: a `program.Summary`, which can be read without knowing the state;
+            that of process 0 is written.
+          progress: what else goes on from here, with values that JSON can hold;
+            likewise.
         """
         note = {"progress": dict(progress), "layout": _layout(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                shards=shards.Save(state),
                 summary=ocp.args.StandardSave(named_leaves(summary)),
                 note=ocp.args.JsonSave(note),
             ),
@@ -247,13 +290,47 @@ class Checkpoints:
                     f"the checkpoint {self.path(step)} is of another configuration: "
                     f"{name} is {there} there and {here} here."
                 )
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        if not (self.path(step) / "shards").is_dir():
+            return self._restore_standard(step, like)
+        try:
+            read: Any = self._manager.restore(
+                step, args=ocp.args.Composite(shards=shards.Restore(like))
+            )
+        except ValueError as error:
+            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
+        return read.shards
+
+    def _restore_standard(self, step, like):
+        """A state that an earlier version wrote, whole on the host of each process."""
+        whole = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=SingleDeviceSharding(jax.local_devices()[0])
+            ),
+            like,
         )
-        restored: Any = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        read: Any = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(whole))
         )
-        return restored.state
+        return jax.tree.map(shards.place, read.state, like)
+
+
+def last_progress(workdir: str | os.PathLike) -> tuple[int, dict[str, Any]] | None:
+    """The step of the last checkpoint of a run, and what `Checkpoints.note` says of it.
+
+    One process can read it by itself.
+
+    Args:
+      workdir: the directory of the run.
+
+    Returns:
+      The step and the progress; None where there is no checkpoint.
+    """
+    directory = pathlib.Path(workdir) / _CHECKPOINTS
+    steps = [int(p.name) for p in directory.glob("*") if p.name.isdecimal()]
+    if not steps:
+        return None
+    note = json.loads((directory / str(max(steps)) / "note" / "metadata").read_text())
+    return max(steps), dict(note["progress"])
 
 
 def read_generator(

@@ -2,8 +2,8 @@
 
 `digits` comes with scikit-learn, the mixtures are drawn from a fixed seed, the others
 are read from a TFDS directory of array_record files, without TensorFlow, and their
-decoded pixels are kept in `cache_dir()`. What `prepare` knows is put there on first
-use.
+decoded pixels are kept in `cache_dir()`, in files that are mapped into memory: a
+process reads only what it uses. What `prepare` knows is put there on first use.
 """
 
 import difflib
@@ -14,15 +14,16 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsp.gan import prepare
+from jaxsp import distributed
+from jaxsp.gan import agreement, prepare
 
 __all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
 
@@ -41,13 +42,13 @@ _TFDS_MODULES = (
 )
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *_TFDS_SHAPES)
 
-_CACHE_FORMAT = 1  # raised whenever `_decode` would give other arrays
+_CACHE_FORMAT = 2  # raised whenever `_decode` would give other arrays
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # in Dataset's order
 
 
 class Dataset(NamedTuple):
-    """A labelled data set in host memory.
+    """A labelled data set in host memory, or mapped into it from files, read-only.
 
     Attributes:
         name: one of `NAMES`.
@@ -80,6 +81,9 @@ def load(
 ) -> Dataset:
     """Loads a data set by name, and prepares it first where that is needed.
 
+    Over many processes all must call it. Process 0 prepares and decodes what is not
+    yet, and the others then read it; those that do not see its files do the same.
+
     - `digits`: scikit-learn's 1,797 images 8×8, grey levels 0..16 scaled to 0..255; 297
       of them, spread evenly over the classes, are the test set.
     - `mixture_ring` (or `mixture`): 8 Gaussians of standard deviation 0.02, centred on
@@ -91,8 +95,8 @@ def load(
       in `data_dir`, `prepare.prepare` does it, from the official files in
       `<data_dir>/downloads/manual` or from the network.
     - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
-      the label is the attribute "Male" (0 or 1). 2.2 GB in memory. Must have been
-      prepared by TFDS.
+      the label is the attribute "Male" (0 or 1). 2.5 GB. Must have been prepared by
+      TFDS.
 
     Args:
         name: one of `NAMES`, or `mixture`.
@@ -110,7 +114,19 @@ def load(
             what to do.
         OSError: if it cannot be prepared for another reason; see `prepare.prepare`.
         ImportError: if a package of `jaxsp[gan]` is missing.
+        distributed.DistributedError: if another process has raised an error.
     """
+    if agreement.alone():
+        return _load(name, data_dir, download)
+    found: Any = None
+    for turn in (True, False):
+        with agreement.alike():
+            if distributed.is_main() == turn:
+                found = _load(name, data_dir, download)
+    return found
+
+
+def _load(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
     if name == "digits":
         return _digits()
     if name in ("mixture", "mixture_ring"):
@@ -268,11 +284,12 @@ def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
         _require(*_TFDS_MODULES)
         version_dir = prepare.prepare(name, root)
     fingerprint = _fingerprint(version_dir)
-    cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}.npz"
+    cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}"
     arrays = _read_cache(cache)
     if arrays is None:
         arrays = _decode(name, version_dir)
         _write_cache(cache, arrays)
+        arrays = _read_cache(cache) or arrays
     num_classes = 2 if name == "celeb_a" else 10
     return Dataset(name, *arrays, num_classes)
 
@@ -336,23 +353,35 @@ def _fingerprint(version_dir: pathlib.Path) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
+_FILES = ("train", "train_labels", "test", "test_labels")
+
+
 def _read_cache(path: pathlib.Path) -> _Arrays | None:
-    """The arrays of `_write_cache`; None where there are none or they are damaged."""
+    """The arrays of `_write_cache`; None where there are none or they are damaged.
+
+    They are mapped: what is not used is not read, and processes share the memory.
+    """
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            return file["arr_0"], file["arr_1"], file["arr_2"], file["arr_3"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in _FILES]
+    except (OSError, EOFError, ValueError):
         return None
+    train, train_labels, test, test_labels = arrays
+    return train, train_labels, test, test_labels
 
 
 def _write_cache(path: pathlib.Path, arrays: _Arrays) -> None:
-    """Writes the whole file or none; a full or read-only disk is no error."""
+    """Writes the whole directory or none; a full or read-only disk is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             written = pathlib.Path(scratch) / path.name
-            np.savez(written, *arrays)
-            os.replace(written, path)
+            written.mkdir()
+            for name, array in zip(_FILES, arrays, strict=True):
+                np.save(written / f"{name}.npy", array)
+            if path.exists() and _read_cache(path) is None:  # damaged
+                shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():  # unless another process was first
+                os.replace(written, path)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "decoded images are not kept for the next run: %s", error

@@ -201,7 +201,7 @@ def parse(text: str) -> Callable[..., Parts]:
 
 
 def stack(
-    array: np.ndarray, parts: Sequence[np.ndarray]
+    array: np.ndarray, parts: Sequence[np.ndarray], rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stacks the shares along a leading worker axis, padded with zeros at the end.
 
@@ -209,23 +209,31 @@ def stack(
     partition, up to as many times the data set as there are workers.
 
     Args:
-        array: [N, ...], images or labels.
+        array: [N, ...], images or labels. Of a memory-mapped file only the rows that
+            are in `parts` are read.
         parts: indices of each worker's examples.
+        rows: how many rows each share is padded to; None is the largest share. Where
+            `parts` are those of some workers, it is the largest of all.
 
     Returns:
-        shares: [workers, max_size, ...], of the type of `array`.
+        shares: [workers, rows, ...], of the type of `array`.
         sizes: int32 [workers]: rows sizes[m], ... of shares[m] are padding.
 
     Raises:
-        ValueError: if a worker holds nothing, so that it could draw nothing.
+        ValueError: if a worker holds nothing, so that it could draw nothing, or more
+            than `rows`; or if there is no worker and `rows` is None.
     """
     array = np.asarray(array)
     sizes = np.array([len(part) for part in parts], np.int32)
-    if not sizes.size or not sizes.all():
+    if (rows is None and not sizes.size) or not sizes.all():
         raise ValueError(
             f"parts must give every worker an example; got sizes {sizes.tolist()}"
         )
-    shares = np.zeros((len(parts), sizes.max(), *array.shape[1:]), array.dtype)
+    largest = int(sizes.max(initial=0))
+    rows = largest if rows is None else int(rows)
+    if rows < largest:
+        raise ValueError(f"rows must be at least {largest}, the largest; got {rows}")
+    shares = np.zeros((len(parts), rows, *array.shape[1:]), array.dtype)
     for share, part in zip(shares, parts, strict=True):
         share[: len(part)] = array[part]
     return shares, sizes

@@ -10,11 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsp.workers import Workers
 
-__all__ = ["Program", "Role", "Summary", "named_leaves", "with_named_leaves"]
+__all__ = [
+    "Program",
+    "Role",
+    "Summary",
+    "all_finite",
+    "named_leaves",
+    "with_named_leaves",
+]
 
 
 class Summary(NamedTuple):
@@ -43,12 +51,27 @@ class Role(NamedTuple):
     members: int
 
 
+def all_finite(state: Any) -> bool:
+    """Whether every parameter is finite; players may be on devices of their own."""
+    parts = (state.params.x, state.params.y, state.ema)
+    return all(bool(_finite(part)) for part in parts)
+
+
+@jax.jit
+def _finite(tree):
+    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A way of training.
 
     A state is a NamedTuple of arrays with, among its fields, `params`, the parameters,
     and `ema`, the averaged generator.
+
+    Over many processes all call the same functions in the same order. What `generator`,
+    `bits`, `consensus` and `summary` return need be right in process 0 only, as long as
+    a summary has the same names everywhere.
 
     Attributes:
       workers: who trains.
@@ -69,6 +92,10 @@ class Program:
         of workers; optimizers start anew.
       adopted: what `adopt` does, in a few words for the log.
       roles: `roles(shares, sizes)`, what each kind of member does in a step, by name.
+      fetch: `fetch(values)`, a list of what `step` has returned as losses, as NumPy
+        arrays, in every process.
+      finite: `finite(state)`, whether all parameters and the averaged generator are
+        finite; the same answer in every process.
     """
 
     workers: Workers
@@ -82,6 +109,10 @@ class Program:
     adopt: Callable[[Summary, int, jax.Array], Any]
     adopted: str
     roles: Callable[[Any, Any], dict[str, Role]]
+    fetch: Callable[[list[jax.Array]], list[np.ndarray]] = lambda values: [
+        np.asarray(value) for value in values
+    ]
+    finite: Callable[[Any], bool] = all_finite
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:

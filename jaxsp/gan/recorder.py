@@ -1,4 +1,8 @@
-"""What is written down while a GAN is trained: metrics, scores and pictures."""
+"""What is written down while a GAN is trained: metrics, scores and pictures.
+
+Over many processes process 0 writes and scores, and the others help to compute what is
+written.
+"""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsp.gan import models, report
+from jaxsp import distributed
+from jaxsp.gan import agreement, models, report
 
 __all__ = ["Recorder", "add_bits"]
 
@@ -37,9 +42,9 @@ class Recorder:
         self._gan, self._dataset, self._config = gan, dataset, config
         self._program = program
         self._key, self._score, self._callback = key, score, callback
-        self._workdir = workdir
+        self._workdir, self._main = workdir, distributed.is_main()
         self._file = report.MetricsFile(
-            None if workdir is None else workdir / "metrics.jsonl",
+            workdir / "metrics.jsonl" if workdir is not None and self._main else None,
             # What a checkpoint knows nothing of is not kept: later steps, and other
             # workers' going on from this one, which is told anew if it is done again.
             keep=lambda r: (
@@ -52,7 +57,7 @@ class Recorder:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """All records."""
+        """All records; none but in process 0."""
         return self._file.records
 
     @property
@@ -74,7 +79,7 @@ class Recorder:
         bits_before: Sequence[int],
         note: Mapping[str, Any],
     ) -> bool:
-        """Write one line; pictures too, if `scored`.
+        """Write one line; pictures too, if `scored`. All processes must call it.
 
         Args:
           step: the step that is reached.
@@ -86,7 +91,7 @@ class Recorder:
           note: what else to write.
 
         Returns:
-          Whether the callback says that it is enough.
+          Whether the callback says that it is enough, in all processes.
         """
         up, down = add_bits(self._program.bits(state), bits_before)
         line = {
@@ -99,16 +104,23 @@ class Recorder:
             "consensus_distance": self._program.consensus(state),
             **note,
         }
-        if scored:
-            x = self._program.generator(state)
-            if self._score is not None:
-                line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
+        x = self._program.generator(state) if scored else None
+        enough = False
+        with agreement.alike():
+            if self._main:
+                enough = self._write(line, x)
+        return agreement.anywhere(enough)
+
+    def _write(self, line, x):
+        """The line, with scores and pictures of the generator `x`; whether to stop."""
+        if x is not None and self._score is not None:
+            line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
         self._file.write(line)
         if "frechet_distance" in line:
             self.headline = {"FD": line["frechet_distance"]}
         enough = self._callback is not None and self._callback(dict(line))
-        if scored and self._workdir is not None:
-            self._draw_pictures(step, x)
+        if x is not None and self._workdir is not None:
+            self._draw_pictures(line["step"], x)
         return bool(enough)
 
     def _draw(self, x):

@@ -32,7 +32,6 @@ __all__ = [
     "draw_keys",
     "init_state",
     "make_step",
-    "mean_generator",
     "moving_average",
     "program",
     "to_batch",
@@ -199,11 +198,6 @@ def _with_value(loss):
     return loss_and_value
 
 
-def mean_generator(state: TrainState) -> Any:
-    """The generator to evaluate: the mean over workers of their moving averages."""
-    return jax.tree.map(_mean_over_workers, state.ema)
-
-
 def program(
     transformation: optax.GradientTransformation,
     gan: models.Gan,
@@ -243,9 +237,11 @@ def program(
         workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
     )
 
+    def generator(state):
+        return workers.fetch_mean(state.ema)
+
     def summary(state):
-        params = jax.tree.map(_mean_over_workers, reported(state))
-        return Summary(mean_generator(state), params)
+        return Summary(generator(state), workers.fetch_mean(reported(state)))
 
     def adopt(summary, step, key):
         del key
@@ -265,18 +261,50 @@ def program(
         steps_per_call=steps_per_call,
         init=lambda key: init_state(gan, transformation, workers, key),
         step=step_fn,
-        generator=mean_generator,
-        bits=lambda state: bits(state.opt_state),
+        generator=generator,
+        bits=lambda state: bits(workers.fetch(_counts(state.opt_state))),
         consensus=lambda state: float(_consensus_distance(state.params)),
         summary=summary,
         adopt=adopt,
         adopted="all workers start from the mean of the parameters, optimizers anew",
         roles=roles,
+        fetch=lambda values: fetch_losses(values, workers),
     )
+
+
+def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
+    """The losses of some calls, of all workers.
+
+    Over many processes they travel in one message, and it takes few programs for all
+    numbers of calls.
+
+    Args:
+      values: what `Program.step` has returned in each call.
+      workers: who trains.
+
+    Returns:
+      The same as NumPy arrays.
+    """
+    if not workers.spans_processes:
+        return [np.asarray(value) for value in values]
+    calls = 1 << (len(values) - 1).bit_length()
+    mine = np.zeros((calls, len(workers.local), *values[0].shape[1:]), np.float32)
+    for row, value in zip(mine, values, strict=False):
+        blocks = sorted(value.addressable_shards, key=lambda s: s.index[0].start or 0)
+        row[:] = np.concatenate([np.asarray(block.data) for block in blocks])
+    found = workers.fetch(workers.shard_local(np.moveaxis(mine, 0, 1)))
+    return list(np.moveaxis(found, 1, 0)[: len(values)])
 
 
 # One program: over several devices each of its collectives would be one otherwise.
 _consensus_distance = jax.jit(metrics.consensus_distance)
+
+
+def _counts(state):
+    """What counts bits in the state of a transformation."""
+    is_traffic = lambda x: isinstance(x, comm.Traffic)  # noqa: E731
+    leaves = jax.tree.leaves(state, is_leaf=is_traffic)
+    return [leaf for leaf in leaves if is_traffic(leaf)]
 
 
 def bits(state: Any) -> tuple[int | None, int | None]:
@@ -286,8 +314,3 @@ def bits(state: Any) -> tuple[int | None, int | None]:
         return up, down
     except ValueError:
         return None, None
-
-
-def _mean_over_workers(x):
-    x = np.asarray(x)
-    return x.mean(axis=0).astype(x.dtype)

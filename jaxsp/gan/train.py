@@ -5,6 +5,10 @@ leaves a run that goes on where it stopped: what is random in a step follows fro
 seed, the step and the worker, so nothing random is saved, and a run that was
 interrupted continues bit for bit. With another number of workers it goes on too, from
 what the checkpoint's parameters come down to.
+
+Over many processes all call `train` alike. Each holds the data of its own workers,
+process 0 writes and scores, and whatever decides how long they go on is agreed on:
+`jaxsp.gan.agreement`.
 """
 
 import contextlib
@@ -13,18 +17,17 @@ import logging
 import os
 import pathlib
 import signal
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxsp.gan import checkpoint, data, md_gan, models, partition, report
+from jaxsp import distributed
+from jaxsp.gan import agreement, checkpoint, data, md_gan, models, partition, report
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.program import Program
 from jaxsp.gan.recorder import Recorder, add_bits
@@ -101,6 +104,7 @@ class TrainConfig:
 _FREE = ("steps", "log_every", "eval_every", "checkpoint_every", "steps_per_call")
 # What is another if the workers are others: the run then goes on from a summary.
 _ELASTIC = ("workers", "data_crc32")
+_CRC32_FORMAT = 2  # of each worker's share by itself, then of these
 
 
 class Result(NamedTuple):
@@ -109,7 +113,7 @@ class Result(NamedTuple):
     Attributes:
       state: the last state: a `step.TrainState`, or an `md_gan.MDGanState`.
       generator: the generator's averaged parameters, mean over workers.
-      history: the records of `metrics.jsonl`.
+      history: the records of `metrics.jsonl`, in process 0; elsewhere there are none.
       step: the step reached.
       signal: the signal that ended training early, or None.
       files: what was written.
@@ -172,6 +176,12 @@ def train(
     SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
     return; a second Ctrl-C raises KeyboardInterrupt at once.
 
+    Over many processes all must call it with the same arguments, and `workdir` must be
+    a directory that all see, which is where each writes its workers' part of a
+    checkpoint. A run can go on in another number of processes. Only process 0 calls
+    `score` and `callback` and writes the rest; a signal that any process gets stops
+    all at the same step; and what raises an error in one raises one in all.
+
     Args:
       gan: generator and discriminator.
       losses: their losses.
@@ -202,7 +212,9 @@ def train(
       ValueError: if the arguments do not fit each other, or `batch_size` exceeds a
         share.
       checkpoint.WorkdirError: if `workdir` holds a run and not `resume`, or a run of
-        another configuration, or one that is further than `steps`. A `ValueError`.
+        another configuration, or one that is further than `steps`, or if not all
+        processes see it. A `ValueError`.
+      jaxsp.distributed.DistributedError: if another process has raised an error.
       TrainingDivergedError: if a loss or a parameter is not finite. Checkpoints stay.
 
     Example:
@@ -225,16 +237,31 @@ def train(
       [0, 5, 10]
     """
     _check_arguments(gan, workers, dataset, parts, config)
-    shares, sizes = _stack(gan, dataset, parts)
+    main = distributed.is_main()
+    agreement.check_same(
+        "train",
+        {
+            "config": config,
+            "description": description,
+            "workers": (workers.count, workers.axis_name),
+            "parts": list(parts),
+            "dataset": (dataset.train.shape, np.asarray(dataset.train_labels)),
+            "workdir": workdir is None,
+            "resume": resume,
+        },
+    )
+    with agreement.alike():
+        shares, sizes = _stack(gan, dataset, parts, workers.local)
     settings = {
         **(description or {}),
         **{k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE},
         "workers": workers.count,
         "conditional": bool(gan.num_classes),
-        "data_crc32": _crc32(sizes, shares),
+        "data_crc32": _crc32(shares, sizes, workers),
     }
-    if workdir is not None:
-        checkpoint.check_directory(workdir, settings, resume, may_differ=_ELASTIC)
+    with agreement.alike():
+        if workdir is not None and main:
+            checkpoint.check_directory(workdir, settings, resume, may_differ=_ELASTIC)
 
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     program = make_program(method, gan, losses, workers, config)
@@ -248,11 +275,15 @@ def train(
         checkpoints = None
         if workdir is not None:
             workdir = pathlib.Path(workdir)
-            workdir.mkdir(parents=True, exist_ok=True)
             free = {k: getattr(config, k) for k in _FREE}
-            if not (workdir / "config.json").exists():
-                # First of all: without it nobody could tell whose the rest is.
-                checkpoint.write_config(workdir, settings, free)
+            with agreement.alike():
+                if main:
+                    workdir.mkdir(parents=True, exist_ok=True)
+            checkpoint.check_shared(workdir)
+            with agreement.alike():
+                if main and not (workdir / "config.json").exists():
+                    # First of all: without it nobody could tell whose the rest is.
+                    checkpoint.write_config(workdir, settings, free)
             checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
             if (saved := checkpoints.latest) is not None:
                 if saved > config.steps:
@@ -264,8 +295,11 @@ def train(
                 step, seconds, bits_before = saved, note["seconds"], note["bits_before"]
                 totals, steps_in_totals = np.array(note["totals"]), note["steps"]
                 if note["workers"] == workers.count:
+                    now = settings["data_crc32"]
+                    if note.get("data_crc32_format", 1) < _CRC32_FORMAT:
+                        now = _padded_crc32(gan, dataset, parts)
                     checkpoint.check_equal(
-                        "data_crc32", note["data_crc32"], settings, workdir
+                        "data_crc32", note["data_crc32"], now, workdir
                     )
                     state = checkpoints.restore(saved, state)
                 else:
@@ -273,24 +307,28 @@ def train(
                     state = program.adopt(summary, saved, init_key)
                     bits_before = note["bits"]
                     adopted = f"{note['workers']} -> {workers.count} workers"
-                    _log.warning(
-                        "step %d: %s; %s; the data are divided anew.",
-                        saved,
-                        adopted,
-                        program.adopted,
-                    )
-            checkpoint.write_config(workdir, settings, free)
-            if step == 0 or adopted:
-                counts = partition.table(dataset.train_labels, parts)
-                partition.plot(counts, workdir / "partition.png")
-        recorder = Recorder(
-            gan, dataset, config, program, eval_key, score, callback, workdir, step
-        )
+                    if main:
+                        _log.warning(
+                            "step %d: %s; %s; the data are divided anew.",
+                            saved,
+                            adopted,
+                            program.adopted,
+                        )
+            with agreement.alike():
+                if main:
+                    checkpoint.write_config(workdir, settings, free)
+                if main and (step == 0 or adopted):
+                    counts = partition.table(dataset.train_labels, parts)
+                    partition.plot(counts, workdir / "partition.png")
+        with agreement.alike():
+            recorder = Recorder(
+                gan, dataset, config, program, eval_key, score, callback, workdir, step
+            )
         stack.callback(recorder.close)
-        bar = report.Progress(config.steps, step, enabled=progress)
+        bar = report.Progress(config.steps, step, enabled=progress and main)
         stack.callback(bar.close)
-        caught = stack.enter_context(_signals_caught())
-        shares, sizes = workers.shard((shares, sizes))
+        signals = stack.enter_context(agreement.Signals())
+        shares, sizes = workers.shard_local((shares, sizes))
 
         def fail(what, at):
             kept = None
@@ -299,7 +337,7 @@ def train(
             raise TrainingDivergedError(what, at, kept)
 
         def record(means, scored):
-            if scored and not _all_finite(state):
+            if scored and not program.finite(state):
                 fail("a parameter is not finite", step)
             note = {"workers": adopted} if adopted and means is None else {}
             return recorder.record(
@@ -308,7 +346,7 @@ def train(
 
         def save():
             if checkpoints is not None and checkpoints.latest != step:
-                if not _all_finite(state):
+                if not program.finite(state):
                     fail("a parameter is not finite", step)
                 note = {
                     "seconds": seconds,
@@ -316,6 +354,7 @@ def train(
                     "steps": steps_in_totals,
                     "workers": workers.count,
                     "data_crc32": settings["data_crc32"],
+                    "data_crc32_format": _CRC32_FORMAT,
                     "bits_before": bits_before,
                     "bits": add_bits(program.bits(state), bits_before),
                 }
@@ -326,18 +365,21 @@ def train(
             enough = record(None, scored=True)
             save()
         calls = 1
-        while step < config.steps and not (caught or enough):
+        while step < config.steps and not (signals.seen or enough):
             # Some calls are in flight together, up to the next step on the grid.
             end = min(config.steps, *(step - step % every + every for every in grid))
             dispatched, reached, flight = time.monotonic(), step, []
-            while reached < end and len(flight) < calls and not caught:
+            while reached < end and len(flight) < calls and not signals.seen:
                 count = min(per_call, end - reached)
                 state, values = step_fn(state, shares, sizes, train_key, count)
                 flight.append((values, count))
                 reached += count
             if not flight:
                 break
-            values = np.concatenate([np.asarray(v)[:, :n] for v, n in flight], axis=1)
+            fetched = program.fetch([v for v, _ in flight])
+            values = np.concatenate(
+                [v[:, :n] for v, (_, n) in zip(fetched, flight, strict=True)], axis=1
+            )
             if (bad := _first_not_finite(values)) is not None:
                 fail(bad[0], step + bad[1] + 1)
             step = reached
@@ -350,6 +392,7 @@ def train(
             seconds, counting = seconds + counting * took, True
             calls = len(flight) * _SECONDS_IN_FLIGHT / took
             calls = int(np.clip(calls, 1, _MOST_CALLS_IN_FLIGHT))
+            (calls,) = signals.agree([calls])  # what the next flight depends on
 
             last = step == config.steps
             logged = step % config.log_every == 0 or step % config.eval_every == 0
@@ -360,19 +403,20 @@ def train(
                     record(totals / steps_in_totals, scored=True)
             if logged:  # a last line off the grid must not change those of a longer run
                 totals, steps_in_totals = np.zeros(2), 0
-            if last or caught or enough or step % config.checkpoint_every == 0:
+            if last or signals.seen or enough or step % config.checkpoint_every == 0:
                 save()
             bar.update(
                 step, loss_G=means[-1, 0], loss_D=means[-1, 1], **recorder.headline
             )
-        if caught:  # a signal may come after the line that saves
+        if signals.seen:  # a signal may come after the line that saves
             save()
+        generator = program.generator(state)
     return Result(
         state,
-        program.generator(state),
+        generator,
         recorder.history,
         step,
-        caught[0] if caught and step < config.steps else None,
+        signals.seen if step < config.steps else None,
         recorder.files,
     )
 
@@ -409,17 +453,6 @@ def make_program(
     return local_program(method, gan, losses, workers, **options)
 
 
-def _all_finite(state):
-    """Whether every parameter is finite; players may be on devices of their own."""
-    parts = (state.params.x, state.params.y, state.ema)
-    return all(bool(_finite(part)) for part in parts)
-
-
-@jax.jit
-def _finite(tree):
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
 def _first_not_finite(values):
     """What is wrong in losses (workers, steps, 2), and at which of the steps."""
     bad = ~np.isfinite(values)
@@ -431,43 +464,37 @@ def _first_not_finite(values):
     return f"the {name} loss of worker {worker} is {values[worker, at, player]}", at
 
 
-@contextlib.contextmanager
-def _signals_caught() -> Iterator[list[signal.Signals]]:
-    """A list to which SIGINT and SIGTERM are added; a second SIGINT interrupts."""
-    caught: list[signal.Signals] = []
-
-    def handler(number, frame):
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers
-        return
-    previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in previous:
-            signal.signal(number, handler)
-        yield caught
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)
-
-
-def _stack(gan, dataset, parts):
-    """The workers' shares, stacked: of images, or of images and labels."""
-    shares, sizes = partition.stack(dataset.train, parts)
+def _stack(gan, dataset, parts, local):
+    """The shares of some workers, stacked: of images, or of images and labels."""
+    rows, mine = max(len(part) for part in parts), [parts[m] for m in local]
+    shares, sizes = partition.stack(dataset.train, mine, rows)
     if not gan.num_classes:
         return shares, sizes
-    labels, _ = partition.stack(np.asarray(dataset.train_labels, np.int32), parts)
+    labels, _ = partition.stack(np.asarray(dataset.train_labels, np.int32), mine, rows)
     return (shares, labels), sizes
 
 
-def _crc32(*trees):
-    """A checksum of all arrays."""
-    crc = 0
-    for leaf in jax.tree.leaves(trees):
-        crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
+def _crc32(shares, sizes, workers):
+    """A checksum of all workers' data, of which each process has some."""
+    leaves, sums = jax.tree.leaves(shares), {}
+    for row, (worker, size) in enumerate(zip(workers.local, sizes, strict=True)):
+        crc = 0
+        for leaf in leaves:
+            crc = zlib.crc32(np.ascontiguousarray(leaf[row, :size]).data, crc)
+        sums[worker] = crc
+    every = agreement.combined(sums, workers.count)
+    return zlib.crc32(every.astype("<u4").tobytes())
+
+
+def _padded_crc32(gan, dataset, parts):
+    """The checksum that earlier versions took, of all shares with their padding."""
+    sizes = np.array([len(part) for part in parts], np.int32)
+    crc = zlib.crc32(sizes.data)
+    labels = np.asarray(dataset.train_labels, np.int32)
+    for array in [dataset.train, labels][: 2 if gan.num_classes else 1]:
+        for part in parts:
+            share, _ = partition.stack(array, [part], sizes.max())
+            crc = zlib.crc32(share.data, crc)
     return crc
 
 

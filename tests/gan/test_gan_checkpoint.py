@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import jaxsp
@@ -103,6 +104,76 @@ def test_restores_to_where_it_is_used(tmp_path):
             assert_same(state, make_state(1))
             for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
                 assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+def test_restores_to_workers_on_some_of_the_devices_and_to_one_of_them(tmp_path):
+    """A server's and workers' arrays, on devices of their own, and copies."""
+    pairs, other = (jaxsp.Workers(4, jax.devices()[i : i + 2]) for i in (1, 6))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[5])
+    copies = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array(jax.devices()[:3]), "d"), jax.P()
+    )
+    three = np.arange(3.0, dtype=np.float32)
+    state = (
+        pairs.shard(make_state(1)),
+        jax.device_put(three, one),
+        jax.device_put(three, copies),
+    )
+    likes = (
+        (pairs.shard(make_state(0)), state[1] + 1, state[2] + 1),
+        (other.shard(make_state(0)), state[2] + 1, state[1] + 1),
+        (make_state(0), jnp.zeros(3), jnp.zeros(3)),
+    )
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, state, SUMMARY, {})
+        for like in likes:
+            found = checkpoints.restore(0, like)
+            assert_same(found, (make_state(1), three, three))
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    # Each number is written once, wherever it is.
+    written = checkpoints.path(0) / "shards" / "0.bin"
+    numbers = sum(
+        (jax.random.key_data(x) if x.dtype.name.startswith("key") else x).nbytes
+        for x in jax.tree.leaves(state)
+    )
+    assert written.stat().st_size == numbers
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    """Which Orbax wrote by itself."""
+    state = make_state(1)
+    note = {"progress": {"seconds": 1.0}, "layout": checkpoint._layout(state)}
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "note": ocp.args.JsonSave(note),
+        }
+        manager.save(3, args=ocp.args.Composite(**items))
+    spread = jaxsp.Workers(4, jax.devices()[:2])
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for like in (make_state(0), spread.shard(make_state(0))):
+            found = checkpoints.restore(3, like)
+            assert_same(found, state)
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    assert checkpoint.last_progress(tmp_path) == (3, {"seconds": 1.0})
+
+
+def test_a_checkpoint_that_has_lost_a_part_is_damaged(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, make_state(1), SUMMARY, {})
+        shards = checkpoints.path(0) / "shards"
+        (shards / "0.bin").write_bytes((shards / "0.bin").read_bytes()[:-9])
+        with pytest.raises(checkpoint.WorkdirError, match=r"checkpoints/0 is damaged"):
+            checkpoints.restore(0, make_state(0))
+        (shards / "0.json").unlink()
+        with pytest.raises(checkpoint.WorkdirError, match=r"file of it .* removed"):
+            checkpoints.restore(0, make_state(0))
+
+
+def test_the_progress_of_a_run_without_checkpoints_is_none(tmp_path):
+    assert checkpoint.last_progress(tmp_path) is None
 
 
 def test_keeps_the_last_two_whole_ones(tmp_path):

@@ -326,7 +326,9 @@ def test_celeb_a_is_cropped_resized_and_labelled(prepared, own_cache):
 
 def test_second_load_reads_the_cache_alone(prepared, own_cache, monkeypatch):
     first = data.load("mnist", prepared)
-    assert [path.suffix for path in own_cache.iterdir()] == [".npz"]
+    (cache,) = own_cache.iterdir()
+    assert {path.suffix for path in cache.iterdir()} == {".npy"}
+    assert isinstance(first.train, np.memmap)  # what is not used is not read
     # Neither TFDS nor a decoder is needed now.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.setattr(data, "_decode", None)
@@ -350,11 +352,14 @@ def test_cache_is_not_used_for_other_files(tmp_path, own_cache, monkeypatch):
 def test_damaged_cache_is_replaced(prepared, own_cache):
     first = data.load("mnist", prepared)
     (cache,) = own_cache.iterdir()
-    for damaged in (cache.read_bytes()[:1000], b"", b"no archive"):
-        cache.write_bytes(damaged)
-        np.testing.assert_array_equal(data.load("mnist", prepared).train, first.train)
-        with np.load(cache) as file:
-            np.testing.assert_array_equal(file["arr_0"], first.train)
+    images = np.array(first.train)
+    for damaged in ((cache / "train.npy").read_bytes()[:1000], b"", b"no array", None):
+        (cache / "train.npy").unlink()
+        if damaged is not None:
+            (cache / "train.npy").write_bytes(damaged)
+        np.testing.assert_array_equal(data.load("mnist", prepared).train, images)
+        np.testing.assert_array_equal(np.load(cache / "train.npy"), images)
+        assert list(own_cache.iterdir()) == [cache]
 
 
 def test_unwritable_cache_is_no_error(prepared, tmp_path, monkeypatch, caplog):

@@ -188,6 +188,24 @@ def test_stack_pads_with_zeros():
         assert not share[size:].any()
 
 
+def test_some_workers_shares_are_rows_of_all(tmp_path):
+    """As a process stacks them, from a file of which it reads those rows only."""
+    np.save(tmp_path / "images.npy", np.arange(24, dtype=np.uint8).reshape(6, 4))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    parts = [np.array([4]), np.array([0, 2, 5]), np.array([1, 3])]
+    shares, sizes = partition.stack(images, parts)
+    for some in ([0], [2, 0], []):
+        mine, held = partition.stack(images, [parts[m] for m in some], rows=3)
+        assert mine.shape == (len(some), 3, 4)
+        np.testing.assert_array_equal(mine, shares[some])
+        np.testing.assert_array_equal(held, sizes[some])
+        assert held.dtype == np.int32
+    with pytest.raises(ValueError, match="rows must be at least 3, the largest; got 2"):
+        partition.stack(images, parts, rows=2)
+    with pytest.raises(ValueError, match="every worker"):
+        partition.stack(images, [])
+
+
 def test_stack_refuses_an_empty_share():
     with pytest.raises(ValueError, match=r"every worker an example.*\[2, 0\]"):
         partition.stack(np.arange(2), [np.arange(2), np.arange(0)])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import types
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -591,6 +592,31 @@ def test_the_same_workers_with_other_data_are_another_run(fit, tmp_path, mixture
     other = partition.by_label(mixture.train_labels, COUNT)
     with pytest.raises(checkpoint.WorkdirError, match="data_crc32"):
         fit(config(steps=10), workdir=tmp_path, resume=True, parts=other)
+
+
+@pytest.mark.parametrize("classes", [0, 8])
+def test_a_run_of_an_earlier_version_goes_on(fit, tmp_path, mixture, classes):
+    """Its checkpoints know the data by a checksum with the padding."""
+    gan = models.mlp((2,), latent_size=12, width=8, depth=1, num_classes=classes)
+    game = (losses.acgan if classes else losses.non_saturating)(gan)
+    parts = [np.arange(100), np.arange(100, 130), np.arange(130, 300)]
+    kwargs = {"gan": gan, "losses": game, "workdir": tmp_path, "parts": parts}
+    fit(config(steps=5), **kwargs)
+    arrays = [mixture.train, mixture.train_labels][: 2 if classes else 1]
+    stacked = [partition.stack(array, parts)[0] for array in arrays]
+    crc = zlib.crc32(np.array([100, 30, 170], np.int32).tobytes())
+    for array in stacked:
+        crc = zlib.crc32(array.tobytes(), crc)
+    path = tmp_path / "checkpoints" / "5" / "note" / "metadata"
+    note = json.loads(path.read_text())
+    del note["progress"]["data_crc32_format"]
+    for old, message in ((crc ^ 1, "data_crc32 is"), (crc, None)):
+        note["progress"]["data_crc32"] = old
+        path.write_text(json.dumps(note))
+        if message:
+            with pytest.raises(checkpoint.WorkdirError, match=message):
+                fit(config(steps=7), resume=True, **kwargs)
+    assert fit(config(steps=7), resume=True, **kwargs).step == 7
 
 
 def test_a_callback_can_end_it(fit, tmp_path):

@@ -1,0 +1,212 @@
+"""The trainer in several processes: what test_gan_processes.py compares.
+
+    python gan_train.py DIRECTORY
+
+is one of four processes of `jaxsp.launch`. What a process saw is left in
+DIRECTORY/saw-PROCESS.json, states in DIRECTORY/states.npz. The test calls `fit` in its
+own process too.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsp
+from jaxsp.gan import (
+    checkpoint,
+    data,
+    fl_gan,
+    losses,
+    md_gan,
+    models,
+    partition,
+    step,
+    train,
+)
+
+COUNT, STEPS = 4, 12
+GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
+LOSSES = losses.non_saturating(GAN)
+CONFIG = train.TrainConfig(
+    steps=STEPS,
+    batch_size=8,
+    log_every=3,
+    eval_every=6,
+    checkpoint_every=6,
+    eval_samples=100,
+)
+HALF = train.dataclasses.replace(CONFIG, steps=STEPS // 2)
+
+
+@functools.cache
+def gossip(workers):
+    ring = jaxsp.topology.ring(workers.count)
+    return jaxsp.methods.dp_oadam(1e-2, ring, axis_name=workers.axis_name)
+
+
+def average(workers):
+    return jaxsp.methods.cp_oadam(1e-2, axis_name=workers.axis_name)
+
+
+def compressed(workers):
+    return jaxsp.methods.dqgan(
+        1e-2,
+        jaxsp.compressors.quantize(8),
+        key=jax.random.key(3),
+        axis_name=workers.axis_name,
+    )
+
+
+def federated(workers):
+    adam = optax.adam(1e-2, b1=0.5)
+    return fl_gan.fl_gan(
+        adam,
+        adam,
+        3,
+        participants=2,
+        key=jax.random.key(3),
+        axis_name=workers.axis_name,
+    )
+
+
+def served(workers):
+    del workers
+    adam = optax.adam(1e-2, b1=0.5)
+    return md_gan.MDGan(adam, adam, batches_k=2, swap_every=4)
+
+
+def diverging(workers):
+    del workers
+    return optax.sgd(lambda count: jnp.where(count == 4, jnp.nan, 1e-2))
+
+
+METHODS = {f.__name__: f for f in (gossip, average, compressed, federated)}
+
+
+def score(samples):
+    return {"frechet_distance": float(np.mean(samples)), "size": len(samples)}
+
+
+def fit(method, workers, **kwargs):
+    """`train.train` on shares of different sizes."""
+    full = data.load("mixture_ring")
+    few = full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
+    parts = partition.dirichlet(few.train_labels, workers.count, alpha=1.0, seed=0)
+    kwargs = {"config": CONFIG, "score": score, "progress": False, **kwargs}
+    return train.train(GAN, LOSSES, method(workers), workers, few, parts, **kwargs)
+
+
+def everything(workers, result):
+    """The whole state of all workers, and the generator, as NumPy arrays."""
+    found = jax.tree.leaves(workers.fetch(result.state))
+    return [*found, *jax.tree.leaves(result.generator)]
+
+
+def quickly():
+    """Without pictures, which take most of the time; equal steps are compiled once."""
+    train.report.plot_samples = train.report.plot_curves = lambda *args: None
+    train.partition.plot = lambda *args: None
+    train.local_program = functools.cache(step.program)
+
+
+def caught(call):
+    """The error of a call."""
+    try:
+        call()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return None
+
+
+def signalled(process):
+    """`train.make_program`, of a program that is sent SIGTERM in one process."""
+    made = train.make_program
+
+    def make_program(*args):
+        program, calls = made(*args), []
+
+        def step(*args):
+            calls.append(1)
+            if len(calls) == 5 and jaxsp.distributed.process_index() == process:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return program.step(*args)
+
+        return train.dataclasses.replace(program, step=step)
+
+    return make_program
+
+
+def main(directory):
+    directory = pathlib.Path(directory)
+    jaxsp.distributed.initialize(timeout=60)
+    quickly()
+    mine = jaxsp.distributed.process_index()
+    workers, blocks = jaxsp.Workers(COUNT), jaxsp.Workers(2 * COUNT)
+    assert workers.local == (mine,)
+    saw: dict[str, Any] = {}
+    states = {}
+
+    def keep(name, workers, result):
+        found = everything(workers, result)
+        states.update({f"{name}/{i}": leaf for i, leaf in enumerate(found)})
+        saw[name] = {"step": result.step, "history": result.history}
+        return result
+
+    for name, method in METHODS.items():
+        keep(name, workers, fit(method, workers))
+    keep("blocks", blocks, fit(gossip, blocks))
+
+    # Begun here, to go on in one process; and the other way round.
+    begun = directory / "begun_by_many"
+    keep("half", workers, fit(gossip, workers, config=HALF, workdir=begun))
+    for name in ("begun_by_one", "begun_by_two"):
+        kwargs = {"workdir": directory / name, "resume": True}
+        keep(f"half_{name}", workers, fit(gossip, workers, config=HALF, **kwargs))
+        keep(name, workers, fit(gossip, workers, **kwargs))
+
+    # A server in process 0 and workers in the others.
+    apart = jaxsp.Workers(COUNT - 1, jax.devices()[1:])
+    resumed = {"workdir": directory / "served_by_one", "resume": True}
+    for name, kwargs in (("served", {}), ("served_by_one", resumed)):
+        result = fit(served, apart, **kwargs)
+        states |= {
+            f"{name}/{i}": x for i, x in enumerate(jax.tree.leaves(result.generator))
+        }
+        saw[name] = {"step": result.step, "history": result.history}
+
+    # A signal that reaches one process only.
+    workdir, make_program = directory / "signalled", train.make_program
+    train.make_program = signalled(2)
+    result = fit(gossip, workers, workdir=workdir)
+    train.make_program = make_program
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        saw["signalled"] = [result.step, result.signal, checkpoints.latest]
+    keep("continued", workers, fit(gossip, workers, workdir=workdir, resume=True))
+
+    # What ends it ends it everywhere, and what is wrong is said everywhere.
+    stopped = fit(gossip, workers, callback=lambda record: record["step"] == 3)
+    other = train.dataclasses.replace(CONFIG, batch_size=7 if mine == 3 else 8)
+    saw |= {
+        "stopped": stopped.step,
+        "diverged": caught(lambda: fit(diverging, workers)),
+        "failed": caught(lambda: fit(gossip, workers, score=lambda samples: 1 / 0)),
+        "unequal": caught(lambda: fit(gossip, workers, config=other)),
+        "taken": caught(lambda: fit(gossip, workers, workdir=workdir)),
+        "own": caught(lambda: fit(gossip, workers, workdir=directory / f"own-{mine}")),
+    }
+    (directory / f"saw-{mine}.json").write_text(json.dumps(saw))
+    if mine == 0:
+        np.savez(directory / "states.npz", **states)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
