@@ -32,6 +32,16 @@ class MDGan:
     feedback of a batch's size back; in every swap a discriminator from worker to
     worker. Nothing depends on the size of the generator.
 
+    Over processes the server is process 0 and leaves the workers to others, as
+    `Workers(3, devices=jax.devices()[1:])` does with four processes of a device each;
+    with six workers there, two share a device. Each message then goes from process to
+    process and none to who does not need it: the server sends to each worker that lives
+    its two batches, also where they are one (k = 1), and gets its feedback and its two
+    losses (64 bits that are not counted); swapped discriminators pass between workers.
+    For scores and checkpoints, and once in a while for the losses, more travels, which
+    is not counted either. A new permutation of discriminators is a new program: in runs
+    that swap often, the workers compile most of the time.
+
     Moments of a discriminator's optimizer in a swap: the paper sends parameters, so by
     default they *stay* at the worker. They may *travel* with the discriminator they
     belong to, at the price of a swap three times as large under Adam; or all start anew
@@ -50,7 +60,8 @@ class MDGan:
         counted from 0; None for always. The data of a worker that left are gone.
       moments: "stay", "travel" or "reset".
       server_device: where the generator lives. None is the first visible device that no
-        worker has, where each worker has one; otherwise the workers' first.
+        worker has, where the workers have several; otherwise the workers' first. Over
+        processes it is a device of process 0 that no worker has, by default the first.
 
     Raises:
       ValueError: for a number out of range.

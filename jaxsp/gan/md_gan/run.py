@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsp import comm
 from jaxsp.gan import data, models
-from jaxsp.gan.md_gan import roles
+from jaxsp.gan.md_gan import link, roles
 from jaxsp.gan.program import Program, Role, Summary
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
 from jaxsp.operators import MinMax
@@ -38,11 +38,15 @@ class MDGanState(NamedTuple):
 
 
 class Run:
-    """The compiled roles of an MD-GAN and the iteration that calls them in turn."""
+    """The compiled roles of an MD-GAN and the iteration that calls them in turn.
+
+    Over processes every one has the same `Run` and makes the same calls. The server's
+    work is done in its process alone, a worker's in its own; what a process has no part
+    in it holds without data.
+    """
 
     def __init__(self, method, gan, losses, workers, batch_size, ema_decay):
         self.method, self.gan, self.workers = method, gan, workers
-        self.server = method.server_device or _free_device(workers)
         optimizers = method.generator_optimizer, method.discriminator_optimizer
         size = roles.messages(gan, batch_size, optimizers[1], method.moments)
         axis = workers.axis_name
@@ -89,6 +93,8 @@ class Run:
             return x, opt_state, moving_average(ema, x, step, ema_decay)
 
         self.generate = jax.jit(generate)
+        self.batch_size = batch_size
+        self.link = link.link(workers, method.server_device, self._messages())
         self.work = jax.jit(
             workers.map(work, in_axes=(0,) * 8 + (None, None)), donate_argnums=(0, 1, 2)
         )
@@ -114,27 +120,28 @@ class Run:
             steps_per_call=1,
             init=self.init,
             step=self.step,
-            generator=lambda state: jax.tree.map(np.asarray, state.ema),
-            bits=lambda state: bits(state.traffic),
+            generator=lambda state: self.link.read(state.ema, ())[0],
+            bits=lambda state: bits(self.link.read((), state.traffic)[1]),
             consensus=lambda state: None,  # no two networks are meant to agree
-            summary=_summary,
+            summary=self.summary,
             adopt=self.adopt,
             adopted="the generator goes on, each worker has one of the discriminators "
             "in turn, optimizers start anew",
             roles=self.roles,
+            fetch=lambda values: self.link.read(values, ())[0],
+            finite=self.finite,
         )
 
     def start(self, x, y, ema, step):
         """The state at `step` of a generator and stacked discriminators."""
-        # Copies: the loop gives its buffers away.
-        x, ema = jax.tree.map(jnp.array, jax.device_put((x, ema), self.server))
+        at_server = self.link.at_server  # copies: the loop gives its buffers away
+        x, ema = at_server(lambda: (x, ema))
         y = self.workers.shard(y)
-        opt_x = jax.device_put(self.method.generator_optimizer.init(x), self.server)
-        opt_x = jax.tree.map(jnp.array, opt_x)  # it may hold the parameters themselves
+        opt_x = at_server(self.method.generator_optimizer.init, x)
         return MDGanState(
-            step=jax.device_put(jnp.asarray(step, jnp.int32), self.server),
+            step=at_server(lambda: jnp.asarray(step, jnp.int32)),
             params=MinMax(x, y),
-            opt_state=MinMax(opt_x, self.workers.shard(self.renew(y))),
+            opt_state=MinMax(opt_x, self.link.at_workers(self.renew, y)),
             ema=ema,
             alive=self.workers.shard(np.ones(self.workers.count, bool)),
             traffic=self.workers.replicate(comm.no_traffic()),
@@ -161,35 +168,36 @@ class Run:
         alive = method.living(step, workers.count)
         if not np.array_equal(alive, before):
             mine = workers.shard(alive)
-            state = self._joined(state, before, alive)
+            state = self._joined(state, before, alive, step)
         index = roles.assignment(alive, method.batches_k)
+        x, y = state.params
+        opt_x, opt_y = state.opt_state
+        ema, traffic, next_step = state.ema, state.traffic, self.link.absent(state.step)
 
-        *fakes, latents = self.generate(state.params.x, key, state.step, *index)
-        y, opt_y, traffic, feedback, values = self.work(
-            state.params.y,
-            state.opt_state.y,
-            state.traffic,
-            shares,
-            sizes,
-            *workers.shard(fakes),
-            mine,
-            key,
-            np.int32(step),
-        )
-        x, opt_x, ema = self.update(
-            state.params.x,
-            state.opt_state.x,
-            state.ema,
-            latents,
-            jax.device_put(feedback, self.server),
-            index[0],
-            alive,
-            state.step,
-        )
-        if method.swap_every is not None and (step + 1) % method.swap_every == 0:
+        fakes = latents = feedback = values = None
+        if self.link.serves:
+            *fakes, latents = self.generate(x, key, state.step, *index)
+        fakes = self.link.down(fakes, alive)
+        if self.link.works:
+            y, opt_y, traffic, feedback, values = self.work(
+                y, opt_y, traffic, shares, sizes, *fakes, mine, key, np.int32(step)
+            )
+        feedback, values = self.link.up(feedback, values, alive)
+        if self.link.serves:
+            x, opt_x, ema = self.update(
+                x, opt_x, ema, latents, feedback, index[0], alive, state.step
+            )
+            next_step = state.step + 1
+            values = _of_the_living(values, alive)[:, None]
+        else:
+            values = self.link.absent(
+                jax.ShapeDtypeStruct((workers.count, 1, 2), jnp.float32)
+            )
+        due = method.swap_every is not None and (step + 1) % method.swap_every == 0
+        if due and self.link.works:
             y, opt_y, traffic = self._swapped(y, opt_y, traffic, alive, key, step)
         state = MDGanState(
-            step=state.step + 1,
+            step=next_step,
             params=MinMax(x, y),
             opt_state=MinMax(opt_x, opt_y),
             ema=ema,
@@ -197,19 +205,19 @@ class Run:
             traffic=traffic,
         )
         self._known = (state.step, step + 1, alive, mine)
-        return state, _of_the_living(values, alive)[:, None]
+        return state, values
 
     def _know(self, state):
         """The step and the living, on the host; waits only if the state is not ours."""
         if state.step is not self._known[0]:
-            alive = np.asarray(state.alive)
-            return int(state.step), alive, self.workers.shard(alive)
+            step, alive = self.link.read(state.step, state.alive)
+            return int(step), alive, self.workers.shard(alive)
         return self._known[1:]
 
-    def _joined(self, state, before, alive):
+    def _joined(self, state, before, alive, step):
         """Who comes anew copies the discriminator of the first that was there."""
-        joins, source = roles.joining(before, alive, int(state.step))
-        if not joins.any():
+        joins, source = roles.joining(before, alive, step)
+        if not (joins.any() and self.link.works):
             return state
         rows = np.where(joins, source, np.arange(len(alive)))
         y = self.workers.permute(state.params.y, rows)
@@ -235,38 +243,61 @@ class Run:
         seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
         permutation = roles.derangement(np.random.default_rng([*seed, step]), alive)
         moved = permutation != np.arange(len(permutation))
-        y = self.workers.permute(y, permutation)
         if self.method.moments == "travel":
-            opt_y = self.workers.permute(opt_y, permutation)
-        elif self.method.moments == "reset":
+            y, opt_y = self.workers.permute((y, opt_y), permutation)
+        else:
+            y = self.workers.permute(y, permutation)
+        if self.method.moments == "reset":
             opt_y = _where(self.workers.shard(moved), self.renew(y), opt_y)
         return y, opt_y, self.count_swap(traffic, self.workers.shard(moved))
 
-    def roles(self, shares, sizes):
-        """What server and worker do in an iteration."""
+    def summary(self, state):
+        """The generator, and the discriminators of the living."""
+        of_server = state.ema, state.params.x
+        (ema, x), (y, living) = self.link.read(of_server, (state.params.y, state.alive))
+        return Summary(ema, MinMax(x, jax.tree.map(lambda leaf: leaf[living], y)))
+
+    def finite(self, state):
+        """Whether all parameters are finite, on every process."""
+        return self.link.finite((state.params.x, state.ema), state.params.y)
+
+    def _shapes(self):
+        """Shapes of the networks and of a call of `generate`: arguments and result."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         step = jax.ShapeDtypeStruct((), jnp.int32)
+        index = jax.ShapeDtypeStruct((self.workers.count,), jnp.int32)
+        z: Any = jax.eval_shape(lambda key: models.init(self.gan, key), key)
+        called = (z.x, key, step, index, index)
+        return z, called, jax.eval_shape(self.generate, *called)
+
+    def _messages(self):
+        """Shapes of what travels in an iteration, stacked: down (of two) and up."""
+        _, _, (down, _, _) = self._shapes()
+        feedback = down[0] if self.gan.num_classes else down
+        values = jax.ShapeDtypeStruct((self.workers.count, 2), jnp.float32)
+        return down, (feedback, values)
+
+    def roles(self, shares, sizes):
+        """What server and worker do in an iteration."""
+        z, called, (*fakes, latents) = self._shapes()
+        _, key, step, index, _ = called
         count = self.workers.count
         alive = jax.ShapeDtypeStruct((count,), bool)
-        index = jax.ShapeDtypeStruct((count,), jnp.int32)
-        z: Any = jax.eval_shape(lambda key: models.init(self.gan, key), key)
         y: Any = _stacked_shapes(z.y, count)
         opt_x = jax.eval_shape(self.method.generator_optimizer.init, z.x)
         opt_y = jax.eval_shape(self.renew, y)
         traffic = _stacked_shapes(jax.eval_shape(comm.no_traffic), count)
-        sent = (z.x, key, step, index, index)
-        *fakes, latents = jax.eval_shape(self.generate, *sent)
-        feedback = fakes[0][0] if self.gan.num_classes else fakes[0]
+        _, (feedback, _) = self._messages()
         work = self.work.lower(
             y, opt_y, traffic, shares, sizes, *fakes, alive, key, step
         )
         update = self.update.lower(
             z.x, opt_x, z.x, latents, feedback, index, alive, step
         )
-        members = count if self.workers.mode == "vmap" else 1
+        members = count // len(self.workers.devices)
         return {
             "worker": Role((work,), members),
-            "server": Role((self.generate.lower(*sent), update), 1),
+            "server": Role((self.generate.lower(*called), update), 1),
         }
 
 
@@ -275,13 +306,6 @@ def _stacked_shapes(tree, count):
         return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
 
     return jax.tree.map(stacked, tree)
-
-
-def _summary(state):
-    """The generator, and the discriminators of the living."""
-    ema, x, y = jax.tree.map(np.asarray, (state.ema, *state.params))
-    living = np.asarray(state.alive)
-    return Summary(ema, MinMax(x, jax.tree.map(lambda leaf: leaf[living], y)))
 
 
 @jax.jit
@@ -304,14 +328,3 @@ def _of_the_living(values, alive):
     known = mine & jnp.isfinite(values)
     mean = jnp.where(known, values, 0).sum(0) / jnp.maximum(known.sum(0), 1)
     return jnp.where(mine, values, mean)
-
-
-def _free_device(workers):
-    """A device that no worker has, where each has one."""
-    if workers.mode == "shard_map":
-        for device in jax.local_devices():
-            if device not in workers.devices and (
-                device.platform == workers.devices[0].platform
-            ):
-                return device
-    return workers.devices[0]

@@ -1,0 +1,189 @@
+"""What each of four processes runs of MD-GAN, process 0 as the server.
+
+    python -m jaxsp.launch -n 4 md_gan_run.py DIRECTORY
+
+leaves DIRECTORY/PROCESS.npz.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+import jaxsp
+from jaxsp.gan import losses, md_gan, models
+
+STEPS, BATCH = 12, 4
+SIZES = (30, 25, 20, 28, 22, 26)
+# Worker 1 leaves before iteration 3 and comes back before 7; of six so does 4, who
+# shares a device with 5; both workers of a device, 2 and 3, are gone before 9.
+ALIVE = {3: np.ones((STEPS, 3), bool), 6: np.ones((STEPS, 6), bool)}
+for alive in ALIVE.values():
+    alive[3:7, 1] = False
+ALIVE[6][3:7, 4] = ALIVE[6][9:, 2:4] = False
+
+
+class Judge(nn.Module):
+    """A discriminator with a second head, for the class."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, samples):
+        h = nn.tanh(nn.Dense(5)(samples))
+        out = nn.Dense(1 + self.num_classes)(h)
+        return out[:, 0], out[:, 1:]
+
+
+PLAIN = models.mlp((2,), latent_size=3, width=6, depth=1)
+CONDITIONAL = models.Gan(PLAIN.generator, Judge(4), 3 + 4, (2,), num_classes=4)
+
+CASES: dict[str, dict[str, Any]] = {
+    "travel": {"count": 3, "moments": "travel"},
+    "blocks": {"count": 6, "moments": "stay", "batches_k": 4},
+    "conditional": {"count": 3, "moments": "reset", "batches_k": 1, "gan": CONDITIONAL},
+}
+
+
+def program_of(workers, *, count, moments, batches_k=2, gan=PLAIN):
+    """The program of a case, and the data it trains on."""
+    adam = optax.adam(0.01, b1=0.5), optax.adam(0.03, b1=0.5)
+    method = md_gan.MDGan(
+        *adam,
+        batches_k=batches_k,
+        disc_steps=2,
+        swap_every=3,
+        alive=lambda step: ALIVE[count][step],
+        moments=moments,
+    )
+    loss = losses.acgan(gan) if gan.num_classes else losses.non_saturating(gan)
+    program = method.program(gan, loss, workers, batch_size=BATCH)
+    rng = np.random.default_rng(0)
+    shares = rng.normal(size=(count, max(SIZES), 2)).astype(np.float32)
+    shares += np.arange(count, dtype=np.float32)[:, None, None]
+    labels = rng.integers(0, 4, size=shares.shape[:2]).astype(np.int32)
+    data = (shares, labels) if gan.num_classes else shares
+    return program, data, np.array(SIZES[:count], np.int32)
+
+
+def run_case(workers, **case):
+    """All that a run leaves, as flat arrays by name."""
+    program, shares, sizes = program_of(workers, **case)
+    shares, sizes = workers.shard((shares, sizes))
+    state, flight, found = program.init(jax.random.key(3)), [], {}
+    for step in range(STEPS):
+        state, values = program.step(state, shares, sizes, jax.random.key(4), 1)
+        flight.append(values)
+        if step % 5 == 4 or step == STEPS - 1:
+            jax.block_until_ready(state)
+            found[f"losses {step}"] = np.stack(program.fetch(flight))
+            flight = []
+    found["held"] = held(state)
+    for name, value in {
+        "generator": program.generator(state),
+        "summary": program.summary(state),
+        "bits": np.array(program.bits(state)),
+        "finite": np.array(program.finite(state)),
+    }.items():
+        found[name] = np.asarray(ravel_pytree(value)[0])
+    # Others go on from the summary.
+    state = program.adopt(program.summary(state), 5, jax.random.key(5))
+    state, values = program.step(state, shares, sizes, jax.random.key(4), 1)
+    found["adopted"] = np.asarray(ravel_pytree(program.summary(state))[0])
+    found["adopted losses"] = program.fetch([values])[0]
+    for player in ("x", "y"):
+        broken = state.params._replace(
+            **{player: jax.tree.map(_nan, getattr(state.params, player))}
+        )
+        finite = program.finite(state._replace(params=broken))
+        found[f"finite without {player}"] = np.array(finite)
+    return found
+
+
+def _nan(leaf):
+    return leaf * jnp.nan if leaf.addressable_shards else leaf
+
+
+def held(state):
+    """What this process holds of a state: leaves of the server's, and of workers'."""
+
+    def here(*trees):
+        return sum(len(leaf.addressable_shards) > 0 for leaf in jax.tree.leaves(trees))
+
+    return np.array(
+        [
+            here(state.step, state.params.x, state.opt_state.x, state.ema),
+            here(state.alive, state.params.y, state.opt_state.y, state.traffic),
+        ]
+    )
+
+
+def written(workers, process):
+    """Bytes that this process has written in some iterations, and what is counted.
+
+    Worker 1 is gone from the beginning, so nobody writes to it.
+    """
+    gan, T = models.mlp((784,), latent_size=8, width=32, depth=1), 4
+    optimizer = optax.sgd(0.01)
+    method = md_gan.MDGan(
+        optimizer, optimizer, 2, swap_every=2, alive=lambda step: [True, False, True]
+    )
+    program = method.program(gan, losses.non_saturating(gan), workers, batch_size=64)
+    data = np.ones((3, 80, 784), np.float32), np.full(3, 80, np.int32)
+    shares, sizes = workers.shard(data)
+    state, key = program.init(jax.random.key(0)), jax.random.key(1)
+    counts = []
+    for steps in (2, T):
+        for _ in range(steps):
+            state, values = program.step(state, shares, sizes, key, 1)
+        program.fetch([values])  # by then all is sent
+        counts.append(_bytes_written())
+    size = md_gan.messages(gan, 64)
+    lives = process != 2  # worker 1 is in process 2
+    counted = (
+        lives * (T * size.up + T // 2 * size.swap) if process else 2 * T * size.down
+    )
+    return np.array([counts[1] - counts[0], counted // 8])
+
+
+def _bytes_written():
+    """What this process has written to files and sockets since its start (Linux)."""
+    lines = pathlib.Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+def refused(*devices):
+    """What is said when workers leave no device to the server."""
+    workers = jaxsp.Workers(3, devices=devices)
+    try:
+        program_of(workers, count=3, moments="stay")
+    except ValueError as error:
+        return np.array(str(error))
+    return np.array("nothing")
+
+
+def main(directory):
+    """One of the processes."""
+    jaxsp.distributed.initialize()
+    process, devices = jaxsp.distributed.process_index(), jax.devices()
+    found = {}
+    for name, case in CASES.items():
+        workers = jaxsp.Workers(case["count"], devices=devices[1:])
+        for key, value in run_case(workers, **case).items():
+            found[f"{name}: {key}"] = value
+    three = jaxsp.Workers(3, devices=devices[1:])
+    if sys.platform == "linux":
+        found["written"] = written(three, process)
+    found["refused"] = refused(*devices[:3])
+    np.savez(pathlib.Path(directory) / f"{process}.npz", **found)
+    jaxsp.distributed.finalize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
