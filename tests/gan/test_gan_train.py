@@ -314,6 +314,36 @@ def test_workers_on_devices_of_their_own_are_the_same_workers(fit):
         assert result.history[-1]["bits_up"] == virtual.history[-1]["bits_up"]
 
 
+@pytest.mark.parametrize("method", ["gossip", "four bits", "local steps"])
+def test_workers_in_blocks_are_the_same_workers(fit, mixture, method):
+    """Six workers on three devices; to rounding, as the networks are of float32."""
+    parts = partition.iid(mixture.train_labels, 6, seed=0)
+    states = []
+    for devices in (1, 3):
+        workers = jaxsp.Workers(6, jax.devices()[:devices])
+        axis = workers.axis_name
+        made = {
+            "gossip": lambda axis=axis: jaxsp.methods.dp_oadam(
+                1e-2, jaxsp.topology.ring(6), axis_name=axis
+            ),
+            "four bits": lambda axis=axis: jaxsp.methods.dqgan_adam(
+                1e-2,
+                jaxsp.compressors.scaled(jaxsp.compressors.quantize(4)),
+                key=jax.random.key(5),
+                axis_name=axis,
+            ),
+            "local steps": lambda axis=axis: jaxsp.methods.local_extra_adam(
+                1e-2, 3, axis_name=axis
+            ),
+        }[method]()
+        result = fit(config(steps=20), method=made, workers=workers, parts=parts)
+        states.append(result)
+    assert workers.mode == "blocks"
+    assert_close(states[1].state, states[0].state)
+    bits = [[r["bits_up"] for r in result.history] for result in states]
+    assert bits[0] == bits[1]
+
+
 METHODS = {
     "dposg": jaxsp.methods.dposg(1e-2, jaxsp.topology.path(COUNT), axis_name=AXIS),
     "rand_dp_oadam": jaxsp.methods.rand_dp_oadam(

@@ -465,8 +465,9 @@ def draws(points):
         (1, None, 0, "stay", 2),
         (1, 5, 5, "travel", 1),
         (4, None, 4, "reset", 2),  # the server takes the first device that is free
+        (2, None, 2, "travel", 1),
     ],
-    ids=["virtual", "virtual, server apart", "devices"],
+    ids=["virtual", "virtual, server apart", "devices", "blocks"],
 )
 def test_the_trainer_runs_the_loop_of_the_paper(
     x64, fit, points, permutations, devices, server, place, moments, L
