@@ -4,9 +4,8 @@
 
 trains with one method after the other by `examples/train_gan.py`, every process in a
 network namespace of its own whose link lets through `rate` each way. All train the same
-networks (the MLPs of the MD-GAN paper, 1.4 million numbers) on the same partition, for
-as many steps. Seconds are those of training as the script records them: without
-compilation and scores. Needs root on Linux.
+networks on the same partition, for as many steps. Seconds are those of training as the
+script records them: without compilation and scores. Needs root on Linux.
 """
 
 import argparse
@@ -198,12 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dataset", default="mnist", help="what to learn")
     parser.add_argument("--data_dir", help="TFDS directory")
-    parser.add_argument("--model", default="md_gan_mlp", help="the networks")
+    parser.add_argument("--model", default="mlp:128", help="the networks")
+    parser.add_argument("--loss", default="acgan", help="the game")
     parser.add_argument("--rate", default="100mbit", help="of each link, each way")
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--eval_every", type=int, default=50)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--eval_every", type=int, default=150)
+    parser.add_argument("--batch_size", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", help="numbers of the lines, from 0, with commas")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds a method")
@@ -217,7 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.methods:
         names = [names[int(i)] for i in flags.methods.split(",")]
     workdir = pathlib.Path(flags.workdir).absolute()
-    shared = [f"--dataset={flags.dataset}", f"--model={flags.model}"]
+    shared = [
+        f"--dataset={flags.dataset}",
+        f"--model={flags.model}",
+        f"--loss={flags.loss}",
+    ]
     shared += [f"--{n}={getattr(flags, n)}" for n in ("steps", "eval_every", "seed")]
     shared += [f"--batch_size={flags.batch_size}"]
     if flags.data_dir:

@@ -1,0 +1,74 @@
+"""Training GANs over a slow network: MD-GAN and FL-GAN as `network.py` measures them.
+
+Both train the same pair of networks for images of 28 x 28, with batches of 100. The
+server of MD-GAN is process 0, and every other process has one worker; of FL-GAN every
+process has one.
+"""
+
+from typing import Any
+
+import jax
+import network_worker
+import numpy as np
+import optax
+
+import jaxsp
+from jaxsp.gan import fl_gan, losses, md_gan, models, train
+
+__all__ = ["prepare"]
+
+BATCH, SHARE, SYNC_EVERY = 100, 200, 8
+
+
+def prepare(name: str, task: network_worker.Task) -> network_worker.Run:
+    """A method's program on random images, ready to step.
+
+    Args:
+      name: one of `network_worker.GANS`.
+      task: of this process.
+
+    Returns:
+      What `network_worker.measure` runs.
+    """
+    adam = optax.adam(2e-4, b1=0.5)
+    gan = models.mlp((28, 28, 1), latent_size=64, width=256)
+    if name == "MD-GAN":
+        others = [d for d in jax.devices() if d.process_index > 0]
+        workers = jaxsp.Workers(len(others), devices=others)
+        method: Any = md_gan.MDGan(adam, adam)
+    else:
+        workers = jaxsp.Workers(task.num_processes)
+        axis = workers.axis_name
+        method = fl_gan.fl_gan(adam, adam, SYNC_EVERY, axis_name=axis)
+    config = train.TrainConfig(steps=1, batch_size=BATCH, steps_per_call=1)
+    program = train.make_program(
+        method, gan, losses.non_saturating(gan), workers, config
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(
+        0, 256, (workers.count, SHARE, *gan.sample_shape), dtype=np.uint8
+    )
+    shares, sizes = workers.shard((images, np.full(workers.count, SHARE, np.int32)))
+    key = jax.random.key(1)
+
+    def step(state):
+        state, values = program.step(state, shares, sizes, key, 1)
+        jax.block_until_ready((state, values))
+        return state
+
+    def traffic(state):
+        if name != "MD-GAN":
+            return network_worker.traffic(state)
+        up, down = program.bits(state)  # a worker's mean, which the server knows
+        if task.process_id:
+            return network_worker.traffic(state)
+        assert up is not None
+        assert down is not None
+        return down * workers.count, up * workers.count
+
+    return network_worker.Run(
+        step,
+        program.init(jax.random.key(0)),
+        traffic,
+        1 if name == "MD-GAN" else SYNC_EVERY,
+    )

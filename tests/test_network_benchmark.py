@@ -1,0 +1,508 @@
+"""The benchmark on a slow network: its numbers, its model, what it leaves behind."""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsp
+
+ROOT = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _siblings(monkeypatch):
+    """As where a script of `benchmarks/` is run."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def load(name):
+    return importlib.import_module(name)
+
+
+def needs_namespaces():
+    why = load("network_namespaces").unavailable()
+    if why is not None:
+        pytest.skip(why)
+
+
+def start(*argv):
+    """A Python process in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, argv)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT.parent)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, seconds=240):
+    """The exit code and the output, after so many seconds at most."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+# ------------------------------------------------------------------ reading
+
+
+def test_counters_are_read_from_the_kernels_table():
+    parse = load("network_namespaces").parse_counters
+    table = (
+        "Inter-|   Receive                     |  Transmit\n"
+        " face |bytes    packets errs drop fifo frame compressed multicast|bytes ...\n"
+        "    lo:       7       1    0    0    0     0          0      0     7    1\n"
+        "  eth0:1234567      9    0    0    0     0          0         0 7654321 8 0\n"
+    )
+    assert parse(table) == {"lo": (7, 7), "eth0": (7654321, 1234567)}
+    for line in ("eth1 12", "eth1: 12"):
+        with pytest.raises(ValueError, match=f"/proc/net/dev, got the line '{line}'"):
+            parse(f"{table}{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("rate", "bits"), [("100mbit", 1e8), ("2.5gbit", 2.5e9), ("64KBIT", 64e3)]
+)
+def test_rates_are_tcs(rate, bits):
+    assert load("network_namespaces").parse_rate(rate) == bits
+
+
+@pytest.mark.parametrize("rate", ["100", "fast", "0mbit", "-1mbit", "1mbps", "mbit"])
+def test_other_rates_are_refused(rate):
+    with pytest.raises(ValueError, match="rate must be a positive number with bit"):
+        load("network_namespaces").parse_rate(rate)
+
+
+def found(seconds, up, down, sent, received, cycle=1):
+    names = ("seconds", "up", "down", "sent", "received", "cycle")
+    return dict(zip(names, (seconds, up, down, sent, received, cycle), strict=True))
+
+
+def test_a_summary_takes_the_busiest_process_and_whole_cycles():
+    summary = load("network_report").summary
+    # Cycles of two steps: 10 + 30, 10 + 50, 10 + 70 ms; the other process is faster.
+    slow = found(
+        [0.01, 0.03, 0.01, 0.05, 0.01, 0.07],
+        [0, 8000] * 3,
+        [0, 4000] * 3,
+        3300,
+        1700,
+        2,
+    )
+    fast = found([0.001] * 6, [0, 4000] * 3, [0, 16000] * 3, 1650, 6600, 2)
+    row = summary([slow, fast], 1e6)
+    assert row["steps"] == 6
+    assert row["step_ms"] == pytest.approx(30)
+    assert row["least_ms"] == pytest.approx(20)
+    assert row["accounted_bytes"] == 1000  # received by the second, 2000 every other
+    assert row["wire_bytes"] == 1100
+    assert row["wire_ratio"] == pytest.approx((3300 + 1650) / (3000 + 1500))
+    assert row["limit_ms"] == pytest.approx(8)
+    assert row["limit_ratio"] == pytest.approx(30 / 8)
+    free = summary([slow, fast], None)
+    assert free["step_ms"] == row["step_ms"]
+    assert free["wire_ratio"] is free["limit_ms"] is free["limit_ratio"] is None
+
+
+def point(method, rate, step_ms, accounted=1e6, limit_ms=None):
+    return {
+        "method": method,
+        "rate": rate,
+        "steps": 10,
+        "step_ms": step_ms,
+        "least_ms": step_ms,
+        "accounted_bytes": accounted,
+        "wire_bytes": None if limit_ms is None else 1.05 * accounted,
+        "wire_ratio": None if limit_ms is None else 1.05,
+        "limit_ms": limit_ms,
+        "limit_ratio": limit_ms and step_ms / limit_ms,
+    }
+
+
+def test_a_table_for_each_rate():
+    points = [
+        point("latency", "none", 0.25),
+        point("ring", "none", 12.5),
+        point("ring", "100mbit", 90.0, limit_ms=80.0),
+        point("ring", "10mbit", 840.0, limit_ms=800.0),
+    ]
+    result = {"throttled": True, "processes": 4, "points": points}
+    table = load("network_report").markdown(result)
+    assert "An all-reduce of one number takes 0.25 ms.\n\n| method |" in table
+    assert "| latency |" not in table
+    assert "| ring | 12.5 | 1,000 |\n" in table
+    assert "4 processes, 100mbit each way:" in table
+    assert "| ring | 90 | 1,000 | 80 | 1.12 | 12.5 | 1.050 |\n" in table
+    assert "| ring | 840 | 1,000 | 800 | 1.05 | 12.5 | 1.050 |\n" in table
+    alone = {"throttled": False, "processes": 4, "points": points[:2]}
+    assert "not throttled" in load("network_report").markdown(alone)
+    assert "not throttled" not in table
+
+
+# ------------------------------------------------------------------ the model
+
+
+def traffics(state):
+    """The bits (sent, received) in a state, as limbs [way, limb]."""
+    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
+    counts = [x for x in jax.tree.leaves(state, is_leaf=is_traffic) if is_traffic(x)]
+    return sum(jnp.stack(count) for count in counts)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_costs_are_what_the_methods_count(count):
+    worker, costs = load("network_worker"), load("network_costs")
+    workers = jaxsp.Workers(count, jax.devices()[:1])
+    assert set(costs.COSTS) == set(worker.METHODS)
+    for name, method in worker.METHODS.items():
+        size = method.parameters or 4096
+        own = jax.random.normal(jax.random.key(0), (count, *worker.shape(size)))
+        tx = method.make(count, workers.axis_name)
+        cycle = method.cycle(count)
+
+        def run(own, tx=tx, cycle=cycle):
+            def step(carry, _):
+                z, state = carry
+                oracle = lambda z: worker.operator(z, own)  # noqa: E731
+                updates, state = tx.update(oracle(z), state, z, operator_fn=oracle)
+                return (optax.apply_updates(z, updates), state), traffics(state)
+
+            z = jax.tree.map(jnp.zeros_like, own)
+            return jax.lax.scan(step, (z, tx.init(z)), length=2 * cycle)[1]
+
+        limbs = np.asarray(jax.jit(workers.map(run))({"w": own}), np.float64)
+        bits = limbs[..., 0] * 2.0**32 + limbs[..., 1]  # [worker, step, way]
+        once = (bits[:, -1] - bits[:, -1 - cycle]).max() / cycle
+        counted = costs.cost(name, count, size).bytes
+        assert once / 8 == pytest.approx(counted, rel=1e-6), name
+    with pytest.raises(ValueError, match="method must be one of latency, all-reduce"):
+        costs.cost("telepathy", count, 4096)
+
+
+def synthetic(alpha, overhead, noise=0.0, rates=("100mbit", "10mbit")):
+    """What `network.measure` would return if the model were true."""
+    costs, parse = load("network_costs"), load("network_namespaces").parse_rate
+    rng = np.random.default_rng(0)
+    points = []
+    for i, name in enumerate(costs.COSTS):
+        cost = costs.cost(name, 4, 100_000)
+        compute = i + 1e3 * alpha * cost.rounds  # the first one's is 0
+        points.append(point(name, "none", compute))
+        for rate in rates:
+            limit = cost.bytes * 8 / parse(rate) * 1e3
+            step = compute + overhead * limit
+            step *= 1 + noise * rng.uniform(-1, 1)
+            points.append(point(name, rate, step, cost.bytes, limit))
+    return {"throttled": True, "processes": 4, "parameters": 100_000, "points": points}
+
+
+def test_the_model_finds_its_two_numbers():
+    model = load("cost_model")
+    result = synthetic(0.0007, 1.06)
+    fit = model.fit(result, "100mbit")
+    assert fit == pytest.approx((0.0007, 1.06), rel=1e-9)
+    rows = model.check(result, fit, "100mbit")
+    assert max(abs(row["error"]) for row in rows) < 1e-9
+    fitted = {row["method"] for row in rows if row["fitted"]}
+    assert {row["rate"] for row in rows if row["fitted"]} == {"100mbit"}
+    assert fitted == set(load("network_costs").COSTS) - set(model.HELD_OUT)
+
+    for each in result["points"]:  # what is held out does not count
+        if each["method"] in model.HELD_OUT and each["rate"] != "none":
+            each["step_ms"] *= 3
+    assert model.fit(result, "100mbit") == pytest.approx(fit, rel=1e-9)
+
+    next(p for p in result["points"] if p["method"] == "sign")["step_ms"] *= 5
+    slow = [p for p in result["points"] if p["method"] == "low rank 2"]
+    slow[1]["step_ms"] *= 2  # a disturbance, which others outvote
+    assert model.fit(result, "100mbit") == pytest.approx(fit, rel=1e-6)
+
+    noisy = synthetic(0.0007, 1.06, noise=0.02)
+    fit = model.fit(noisy, "100mbit")
+    assert fit == pytest.approx((0.0007, 1.06), rel=0.1)
+    without = [p for p in result["points"] if p["method"] != "latency"]
+    with pytest.raises(ValueError, match="measured must have the method 'latency'"):
+        model.fit(result | {"points": without}, "100mbit")
+    errors = [abs(row["error"]) for row in model.check(noisy, fit, "100mbit")]
+    assert 0.001 < max(errors) < 0.06
+
+
+def test_a_round_costs_no_less_than_nothing():
+    left, right = (
+        np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]),
+        np.array([1, 0.9, 0.8]),
+    )
+    assert load("cost_model")._least_absolute(left, right) == pytest.approx([0, 0.9])
+    right = np.array([1, 1.1, 1.2])
+    assert load("cost_model")._least_absolute(left, right) == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize(("rate", "count"), [("1gbit", 0), ("100mbit", 1)])
+def test_a_fit_needs_two_methods(rate, count):
+    result = synthetic(0.001, 1.0)
+    others = [name for name in load("network_costs").COSTS if name != "ring"]
+    with pytest.raises(ValueError, match=f"got {count} at '{rate}'"):
+        load("cost_model").fit(result, rate, others)
+
+
+def test_neighbours_cost_the_same_among_thousands(tmp_path):
+    model = load("cost_model")
+    result, fit = synthetic(0.001, 1.05), model.Fit(0.001, 1.05)
+    near, far = (
+        model.extrapolate(result, fit, model.Net("100mbit", ms), (4, 8, 1000))
+        for ms in (0, 20)
+    )
+    measured = {
+        p["method"]: p["step_ms"]
+        for p in synthetic(0.001, 1.05)["points"]
+        if p["rate"] == "100mbit"
+    }
+    refresh = {"MASHA1 rand-k 1 %": 0.01 * (6 + 1.05 * 6e5 * 8 / 1e5)}
+    for name, times in near.items():
+        expected = measured[name] + refresh.get(name, 0)
+        assert times[0] == pytest.approx(expected), name
+        flat = name in ("ring", "one-way ring", "one-peer exponential")
+        # The least mean degree of the cycle is reached with more than two workers.
+        assert (times[2] == pytest.approx(times[1], rel=0.05)) == flat, name
+    # 1,998 rounds, each 20 ms later.
+    assert far["all-reduce"][2] - near["all-reduce"][2] == pytest.approx(39_960)
+    model.plot({"near": near, "far": far}, (4, 8, 1000), tmp_path / "plot.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_the_models_command(tmp_path, capsys):
+    model, path = load("cost_model"), tmp_path / "network.json"
+    result = synthetic(0.002, 1.05)
+    for each in result["points"]:
+        if (each["method"], each["rate"]) == ("top-k 1 %", "10mbit"):
+            each["step_ms"] *= 2
+    path.write_text(json.dumps(result))
+    model.main([str(path), "--networks=100mbit,1gbit+5ms", "--workers", "8", "64"])
+    out = capsys.readouterr().out
+    assert "α = 2.00 ms a round, β·rate = 1.050" in out
+    assert "Of 17 points not fitted: median error 0.0 %, largest 50.0 %." in out
+    assert "1gbit, +5 ms" in out
+    for wrong, what in (
+        ("--networks=100mbit+soon", "networks must be like"),
+        ("--networks=fast", "rate must be a positive number"),
+        ("--fit=3mbit", "got 0 at '3mbit'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            model.main([str(path), wrong])
+        assert error.value.code == 2
+        assert what in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ running it
+
+
+@pytest.mark.parametrize(
+    ("flag", "what"),
+    [
+        (
+            "--methods=ring,telepathy",
+            "methods must be some of latency, all-reduce, ring, ",
+        ),
+        ("--methods=", "got none"),
+        ("--rate=100", "rate must be a positive number with bit"),
+        ("--processes=1", "processes must be at least 2, got 1"),
+        ("--parameters=0", "parameters must be at least 1, got 0"),
+        ("--steps=0", "steps must be at least 1, got 0"),
+        ("--mtu=1", "mtu must be from 576 to 65000 bytes, got 1"),
+        ("--tcp=../x", "tcp must be a name such as reno or bbr, got '../x'"),
+    ],
+)
+def test_wrong_flags_are_named(flag, what, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        load("network").main([flag, "--loopback"])
+    assert error.value.code == 2
+    assert what in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_who_is_not_root_gets_loopback_and_is_told(monkeypatch, capsys):
+    network, given = load("network"), {}
+
+    def measure(*args, loopback, **kwargs):
+        given["loopback"] = loopback
+        return {"throttled": not loopback, "processes": 4, "points": []}
+
+    monkeypatch.setattr(network, "measure", measure)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
+    network.main([])
+    assert given == {"loopback": True}
+    captured = capsys.readouterr()
+    assert "needs root" in captured.err
+    assert "Loopback instead" in captured.err
+    assert "not throttled" in captured.out
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "this is darwin" in load("network_namespaces").unavailable()
+
+
+def test_two_processes_over_loopback(tmp_path):
+    path = tmp_path / "network.json"
+    code, out, err = finish(
+        start(
+            *(ROOT / "network.py", "--loopback", "--processes=2", "--steps=4"),
+            *("--parameters=1000", "--methods=all-reduce,sync every 8,sign,MD-GAN"),
+            f"--output={path}",
+        )
+    )
+    assert code == 0, err
+    assert "not throttled" in out
+    result = json.loads(path.read_text())
+    assert not result["throttled"]
+    assert result["machine"]["jax"] == jax.__version__
+    rows = {row["method"]: row for row in result["points"]}
+    assert list(rows) == ["all-reduce", "sync every 8", "sign", "MD-GAN"]
+    assert {row["rate"] for row in rows.values()} == {"none"}
+    assert min(row["step_ms"] for row in rows.values()) > 0
+    # 2(M - 1)/M of 4,000 bytes; every eighth step; 125 bytes and a scale.
+    assert rows["all-reduce"]["accounted_bytes"] == 4000
+    assert rows["sync every 8"]["accounted_bytes"] == 500
+    assert rows["sync every 8"]["steps"] == 24
+    assert rows["sign"]["accounted_bytes"] < 150
+    # Two batches of 100 images of 28 x 28 to the worker of the other process.
+    assert rows["MD-GAN"]["accounted_bytes"] == 2 * 100 * 28 * 28 * 4
+    assert rows["all-reduce"]["wire_ratio"] is None
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path, monkeypatch):
+    network = load("network")
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import json, sys, time\n"
+        "if json.loads(sys.argv[2])['process_id'] == 1:\n"
+        "    print('no luck', flush=True)\n"
+        "    sys.exit(3)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(network, "WORKER", worker)
+    monkeypatch.setattr(network, "LAST_WORDS", 0.1)
+    with pytest.raises(
+        RuntimeError, match=r"process 1 ended with exit code 3: no luck"
+    ):
+        network.measure([], processes=2, methods=["ring"], loopback=True)
+
+
+# ------------------------------------------------------------------ the namespaces
+
+
+def test_a_throttled_link_is_slow_and_counted(tmp_path):
+    needs_namespaces()
+    path = tmp_path / "network.json"
+    code, out, err = finish(
+        start(
+            *(ROOT / "network.py", "--rate=20mbit", "--processes=2", "--steps=3"),
+            *("--parameters=100000", "--methods=all-reduce", f"--output={path}"),
+        )
+    )
+    assert code == 0, err
+    free, slow = json.loads(path.read_text())["points"]
+    assert (free["rate"], slow["rate"]) == ("none", "20mbit")
+    assert slow["accounted_bytes"] == 400_000
+    assert slow["limit_ms"] == pytest.approx(160)
+    # What passes at once, the bucket and two queues of packets, is little.
+    assert slow["step_ms"] > 0.8 * slow["limit_ms"]
+    assert 1.02 < slow["wire_ratio"] < 1.2
+    assert "| all-reduce |" in out
+
+
+def left_by(pid):
+    """What a process that made a network has left behind."""
+    names = [p for d in ("/run/netns", "/etc/netns") for p in pathlib.Path(d).glob("*")]
+    names = [p.name for p in names if p.name.startswith(f"jaxsp-net-{pid}-")]
+    lock = pathlib.Path(f"/run/jaxsp-net-{pid}.lock")
+    return names + [lock.name] * lock.exists()
+
+
+HOLD = """
+import sys, time
+import network_namespaces
+with network_namespaces.Network(2, "100mbit") as network:
+    print(network.names[0], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next():
+    needs_namespaces()
+    namespaces = load("network_namespaces")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        name = process.stdout.readline().strip()
+        assert name in left_by(process.pid)
+        assert name not in namespaces.leftovers()  # its maker lives
+        with namespaces.Network(1, None):
+            assert name in left_by(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+    with namespaces.Network(1, "1mbit") as network:
+        assert left_by(process.pid) == []
+        assert set(network.names) <= set(left_by(os.getpid()))
+    assert left_by(os.getpid()) == []
+    with pytest.raises(ValueError, match="names must start with 'jaxsp-net-'"):
+        namespaces.remove(["eth0"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_removes_everything(number, tmp_path):
+    needs_namespaces()
+    process = start(
+        *(ROOT / "network.py", "--rate=1mbit", "--processes=2", "--methods=ring")
+    )
+    deadline = time.monotonic() + 120
+    pids = ""
+    while time.monotonic() < deadline and process.poll() is None:
+        ns = f"jaxsp-net-{process.pid}-1"
+        asked = ["ip", "netns", "pids", ns]
+        pids = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+        if pids:
+            break
+        time.sleep(0.1)
+    assert pids, process.poll()
+    process.send_signal(number)
+    code, _, err = finish(process, 60)
+    assert code == 128 + number, err
+    assert left_by(process.pid) == []
+    for pid in pids.split():
+        assert not pathlib.Path(f"/proc/{pid}").exists()
+
+
+def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch):
+    needs_namespaces()
+    namespaces = load("network_namespaces")
+    call = namespaces._call
+
+    def broken(*argv, check=True):
+        if "port1" in argv:
+            return call("ip", "link", "show", "no-such-link", check=check)
+        return call(*argv, check=check)
+
+    monkeypatch.setattr(namespaces, "_call", broken)
+    with pytest.raises(RuntimeError, match="no-such-link"):
+        namespaces.Network(3, "10mbit").__enter__()
+    assert left_by(os.getpid()) == []
