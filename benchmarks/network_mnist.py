@@ -4,8 +4,9 @@
 
 trains with one method after the other by `examples/train_gan.py`, every process in a
 network namespace of its own whose link lets through `rate` each way. All train the same
-networks on the same partition, for as many steps. Seconds are those of training as the
-script records them: without compilation and scores. Needs root on Linux.
+networks for as many steps, on i.i.d. shares, one for each worker. Seconds are those of
+training as the script records them: without the first call, in which a step is
+compiled, and without scores. Interrupted, it goes on where it was. Needs root on Linux.
 """
 
 import argparse
@@ -52,6 +53,9 @@ METHODS = {
     ),
     "its ExtraAdam form, H=8": Method(("--method=local_extra_adam", "--sync_every=8")),
     "MD-GAN": Method(("--method=md_gan",), server=True),
+    "DQGAN (Adam), 2 bits both ways": Method(
+        ("--method=dqgan_adam", "--compressor=quantize", "--bits=2", "--down=quantize")
+    ),
 }
 
 
@@ -72,7 +76,7 @@ def train(
     command = [sys.executable, "examples/train_gan.py", *method.flags, *flags]
     command += [f"--workers={count - method.server}", f"--workdir={workdir}"]
     command += [f"--coordinator={network.addresses[0]}:{PORT}"]
-    command += [f"--num_processes={count}"]
+    command += [f"--num_processes={count}", "--resume"]
     workdir.parent.mkdir(parents=True, exist_ok=True)
     log = workdir.with_suffix(".log")
     running = []

@@ -23,6 +23,7 @@ Examples:
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
@@ -49,6 +50,7 @@ from jaxsp.gan import (
     checkpoint,
     data,
     losses,
+    md_gan,
     models,
     partition,
     plan,
@@ -303,6 +305,11 @@ def run(
     if dry_run and not _is_main():
         return None
     if dry_run:
+        if isinstance(trained_with, md_gan.MDGan):
+            # All in this process, however many there are.
+            trained_with = dataclasses.replace(
+                trained_with, server_device=team.devices[0]
+            )
         found = plan.plan(
             trained_with,
             gan,

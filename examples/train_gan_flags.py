@@ -269,7 +269,9 @@ def read_workers(
                 "--method=standalone has one worker: start one process, and not "
                 f"{jax.process_count()}."
             )
-        return _spread(count, devices, method == "md_gan" and not dry_run, visible)
+        if dry_run:
+            return _spread(count, "auto", False, visible)
+        return _spread(count, devices, method == "md_gan", visible)
     visible = jax.devices()
     if devices != "auto":
         number = int(devices)

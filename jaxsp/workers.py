@@ -66,6 +66,11 @@ class Workers:
         devices = list(devices) if given else _default_devices(int(count))
         if not devices or count % len(devices):
             raise ValueError(_misfit(int(count), len(devices), given))
+        if len(set(devices)) < len(devices):
+            raise ValueError(
+                f"devices must be different, got {devices}: each of Workers({count}) "
+                "on fewer devices has its block by itself."
+            )
         self.count = int(count)
         self.devices = devices
         self._block = self.count // len(devices)
@@ -138,7 +143,14 @@ class Workers:
         return mapped
 
     def replicate(self, tree: Any) -> Any:
-        """Stack one copy of `tree` for each worker, on the workers' devices."""
+        """Stack one copy of `tree` for each worker, on the workers' devices.
+
+        Args:
+          tree: arrays, or what becomes an array.
+
+        Returns:
+          The tree, with a leading axis of `count`.
+        """
 
         def stack(x):
             x = jnp.asarray(x)
@@ -150,6 +162,12 @@ class Workers:
         """Put a stacked tree where it is used: each worker's slice on its device.
 
         Over several processes each passes the same tree, and keeps its own rows.
+
+        Args:
+          tree: a stacked tree.
+
+        Returns:
+          A copy, on the workers' devices.
 
         Raises:
           ValueError: if a leaf's leading axis is not `count`.
@@ -170,6 +188,9 @@ class Workers:
           tree: row i belongs to worker `local[i]`; in a process without workers the
             leading axis is 0.
 
+        Returns:
+          The stacked tree of all workers, on their devices.
+
         Raises:
           ValueError: if a leaf's leading axis is not the number of local workers.
         """
@@ -182,7 +203,18 @@ class Workers:
         """A stacked tree as NumPy arrays.
 
         Over several processes every one with a worker must call it, and gets all rows.
+
+        Args:
+          tree: a stacked tree of numbers, on the workers' devices.
+
+        Returns:
+          The tree, of NumPy arrays.
+
+        Raises:
+          ValueError: if a leaf's leading axis is not `count`, or if no worker lives in
+            this process.
         """
+        self._check_stacked(tree, "tree")
         if self.spans_processes:
             return jax.tree.map(_to_host, self._everywhere(_same, tree))
         return jax.tree.map(np.asarray, tree)
@@ -192,7 +224,17 @@ class Workers:
 
         Over several processes every one with a worker must call it. What travels is an
         all-reduce, not the rows.
+
+        Args:
+          tree: a stacked tree of numbers, on the workers' devices.
+
+        Returns:
+          The tree without its leading axis, of NumPy arrays.
+
+        Raises:
+          ValueError: as `fetch`.
         """
+        self._check_stacked(tree, "tree")
         if self.spans_processes:
             return jax.tree.map(_to_host, self._everywhere(_mean, tree))
         return jax.tree.map(lambda x: _mean(np.asarray(x)), tree)
@@ -297,6 +339,8 @@ class Workers:
         dtype = jax.dtypes.canonicalize_dtype(x.dtype)
 
         def block(index):  # a copy, as in `shard`
+            if not rows:  # of one device alone JAX asks all processes
+                return np.zeros((self.count, *x.shape[1:]), dtype)
             return x[[at[m] for m in range(self.count)[index[0]]]].astype(dtype)
 
         shape = (self.count, *x.shape[1:])
@@ -316,8 +360,14 @@ class Workers:
         """What permutes between processes, compiled once for the same rows."""
         axis = (self._mesh.axis_names[0], "block")
 
+        def one(x):
+            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return comm.permute(x, rows, axis)
+            data = comm.permute(jax.random.key_data(x), rows, axis)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+
         def one_worker(tree):
-            return jax.tree.map(lambda x: comm.permute(x, rows, axis), tree)
+            return jax.tree.map(one, tree)
 
         return jax.jit(self._shard_map(one_worker, (0,), pair=True))
 

@@ -67,6 +67,17 @@ def test_mean_and_gather(workers):
     assert dtypes(mean) == dtypes(x)
 
 
+def test_gather_of_bools_and_of_nothing(workers):
+    x = {"a": np.arange(N) % 3 == 0, "b": np.arange(2 * N).reshape(N, 2) % 2 == 0}
+    gathered = on_all(workers, lambda t: comm.gather(t, AXIS))(x)
+    for m in range(N):
+        jax.tree.map(
+            lambda g, t, m=m: np.testing.assert_array_equal(g[m], t), gathered, x
+        )
+    assert on_all(workers, lambda _: comm.gather({}, AXIS))(np.zeros(N)) == {}
+    assert on_all(workers, lambda _: comm.transpose((), AXIS))(np.zeros(N)) == ()
+
+
 def test_shared_and_own_keys(workers):
     key = jax.random.key(3)
     own = on_all(workers, lambda k: jax.random.bits(comm.worker_key(k, AXIS)), None)(

@@ -105,3 +105,23 @@ def test_a_signal_to_one_of_two_leaves_a_run_that_goes_on_in_one(tmp_path):
     for a, b in zip(found[1:], whole[1:], strict=True):
         for name in ("loss_generator", "loss_discriminator", "bits_up"):
             assert a[name] == pytest.approx(b[name], rel=1e-3)
+
+
+def test_md_gan_has_its_server_in_process_0_and_can_be_planned(tmp_path):
+    """Also where one process has all the workers."""
+    command = [sys.executable, "-m", "jaxsp.launch", "-n", "2", SCRIPT, *SMALL]
+    command += ["--method=md_gan", "--workdir=run", "--steps=3"]
+    for more, said in (
+        (["--dry_run"], "sent a step"),
+        ([], "step 3: Frechet distance"),
+    ):
+        done = subprocess.run(
+            [*command, *more],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

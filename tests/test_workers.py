@@ -83,6 +83,26 @@ def test_shard_copies_so_that_donation_is_safe(workers):
     np.testing.assert_array_equal(mine, np.ones((8, 3)))
 
 
+def test_rows_come_back_to_the_host(workers):
+    tree = {"a": np.arange(16.0, dtype=np.float32).reshape(8, 2), "b": np.arange(8)}
+    placed = workers.shard_local(tree)
+    assert workers.local == tuple(range(8))
+    assert not workers.spans_processes
+    jax.tree.map(np.testing.assert_array_equal, workers.fetch(placed), tree)
+    assert all(isinstance(x, np.ndarray) for x in workers.fetch(placed).values())
+    mean = workers.fetch_mean(placed)
+    np.testing.assert_array_equal(mean["a"], tree["a"].mean(0))
+    assert mean["b"].dtype == placed["b"].dtype
+    for fn in (workers.fetch, workers.fetch_mean, workers.shard_local):
+        with pytest.raises(ValueError, match="leading axis of 8 workers"):
+            fn(np.zeros(3))
+
+
+def test_devices_are_different():
+    with pytest.raises(ValueError, match="devices must be different"):
+        jaxsp.Workers(4, [jax.devices()[0]] * 2)
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.5, True, "8"])
 def test_count_must_be_a_positive_integer(count):
     with pytest.raises(ValueError, match="count"):

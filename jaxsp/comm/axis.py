@@ -121,6 +121,14 @@ def permute(x: jax.Array, sources: Sequence[int], axis_name: AxisName) -> jax.Ar
     the same pairs of devices exchange go in one collective permute, and there are as
     few rounds as the busiest device has rows to send. A row may then also go to several
     workers.
+
+    Args:
+      x: this worker's array.
+      sources: for each worker the one whose array it gets, known when tracing.
+      axis_name: the worker axis.
+
+    Returns:
+      The array that has arrived.
     """
     if isinstance(axis_name, str):
         pairs = [(int(source), m) for m, source in enumerate(sources)]
@@ -142,6 +150,15 @@ def send(x: jax.Array, source: int, target: int, axis_name: str) -> jax.Array:
     """The array of one device on one other, zeros elsewhere; nothing else travels.
 
     Not under `vmap`, which knows no permutation of some.
+
+    Args:
+      x: the array, of the same shape everywhere; of the source it is sent.
+      source: who sends, a position on the axis.
+      target: who receives.
+      axis_name: a device axis.
+
+    Returns:
+      What has arrived.
     """
     return lax.ppermute(x, axis_name, [(source, target)])
 

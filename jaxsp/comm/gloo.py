@@ -39,8 +39,10 @@ def send(x: jax.Array, pairs: Pairs, axis_name: str) -> jax.Array:
     one_way = any((target, source) not in there for source, target in there)
     if one_way or not there or jnp.issubdtype(x.dtype, jnp.complexfloating):
         return lax.ppermute(x, axis_name, pairs)
-    stay = {source for source, target in pairs if source == target}
-    return _swap(x, there, stay, axis_name)
+    pairs = tuple(sorted((int(source), int(target)) for source, target in pairs))
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return _swap(x, pairs, axis_name)
+    return _differentiable_swap(x, pairs, axis_name)
 
 
 def all_to_all(x: jax.Array, axis_name: str) -> jax.Array:
@@ -60,20 +62,32 @@ def all_to_all(x: jax.Array, axis_name: str) -> jax.Array:
     return jnp.stack(parts)[source]  # the round in which each one's row came
 
 
-def _swap(x, there, stay, axis_name):
-    """Partners' arrays; one's own where there is none to swap with, or zeros."""
+def _swap(x, pairs, axis_name):
+    """Partners' arrays; one's own of who is paired with itself, and zeros of others."""
+    groups = [[a, b] for a, b in pairs if a < b]
+    paired = {m for group in groups for m in group}
     count = lax.axis_size(axis_name)
-    groups = [[a, b] for a, b in sorted(there) if a < b]
-    alone = sorted(set(range(count)) - {a for a, _ in there})
+    groups += [[m] for m in range(count) if m not in paired]
     words = _to_words(x)
-    total = lax.psum(
-        words, axis_name, axis_index_groups=[*groups, *([m] for m in alone)]
-    )
+    total = lax.psum(words, axis_name, axis_index_groups=groups)
     partner = _from_words(total - words, x)
-    if not stay:
+    stay = [(m, m) in pairs for m in range(count)]
+    if not any(stay):
         return partner
-    mine = jnp.asarray([m in stay for m in range(count)])[lax.axis_index(axis_name)]
-    return jnp.where(mine, x, partner)
+    return jnp.where(jnp.asarray(stay)[lax.axis_index(axis_name)], x, partner)
+
+
+# Through integers no derivative passes: it is that of the permute.
+_differentiable_swap = jax.custom_jvp(_swap, nondiff_argnums=(1, 2))
+
+
+@_differentiable_swap.defjvp
+def _swap_jvp(pairs, axis_name, primals, tangents):
+    (x,), (t,) = primals, tangents
+    return (
+        _differentiable_swap(x, pairs, axis_name),
+        lax.ppermute(t, axis_name, pairs),
+    )
 
 
 def _to_words(x):

@@ -60,7 +60,15 @@ def pack(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
 
 
 def mean(tree: Any, axis_name: AxisName) -> Any:
-    r"""The mean over workers, $\frac1M \sum_m x_m$: one all-reduce per dtype."""
+    r"""The mean over workers, $\frac1M \sum_m x_m$: one all-reduce per dtype.
+
+    Args:
+      tree: this worker's arrays.
+      axis_name: the worker axis.
+
+    Returns:
+      The mean, of the same shapes and dtypes, alike on all workers.
+    """
     buffers, unpack = pack(tree)
     return unpack([all_mean(buffer, axis_name) for buffer in buffers])
 
@@ -68,8 +76,18 @@ def mean(tree: Any, axis_name: AxisName) -> Any:
 def gather(tree: Any, axis_name: AxisName) -> Any:
     """Every worker's tree on every worker, stacked along a new leading axis.
 
-    The arrays travel as the bytes they are: one all-gather, whatever their dtypes.
+    The arrays travel as the bytes they are: one all-gather, whatever their dtypes. No
+    derivative passes.
+
+    Args:
+      tree: this worker's arrays, real numbers or bools.
+      axis_name: the worker axis.
+
+    Returns:
+      The arrays, with a leading axis of the number of workers M.
     """
+    if not jax.tree.leaves(tree):
+        return tree
     data, unpack = _pack_bytes(tree)
     return jax.vmap(unpack)(all_gather(data, axis_name))
 
@@ -84,6 +102,8 @@ def transpose(tree: Any, axis_name: AxisName) -> Any:
     Returns:
       Arrays of the same shapes, of which row j came from worker j.
     """
+    if not jax.tree.leaves(tree):
+        return tree
     _, unpack = _pack_bytes(jax.tree.map(lambda x: x[0], tree))
     rows = jax.vmap(lambda row: _pack_bytes(row)[0])(tree)
     return jax.vmap(unpack)(all_to_all(rows, axis_name))
@@ -93,16 +113,14 @@ def _pack_bytes(tree):
     """A tree as one vector of bytes, and what makes the tree of such a vector."""
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    data = [lax.bitcast_convert_type(leaf, jnp.uint8).ravel() for leaf in leaves]
+    data = [_to_bytes(leaf).ravel() for leaf in leaves]
     ends = np.cumsum([part.size for part in data])[:-1]
 
     def unpack(data):
         return jax.tree.unflatten(
             treedef,
             [
-                lax.bitcast_convert_type(
-                    part.reshape(_byte_shape(leaf)), leaf.dtype
-                ).reshape(leaf.shape)
+                _from_bytes(part, leaf)
                 for leaf, part in zip(leaves, jnp.split(data, ends), strict=True)
             ],
         )
@@ -110,10 +128,18 @@ def _pack_bytes(tree):
     return jnp.concatenate(data) if data else jnp.zeros(0, jnp.uint8), unpack
 
 
-def _byte_shape(leaf):
-    """The shape of an array's bytes: a number of several has an axis of its own."""
-    size = leaf.dtype.itemsize
-    return leaf.shape if size == 1 else (*leaf.shape, size)
+def _to_bytes(leaf):
+    if leaf.dtype == bool:
+        return leaf.astype(jnp.uint8)
+    return lax.bitcast_convert_type(leaf, jnp.uint8)
+
+
+def _from_bytes(data, leaf):
+    if leaf.dtype == bool:
+        return data.reshape(leaf.shape).astype(bool)
+    size = leaf.dtype.itemsize  # a number of several bytes has an axis of its own
+    shape = leaf.shape if size == 1 else (*leaf.shape, size)
+    return lax.bitcast_convert_type(data.reshape(shape), leaf.dtype)
 
 
 def mix_payloads(

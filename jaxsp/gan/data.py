@@ -377,7 +377,10 @@ def _write_cache(path: pathlib.Path, arrays: _Arrays) -> None:
             written = pathlib.Path(scratch) / path.name
             written.mkdir()
             for name, array in zip(_FILES, arrays, strict=True):
-                np.save(written / f"{name}.npy", array)
+                with (written / f"{name}.npy").open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # on disk before it has its name
             if path.exists() and _read_cache(path) is None:  # damaged
                 shutil.rmtree(path, ignore_errors=True)
             if not path.exists():  # unless another process was first

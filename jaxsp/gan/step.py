@@ -253,7 +253,7 @@ def program(
             lambda: init_state(gan, transformation, workers, jax.random.key(0))
         )
         lowered = step_fn.lower(state, shares, sizes, key, 1)
-        members = workers.count if workers.mode == "vmap" else 1
+        members = workers.count // len(workers.devices)
         return {"worker": Role((lowered,), members)}
 
     return Program(

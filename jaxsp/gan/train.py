@@ -236,7 +236,6 @@ def train(
       >>> [record["step"] for record in result.history]
       [0, 5, 10]
     """
-    _check_arguments(gan, workers, dataset, parts, config)
     main = distributed.is_main()
     agreement.check_same(
         "train",
@@ -251,6 +250,8 @@ def train(
         },
     )
     with agreement.alike():
+        _check_arguments(gan, workers, dataset, parts, config)
+        _check_processes(method, workers)
         shares, sizes = _stack(gan, dataset, parts, workers.local)
     settings = {
         **(description or {}),
@@ -285,12 +286,15 @@ def train(
                     # First of all: without it nobody could tell whose the rest is.
                     checkpoint.write_config(workdir, settings, free)
             checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
-            if (saved := checkpoints.latest) is not None:
-                if saved > config.steps:
-                    raise checkpoint.WorkdirError(
-                        f"steps must be at least {saved}, which the run in {workdir} "
-                        f"has reached, got {config.steps}."
-                    )
+            saved = checkpoints.latest
+            agreement.check_same("train", {f"the last checkpoint in {workdir}": saved})
+            if saved is not None:
+                with agreement.alike():
+                    if saved > config.steps:
+                        raise checkpoint.WorkdirError(
+                            f"steps must be at least {saved}, which the run in "
+                            f"{workdir} has reached, got {config.steps}."
+                        )
                 note = checkpoints.note(saved)
                 step, seconds, bits_before = saved, note["seconds"], note["bits_before"]
                 totals, steps_in_totals = np.array(note["totals"]), note["steps"]
@@ -298,9 +302,10 @@ def train(
                     now = settings["data_crc32"]
                     if note.get("data_crc32_format", 1) < _CRC32_FORMAT:
                         now = _padded_crc32(gan, dataset, parts)
-                    checkpoint.check_equal(
-                        "data_crc32", note["data_crc32"], now, workdir
-                    )
+                    with agreement.alike():
+                        checkpoint.check_equal(
+                            "data_crc32", note["data_crc32"], now, workdir
+                        )
                     state = checkpoints.restore(saved, state)
                 else:
                     summary = checkpoints.summary(saved, program.summary(state))
@@ -496,6 +501,18 @@ def _padded_crc32(gan, dataset, parts):
             share, _ = partition.stack(array, [part], sizes.max())
             crc = zlib.crc32(share.data, crc)
     return crc
+
+
+def _check_processes(method, workers):
+    """Refuse workers that leave a process with nothing to do."""
+    used = {device.process_index for device in workers.devices}
+    count = jax.process_count()
+    if not isinstance(method, md_gan.MDGan) and len(used) not in (count, 0):
+        raise ValueError(
+            f"workers must live in all {count} processes, got some in "
+            f"{sorted(used)} only: write jaxsp.Workers({workers.count}) without "
+            "devices, or start fewer processes."
+        )
 
 
 def _check_arguments(gan, workers, dataset, parts, config):

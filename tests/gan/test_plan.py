@@ -67,6 +67,19 @@ def test_operations_are_those_of_the_networks(local):
     assert server.costs["worker"].flops < local.costs["worker"].flops
 
 
+def test_a_worker_costs_the_same_in_a_block(local):
+    def in_blocks(devices):
+        workers = jaxsp.Workers(4, jax.devices()[:devices])
+        shares = jax.ShapeDtypeStruct((4, 100, 2), np.float32)
+        config = train.TrainConfig(steps=10, batch_size=BATCH)
+        made = descent(workers.axis_name)
+        return plan.plan(made, GAN, LOSSES, workers, shares, (100,) * 4, config)
+
+    virtual, blocks = in_blocks(1).costs["worker"], in_blocks(2).costs["worker"]
+    assert 0.9 < blocks.flops / virtual.flops < 1.1
+    assert 0.7 < blocks.memory / virtual.memory < 1.4
+
+
 def test_memory_has_parameters_and_data(local):
     numbers = local.generator + local.discriminator
     least = 4 * (2 * numbers + 100 * 2)  # parameters, their average, data

@@ -76,6 +76,27 @@ def check_exchanges(workers):
     np.testing.assert_array_equal(moved.view(np.uint32), odd[::-1].view(np.uint32))
 
 
+def check_derivatives(workers):
+    """What a worker's loss says of another's point comes back to that one."""
+    n = workers.count
+    x = np.random.default_rng(2).normal(size=(n, 3)).astype(np.float32)
+    virtual = jaxsp.Workers(n, jax.local_devices()[:1])
+    graph = topology.ring(n)
+    found = []
+    for each in (workers, virtual):
+
+        def disagreement(row, axis=each.axis_name):
+            return ((row - comm.mix(row, graph, axis)) ** 2).sum()
+
+        def both(row, loss=disagreement):
+            return jax.grad(loss)(row), jax.jvp(loss, (row,), (jnp.ones_like(row),))[1]
+
+        found.append(each.fetch(jax.jit(each.map(both))(x)))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert np.abs(found[0][0]).max() > 0.1
+
+
 def check_mixing(workers):
     """On graphs with and without partners for all."""
     n = workers.count
@@ -96,7 +117,20 @@ def check_mixing(workers):
         )
 
 
+def check_without_workers():
+    """A process may hold nothing of some workers, even if one process has all."""
+    workers = jaxsp.Workers(2, [jax.devices()[1]])
+    assert len(workers.local) == 2 * (jax.process_index() == 1)
+    placed = workers.shard_local(np.ones((len(workers.local), 3), np.float32))
+    assert placed.shape == (2, 3)
+    if workers.local:
+        assert float(jax.jit(jnp.sum)(placed)) == 6
+    else:
+        assert not placed.addressable_shards
+
+
 def main(path):
+    check_without_workers()
     found = {}
     for times in (1, 2):
         workers = jaxsp.Workers(times * jaxsp.distributed.process_count())
@@ -104,6 +138,7 @@ def main(path):
         assert len(workers.local) == times
         check_exchanges(workers)
         check_mixing(workers)
+        check_derivatives(workers)
         for row in rows(times):
             found[f"{row.name}-{times}"] = run(row, workers)
     if jaxsp.distributed.is_main():
