@@ -7,7 +7,9 @@ of a module run a module. Every line of output begins with the number of its pro
 When one process fails the others get some seconds to end by themselves, which they do
 with a line that says why; then SIGTERM, then SIGKILL. The exit code is that of the
 first that failed, 128 + number for a signal. SIGINT (Ctrl-C), SIGTERM and SIGHUP are
-passed on; the third of them kills. No process outlives the launcher, however it ends.
+passed on, unless they were ignored before, as under nohup; the third of them kills.
+However the launcher ends, its processes end too, and what they started, if that is
+still in their process group; a daemon, in a group of its own, goes on.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import os
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +41,10 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)  # it has died already
-os.execvp(sys.argv[2], sys.argv[2:])
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"jaxsp.launch: {sys.argv[2]} cannot be run: {error.strerror}")
 """
 
 # A process that outlives the launcher to kill whatever it left: it reads the process
@@ -103,6 +109,8 @@ class _Process:
         """Kill what is left of the group, and forget it."""
         self.signal(signal.SIGKILL)
         self._popen.wait()
+        for output in self.outputs:
+            output.pipe.close()  # which a daemon may hold open
 
 
 class _Output:
@@ -125,18 +133,27 @@ class _Output:
             return True
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        if self._rest and (not data or len(self._rest) >= _LONGEST):
-            lines.append(self._rest)
-            self._rest = b""
-        if lines:
-            text = b"".join(self._prefix + line + b"\n" for line in lines)
-            stream = getattr(self._target, "buffer", None)
-            if stream is None:
-                self._target.write(text.decode(errors="replace"))
-            else:
-                stream.write(text)
-            self._target.flush()
+        self._write(lines)
+        if not data or len(self._rest) >= _LONGEST:
+            self.finish()
         return bool(data)
+
+    def finish(self) -> None:
+        """Pass on a line that has no end yet."""
+        if self._rest:
+            self._write([self._rest])
+            self._rest = b""
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        if not lines:
+            return
+        text = b"".join(self._prefix + line + b"\n" for line in lines)
+        stream = getattr(self._target, "buffer", None)
+        if stream is None:
+            self._target.write(text.decode(errors="replace"))
+        else:
+            stream.write(text)
+        self._target.flush()
 
 
 def _tied(command: Sequence[str]) -> list[str]:
@@ -200,18 +217,22 @@ def launch(
       0, or the exit code of the first process that failed; 124 after `timeout`.
 
     Raises:
-      ValueError: if `count` is not at least 1, or `timeout` not above 0.
+      ValueError: if `count` is not at least 1, or `timeout` not above 0; if there is no
+        such program.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1 process, got {count}.")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, got {timeout}.")
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"{command[0]!r} is no program that can be run.")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         coordinator = f"127.0.0.1:{sock.getsockname()[1]}"
     caught: list[int] = []
     previous = {
         number: signal.signal(number, lambda got, _: caught.append(got))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _GUARD],
@@ -281,6 +302,9 @@ def _attend(processes: list[_Process], caught: list[int], timeout: float | None)
         end = time.monotonic() + 0.5
         while selector.get_map() and time.monotonic() < end:
             _pump(selector, _TICK)  # what was still in the pipes
+        for process in processes:
+            for output in process.outputs:
+                output.finish()
     return first
 
 
@@ -312,11 +336,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-m", action="store_true", help="the script is the name of a module"
     )
-    parser.add_argument("script", help="a script, or a module with -m")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    parser.add_argument(
+        "script",
+        nargs=argparse.PARSER,  # one word, and whatever follows it
+        help="a script, or a module with -m, and its arguments",
+    )
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    program = [*(["-m"] if options.m else []), options.script, *options.arguments]
+    program = options.script
+    if program[0] == "--":  # which later versions of Python leave out
+        program = program[1:]
+    if options.m:
+        program = ["-m", *program]
+    elif not os.path.exists(program[0]):
+        parser.error(f"there is no script {program[0]!r}.")
     again = [sys.executable, "-m", "jaxsp.launch", *given]
     try:
         return launch(

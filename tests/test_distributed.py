@@ -1,6 +1,7 @@
 """Processes meet, agree or say why not, and end together."""
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
 import jaxsp.distributed
 from jaxsp.distributed import DistributedError, detect, rendezvous
+from jaxsp.distributed import run as running
 from jaxsp.distributed.compare import Hello, differing_keys, disagreement
 from jaxsp.distributed.watch import Watch
 from jaxsp.distributed.wire import Connection, split_address
@@ -350,7 +353,9 @@ def test_a_failure_is_told_with_its_reason(watches, who):
 def bare(monkeypatch):
     """An environment in which nothing is to be detected."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMPI_", "JAXSP_", "JAX_COORD", "TPU_")):
+        if name.startswith(
+            ("SLURM_", "OMPI_", "PMI_", "JAXSP_", "JAX_COORD", "TPU_", "CUDA_VISIBLE")
+        ):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -388,8 +393,80 @@ def test_slurm_is_detected(bare):
         bare.setenv(f"SLURM_{name}", value)
     place = detect.place(None, None, None, 1.0)
     assert place == detect.Place("n1:62344", 3, 2, [0])
+    for visible, devices in (("0,1", [1]), ("1", None)):
+        bare.setenv("SLURM_LOCALID", "1")
+        bare.setenv("CUDA_VISIBLE_DEVICES", visible)
+        place = detect.place(None, None, None, 1.0)
+        assert place == detect.Place("n1:62344", 3, 2, devices)
     bare.setenv("SLURM_NTASKS", "1")
     assert detect.place(None, None, None, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "16"}, "OMPI_COMM_WORLD_SIZE=16"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_COORDINATOR_ADDRESS"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # in a batch script
+        (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"},
+            "SLURM_NTASKS=4",
+        ),
+        (
+            {
+                "SLURM_NTASKS": "4",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_NUM_TASKS": "1",
+            },
+            None,
+        ),
+    ],
+)
+def test_several_processes_do_not_run_alone(bare, said, name):
+    for key, value in said.items():
+        bare.setenv(key, value)
+    if name is None:
+        assert detect.place(None, None, None, 1.0) is None
+        return
+    with pytest.raises(DistributedError, match=f"^{name} says .*--coordinator, "):
+        detect.place(None, None, None, 1.0)
+
+
+def test_an_error_at_the_start_is_one_line_unless_it_is_caught(bare, capfd):
+    def hook(*_):
+        pass
+
+    bare.setattr(sys, "excepthook", hook)
+    bare.setenv("PMI_SIZE", "2")
+    for _ in range(2):
+        try:
+            jaxsp.distributed.initialize()
+        except DistributedError as error:
+            sys.excepthook(type(error), error, None)
+        lines = capfd.readouterr().err.splitlines()
+        assert [line.startswith("jaxsp: PMI_SIZE=2 says ") for line in lines] == [True]
+        gc.collect()
+        assert sys.excepthook is hook
+
+
+def test_the_exit_code_is_that_of_the_last_exit_in_the_main_thread(monkeypatch):
+    run = types.SimpleNamespace(exit_code=0)
+    monkeypatch.setattr(running, "_run", run)
+
+    def leave(*code):
+        with pytest.raises(SystemExit) as info:
+            running._on_exit(*code)
+        assert info.value.code == (code[0] if code else None)
+        return run.exit_code
+
+    assert [leave(3), leave(), leave("why"), leave(None)] == [3, 0, 1, 0]
+    thread = threading.Thread(target=leave, args=[3])
+    thread.start()
+    thread.join()
+    assert run.exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -529,6 +606,7 @@ def test_the_death_of_one_process_is_the_end_of_all(
     [
         ("raise", 0, 1, "failed with ValueError: a bug,"),
         ("exit", 1, 3, "ended with exit code 3,"),
+        ("quit", 1, 4, "ended with exit code 4,"),
         ("devices", 1, 1, "failed with ValueError: process 1 has 2 CPU devices"),
     ],
 )

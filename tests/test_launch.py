@@ -55,6 +55,10 @@ def test_lines_begin_with_the_number_of_their_process(run):
     assert err == ["[0] wrong", "[1] wrong"]
 
 
+def test_a_line_without_end_is_heard_where_a_daemon_holds_the_pipe(run):
+    assert run(1, "daemon") == (0, ["[0] no end"], [])
+
+
 def test_processes_find_each_other_and_have_one_device(run, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a --xla_force_host_platform_device_count=8 --b")
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
@@ -101,6 +105,31 @@ def test_arguments_are_checked(options, message):
         launch.launch(["true"], **options)
 
 
+def test_what_does_not_exist_is_named(capfd):
+    with pytest.raises(ValueError, match="'no-such-program' is no program that can"):
+        launch.launch(["no-such-program"], 2)
+    with pytest.raises(SystemExit):
+        launch.main(["-n", "2", "no-such.py"])
+    assert "error: there is no script 'no-such.py'." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(run, monkeypatch, number):
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        seen = []
+        attend = launch._attend
+        monkeypatch.setattr(
+            launch,
+            "_attend",
+            lambda *given: seen.append(signal.getsignal(number)) or attend(*given),
+        )
+        assert run(1, "talk")[0] == 0
+        assert seen == [signal.getsignal(number)] == [signal.SIG_IGN]
+    finally:
+        signal.signal(number, previous)
+
+
 def test_the_command_line_passes_arguments_on(run, capfd, monkeypatch):
     monkeypatch.chdir(CHILD.parents[2])
     code = launch.main(["-n", "1", "-m", "tests.processes.child", "environment", "-n"])
@@ -109,8 +138,17 @@ def test_the_command_line_passes_arguments_on(run, capfd, monkeypatch):
     command = r"\S+ -m jaxsp.launch -n 1 -m tests.processes.child environment -n"
     assert re.fullmatch(rf"\[0\] 127.*\|{command}\|\['-n'\]", line)
     with pytest.raises(SystemExit):
-        launch.main(["-n", "0", "script.py"])
+        launch.main(["-n", "0", str(CHILD)])
     assert "-n must be at least 1 process, got 0" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("first", [[], ["--"]])
+def test_the_script_gets_its_double_dashes(tmp_path, capfd, first):
+    script = tmp_path / "echo.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    for given in (["--", "-n", "--"], ["--"], ["-n", "--", "x"]):
+        assert launch.main(["-n", "1", *first, str(script), *given]) == 0
+        assert capfd.readouterr().out == f"[0] {given}\n"
 
 
 @pytest.fixture
@@ -120,6 +158,8 @@ def launcher(tmp_path):
 
     def start(count, event):
         path = tmp_path / "out.txt"
+        # A job in the background ignores SIGINT; what has a handler is reset.
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
         with path.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "jaxsp.launch", "-n", str(count), CHILD, event],
@@ -128,6 +168,7 @@ def launcher(tmp_path):
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(CHILD.parents[2])},
             )
+        signal.signal(signal.SIGINT, previous)
         started.append((process, path))
         return process, path
 

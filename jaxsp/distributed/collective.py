@@ -54,6 +54,9 @@ def largest(values: Any) -> np.ndarray:
 def barrier(name: str) -> None:
     """Wait until every process has called this with the same name.
 
+    Args:
+      name: which barrier it is, for example what has just been done.
+
     Raises:
       DistributedError: if processes came with different names.
     """

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxsp.distributed.rendezvous import DistributedError
 from jaxsp.distributed.wire import split_address
 
 __all__ = ["ENVIRONMENT", "Place", "check_unused", "place"]
@@ -29,6 +30,8 @@ def place(
     """The place of this process, or None where there is one process only.
 
     Raises:
+      DistributedError: if the environment says that there are several processes, and
+        JAX does not detect them.
       ValueError: if some but not all are given, or one is out of range.
     """
     if not timeout > 0:
@@ -83,11 +86,42 @@ def _as_jax_detects(timeout: float) -> Place | None:
             max(int(timeout), 1),
         )
     )
-    if coordinator is None or count is None or number is None or count == 1:
+    if coordinator is None or count is None or number is None:
+        _check_alone("JAX_COORDINATOR_ADDRESS")
+        return None
+    if count == 1:
+        _check_alone()
         return None
     if ids := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         devices = [int(device) for device in ids.split(",")]
+    elif _one_gpu_is_visible():
+        devices = None  # its number in the process is 0, whatever that of the task
     return Place(coordinator, count, number, devices)
+
+
+def _one_gpu_is_visible() -> bool:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    return bool(visible) and "," not in visible
+
+
+def _check_alone(address: str = "") -> None:
+    """Raise if the environment says that this is one of several processes."""
+    said = [address] if os.environ.get(address) else []
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+    # The script of a batch job has the variables of its tasks, but is no step.
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        step = "SLURM_STEP_NUM_TASKS"
+        names.append(step if step in os.environ else "SLURM_NTASKS")
+    for name in names:
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            said.append(f"{name}={count}")
+    if said:
+        raise DistributedError(
+            f"{said[0]} says that there are several processes, but not where they "
+            "meet: give coordinator, num_processes and process_id (as flags "
+            "--coordinator, --num_processes and --process_id)."
+        )
 
 
 def check_unused() -> None:

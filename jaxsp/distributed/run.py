@@ -1,15 +1,19 @@
 """The run that this process takes part in: its beginning, its end, and its bad ends."""
 
 import atexit
+import builtins
 import contextlib
 import logging
 import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +34,7 @@ _XLA_STATUS = re.compile(
     "|UNAVAILABLE|UNKNOWN): "
 )
 _SLOW_END = 10.0  # seconds for a failed process's other threads to end
+_EXITS = ((sys, "exit"), (builtins, "exit"), (builtins, "quit"))
 
 
 class _Run:
@@ -45,8 +50,23 @@ class _Run:
         self.watch = Watch(
             process_id, meeting.connections, meeting.members, self._grace
         )
-        self.excepthook = sys.excepthook
-        self.exit = sys.exit
+        self._exits = [
+            (module, name, getattr(module, name))
+            for module, name in _EXITS
+            if hasattr(module, name)
+        ]
+
+    def hook(self) -> None:
+        """Notice from now on how this process ends."""
+        _take_excepthook()
+        for module, name, _ in self._exits:
+            setattr(module, name, _on_exit)
+
+    def unhook(self) -> None:
+        """Put back what `hook` replaced."""
+        _give_excepthook_back()
+        for module, name, exit_ in self._exits:
+            setattr(module, name, exit_)
 
     def _grace(self, loss: Loss) -> None:
         time.sleep(_GRACE)
@@ -76,6 +96,7 @@ class _Run:
 
 
 _run: _Run | None = None
+_excepthook = sys.excepthook  # the one that _on_exception stands for
 
 
 def initialize(
@@ -98,7 +119,9 @@ def initialize(
     From then on a process that dies ends the others: each one writes one line to stderr
     that names it and `resume_command`, and ends with exit code 75, at most 5 s after
     the death, 15 s where a whole machine vanished without closing its connections. An
-    exception that nobody catches, or `sys.exit` with an error, counts as death.
+    exception that nobody catches counts as death, and so does `sys.exit`, `exit` or
+    `quit` with an error in the main thread. A bare `raise SystemExit(n)` is not seen,
+    and the others take it for an end without an error: use `sys.exit(n)`.
 
     Args:
       coordinator: `"host:port"` of process 0, reachable from all processes; JAX's own
@@ -114,7 +137,8 @@ def initialize(
     Raises:
       DistributedError: in every process, with one line that says which process is
         missing, or has another process count, configuration, or version of Python,
-        jax, jaxlib or jaxsp; if process 0 cannot be reached; if called twice.
+        jax, jaxlib or jaxsp; if process 0 cannot be reached; if called twice; if the
+        environment says that there are several processes, but not where.
       RuntimeError: if this process has used JAX's devices already.
       ValueError: if some but not all of the three are given, or one is out of range; if
         a process has several CPU devices, with which JAX's collectives hang.
@@ -124,15 +148,14 @@ def initialize(
       >>> jaxsp.distributed.initialize()  # alone: does nothing
     """
     global _run
-    place = detect.place(coordinator, num_processes, process_id, timeout)
+    with _in_one_line():
+        place = detect.place(coordinator, num_processes, process_id, timeout)
     if place is None:
         return
     if _run is not None:
         raise DistributedError("jaxsp.distributed.initialize must be called once.")
     detect.check_unused()
-    hook = sys.excepthook
-    sys.excepthook = _on_exception
-    try:
+    with _in_one_line():
         meeting = meet(
             place.coordinator,
             place.num_processes,
@@ -140,18 +163,14 @@ def initialize(
             configuration,
             timeout,
         )
-    except DistributedError:
-        raise  # which the hook writes as one line
-    except BaseException:
-        sys.excepthook = hook
-        raise
     if resume_command is None:
         resume_command = os.environ.get("JAXSP_LAUNCH_COMMAND")
     run = _Run(place.process_id, meeting, resume_command or shlex.join(sys.orig_argv))
-    run.excepthook = hook
     _run = run
-    sys.exit = _on_exit
+    run.hook()
     atexit.register(_at_exit)
+    # What Python calls before it waits for threads, where it has that.
+    getattr(threading, "_register_atexit", lambda _: None)(_before_threads_end)
     os.register_at_fork(after_in_child=_in_fork)
     run.watch.start()
     if meeting.listener is not None:
@@ -176,9 +195,10 @@ def finalize() -> None:
     run.watch.join()
     _run = None
     atexit.unregister(_at_exit)
-    sys.excepthook = run.excepthook
-    sys.exit = run.exit
+    run.unhook()
     if run.listener is not None:
+        with contextlib.suppress(OSError):  # else `accept` keeps the port
+            run.listener.shutdown(socket.SHUT_RDWR)
         run.listener.close()
     jax.distributed.shutdown()
     run.watch.close()
@@ -219,6 +239,34 @@ def _start_jax(place: detect.Place, port: int, timeout: float) -> None:
             )
 
 
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Have a DistributedError from here written as one line, unless it is caught."""
+    try:
+        yield
+    except DistributedError as error:
+        if _run is None:
+            _take_excepthook()
+            weakref.finalize(error, _forget).atexit = False
+        raise
+
+
+def _forget() -> None:
+    if _run is None:
+        _give_excepthook_back()
+
+
+def _take_excepthook() -> None:
+    global _excepthook
+    if sys.excepthook is not _on_exception:
+        _excepthook, sys.excepthook = sys.excepthook, _on_exception
+
+
+def _give_excepthook_back() -> None:
+    if sys.excepthook is _on_exception:
+        sys.excepthook = _excepthook
+
+
 def _on_exception(
     kind: type[BaseException], value: BaseException, traceback: TracebackType | None
 ) -> None:
@@ -227,7 +275,7 @@ def _on_exception(
         _write(f"jaxsp: {value}")
         return
     if run is None:
-        sys.__excepthook__(kind, value, traceback)
+        _excepthook(kind, value, traceback)
         return
     if _from_xla(value) and run.watch.noticed.wait(1.0):
         # A collective that failed because of the loss; process 0 has told the others.
@@ -238,7 +286,7 @@ def _on_exception(
         f"failed with {kind.__name__}" + (f": {first}" if first else ""),
         130 if issubclass(kind, KeyboardInterrupt) else 1,
     )
-    run.excepthook(kind, value, traceback)
+    _excepthook(kind, value, traceback)
 
 
 def _from_xla(error: BaseException | None) -> bool:
@@ -250,11 +298,19 @@ def _from_xla(error: BaseException | None) -> bool:
     return False
 
 
-def _on_exit(status: Any = None, /) -> Any:
+def _on_exit(code: Any = None) -> Any:
     """Stands for `sys.exit`: nothing else tells at the end how a process ends."""
-    if _run is not None and status is not None:
-        _run.exit_code = status if isinstance(status, int) else 1
-    raise SystemExit(status)
+    # In another thread it ends no more than that thread.
+    if _run is not None and threading.current_thread() is threading.main_thread():
+        known = code is None or isinstance(code, int)
+        _run.exit_code = (code or 0) if known else 1
+    raise SystemExit(code)
+
+
+def _before_threads_end() -> None:
+    """Tell of an error at once: the process may wait long for its threads."""
+    if _run is not None and (code := _run.exit_code & 0xFF):
+        _run.fail(f"ended with exit code {code}", code)
 
 
 def _at_exit() -> None:
@@ -278,7 +334,7 @@ def _in_fork() -> None:
     global _run
     if _run is not None:
         _run.watch.close()
-        sys.excepthook, sys.exit = _run.excepthook, _run.exit
+        _run.unhook()
         if _run.listener is not None:
             _run.listener.close()
     _run = None

@@ -12,6 +12,10 @@ if event == "talk":
     print("one\ntwo")
     print("wrong", file=sys.stderr)
     sys.stdout.write("no end")
+elif event == "daemon":  # holds the pipe open, and goes on
+    code = "import time; time.sleep(5)"
+    subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
+    sys.stdout.write("no end")
 elif event == "environment":
     names = "JAXSP_COORDINATOR JAXSP_NUM_PROCESSES JAX_NUM_CPU_DEVICES XLA_FLAGS"
     names += " JAXSP_LAUNCH_COMMAND"

@@ -1,11 +1,15 @@
 """A process of a run that goes round in a collective until something happens.
 
-`loop.py EVENT [PROCESS]`: after a moment that process raises, exits with code 3, or has
-too many devices; `fork` is killed by the test, and leaves a child; `end` ends all.
+`loop.py EVENT [PROCESS]`: after a moment that process raises, exits with code 3, quits
+with code 4 while another of its threads is stuck, or has too many devices; `fork` is
+killed by the test, and leaves a child; `end` ends all.
 """
 
+import builtins
 import os
+import socket
 import sys
+import threading
 import time
 import warnings
 
@@ -14,11 +18,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxsp.distributed
+import jaxsp.distributed.run
 
 event = sys.argv[1]
 mine = sys.argv[2:] in ([], [os.environ["JAXSP_PROCESS_ID"]])
 if event == "devices" and mine:
     jax.config.update("jax_num_cpu_devices", 2)
+before = sys.exit, builtins.exit, builtins.quit, sys.excepthook
 jaxsp.distributed.initialize(
     configuration={"rate": 0.1, "seed": {"data": mine if event == "differ" else 0}},
     resume_command="python again.py",
@@ -51,6 +57,11 @@ if event == "end":
         print(error)
     print("done", flush=True)
     time.sleep(0.5 * number)  # ends when all do
+    if number == 0:
+        jaxsp.distributed.finalize()
+        assert before == (sys.exit, builtins.exit, builtins.quit, sys.excepthook)
+        host, port = os.environ["JAXSP_COORDINATOR"].split(":")
+        socket.create_server((host, int(port))).close()
     sys.exit()
 if event == "fork" and mine:
     with warnings.catch_warnings():
@@ -69,3 +80,7 @@ while True:
             raise ValueError("a bug\nof two lines")
         if event == "exit":
             sys.exit(3)
+        if event == "quit":
+            jaxsp.distributed.run._SLOW_END = 1.0
+            threading.Thread(target=threading.Event().wait).start()
+            builtins.quit(4)
