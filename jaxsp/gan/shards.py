@@ -132,6 +132,10 @@ def _held(leaf: Any) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
 
     Of copies on several devices one is written, by whoever holds it.
     """
+    if not isinstance(leaf, jax.Array):  # every process has it whole
+        if jax.process_index() == 0:
+            yield (0,) * np.ndim(leaf), np.asarray(leaf)
+        return
     for shard in _plain(leaf).addressable_shards:
         if shard.replica_id == 0:
             yield tuple(s.start or 0 for s in shard.index), np.asarray(shard.data)
@@ -170,6 +174,9 @@ def place(whole: jax.Array, like: jax.Array) -> jax.Array:
 
 def _placed(like: Any, name: str, pieces: list[_Piece]) -> jax.Array:
     """The array made of `pieces`, placed as `like` is."""
+    if not isinstance(like, jax.Array):
+        whole = (slice(None),) * np.ndim(like)
+        return _block(like.shape, like.dtype, name, pieces, whole)
     raw = _plain(like)
     dtype = np.dtype(raw.dtype)
     return _made(like, functools.partial(_block, raw.shape, dtype, name, pieces))

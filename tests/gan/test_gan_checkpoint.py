@@ -247,3 +247,12 @@ def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(checkpoint.WorkdirError, match="is a file"):
         checkpoint.check_directory(tmp_path / "a" / "b", SETTINGS, False)
+
+
+def test_numpy_arrays_are_kept_too(tmp_path):
+    state = {"a": np.arange(6.0).reshape(2, 3), "b": np.int32(3), "c": jnp.arange(2)}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"g": np.ones(2)}, {})
+        again = checkpoints.restore(1, jax.tree.map(np.zeros_like, state))
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    assert isinstance(again["a"], np.ndarray)
