@@ -172,7 +172,7 @@ def place(whole: jax.Array, like: jax.Array) -> jax.Array:
     return _made(like, lambda index: np.array(values[index]))
 
 
-def _placed(like: Any, name: str, pieces: list[_Piece]) -> jax.Array:
+def _placed(like: Any, name: str, pieces: list[_Piece]) -> jax.Array | np.ndarray:
     """The array made of `pieces`, placed as `like` is."""
     if not isinstance(like, jax.Array):
         whole = (slice(None),) * np.ndim(like)
