@@ -8,7 +8,7 @@ process has one.
 from typing import Any
 
 import jax
-import network_worker
+import network_task
 import numpy as np
 import optax
 
@@ -20,7 +20,7 @@ __all__ = ["prepare"]
 BATCH, SHARE, SYNC_EVERY = 100, 200, 8
 
 
-def prepare(name: str, task: network_worker.Task) -> network_worker.Run:
+def prepare(name: str, task: network_task.Task) -> network_task.Run:
     """A method's program on random images, ready to step.
 
     Args:
@@ -58,15 +58,15 @@ def prepare(name: str, task: network_worker.Task) -> network_worker.Run:
 
     def traffic(state):
         if name != "MD-GAN":
-            return network_worker.traffic(state)
+            return network_task.traffic(state)
         up, down = program.bits(state)  # a worker's mean, which the server knows
         if task.process_id:
-            return network_worker.traffic(state)
+            return network_task.traffic(state)
         assert up is not None
         assert down is not None
         return down * workers.count, up * workers.count
 
-    return network_worker.Run(
+    return network_task.Run(
         step,
         program.init(jax.random.key(0)),
         traffic,

@@ -16,13 +16,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import network_namespaces
 import numpy as np
 import optax
+from network_task import Run, Task, traffic
 
 import jaxsp
 from jaxsp import compressors, topology
@@ -46,36 +47,6 @@ __all__ = [
 WARM_UP = 2  # cycles: compiling, and TCP's first round trips
 LATENCY = "latency"  # an all-reduce of one number: what a round costs
 LEAST = 3  # cycles that are measured at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a process is to do.
-
-    Attributes:
-      coordinator: host and port of process 0.
-      num_processes: how many there are, one worker each.
-      process_id: which of them this one is.
-      methods: names in `METHODS` or `GANS`, in order.
-      parameters: float32 numbers in the model.
-      steps: how many to measure of each method.
-      seconds: what a method may take by the rate and its own count of bits; it then
-        does fewer steps, but three cycles at least.
-      rate: of the links, in bits a second; None if they are not limited.
-      interface: whose counters to read; None to read none.
-      directory: where the results go.
-    """
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-    methods: list[str]
-    parameters: int
-    steps: int
-    seconds: float
-    rate: float | None
-    interface: str | None
-    directory: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,33 +137,6 @@ def shape(parameters: int) -> tuple[int, int]:
 def operator(z: Any, own: Any) -> Any:
     """A worker's gradient, z − a: hardly any arithmetic, and other numbers for each."""
     return jax.tree.map(jnp.subtract, z, own)
-
-
-def traffic(state: Any) -> tuple[int, int]:
-    """Bits (sent, received) since `init` by the busiest worker of this process."""
-    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
-    counts = [x for x in jax.tree.leaves(state, is_leaf=is_traffic) if is_traffic(x)]
-    here = jax.tree.map(
-        lambda x: np.concatenate([s.data for s in x.addressable_shards]), counts
-    )
-    bits = jaxsp.metrics.bits_sent(here)
-    return int(bits.up.max()), int(bits.down.max())
-
-
-class Run(NamedTuple):
-    """A method that is ready to step.
-
-    Attributes:
-      step: does a step, from state to state, and waits for it.
-      state: the first.
-      traffic: from the state to the bits (sent, received) of this process.
-      cycle: as of `Method`.
-    """
-
-    step: Callable[[Any], Any]
-    state: Any
-    traffic: Callable[[Any], tuple[int, int]]
-    cycle: int
 
 
 def prepare(method: Method, task: Task) -> Run:
