@@ -142,7 +142,7 @@ def reached(records: Sequence[Mapping[str, Any]], score: float) -> float | None:
 
 def table(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> str:
     """What each run came to, and how much sooner than the baseline, in Markdown."""
-    goal = min(r["frechet_distance"] for r in runs[baseline])
+    goal = min(r["frechet_distance"] for r in runs[baseline] if r["step"])
     slow = reached(runs[baseline], goal)
     assert slow is not None
     lines = [
@@ -158,7 +158,7 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> str
             f"| {min(r['frechet_distance'] for r in records):.4g} "
             + (
                 "| never | |"
-                if when is None
+                if not when  # at the start it is no merit
                 else f"| {when:.3g} | {slow / when:.2g}x |"
             )
         )
