@@ -44,8 +44,7 @@ class Task:
 
 def traffic(state: Any) -> tuple[int, int]:
     """Bits (sent, received) since `init` by the busiest worker of this process."""
-    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
-    counts = [x for x in jax.tree.leaves(state, is_leaf=is_traffic) if is_traffic(x)]
+    counts = jaxsp.comm.find_traffic(state)
     here = jax.tree.map(
         lambda x: np.concatenate([s.data for s in x.addressable_shards]), counts
     )

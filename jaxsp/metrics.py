@@ -141,8 +141,7 @@ def bits_sent(state: optax.OptState) -> BitsSent:
       >>> print(jaxsp.metrics.bits_sent(state).up)  # 2 neighbours x 10 numbers x 32
       [640 640 640 640]
     """
-    is_traffic = lambda x: isinstance(x, comm.Traffic)  # noqa: E731
-    counts = [x for x in jax.tree.leaves(state, is_leaf=is_traffic) if is_traffic(x)]
+    counts = comm.find_traffic(state)
     if not counts:
         raise ValueError(
             "state must hold the traffic of a transformation that communicates, such "

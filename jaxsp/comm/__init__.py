@@ -22,6 +22,7 @@ from jaxsp.comm.traffic import (
     add_mixing,
     add_traffic,
     dense_bits,
+    find_traffic,
     mean_bits,
     no_traffic,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "add_mixing",
     "add_traffic",
     "dense_bits",
+    "find_traffic",
     "gather",
     "mean",
     "mean_bits",

@@ -21,6 +21,7 @@ __all__ = [
     "add_mixing",
     "add_traffic",
     "dense_bits",
+    "find_traffic",
     "mean_bits",
     "no_traffic",
 ]
@@ -41,6 +42,22 @@ class Traffic(NamedTuple):
 def no_traffic() -> Traffic:
     """A counter at zero."""
     return Traffic(up=jnp.zeros(2, jnp.uint32), down=jnp.zeros(2, jnp.uint32))
+
+
+def find_traffic(state: Any) -> list[Traffic]:
+    """What counts in a state, wherever it is, known by its type.
+
+    Args:
+      state: a pytree, such as the state of a transformation.
+
+    Returns:
+      The counters, in the order of the tree.
+    """
+
+    def counts(x):
+        return isinstance(x, Traffic)
+
+    return [x for x in jax.tree.leaves(state, is_leaf=counts) if counts(x)]
 
 
 def dense_bits(tree: Any) -> int:

@@ -262,7 +262,7 @@ def program(
         init=lambda key: init_state(gan, transformation, workers, key),
         step=step_fn,
         generator=generator,
-        bits=lambda state: bits(workers.fetch(_counts(state.opt_state))),
+        bits=lambda state: bits(workers.fetch(comm.find_traffic(state.opt_state))),
         consensus=lambda state: float(_consensus_distance(state.params)),
         summary=summary,
         adopt=adopt,
@@ -298,13 +298,6 @@ def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
 
 # One program: over several devices each of its collectives would be one otherwise.
 _consensus_distance = jax.jit(metrics.consensus_distance)
-
-
-def _counts(state):
-    """What counts bits in the state of a transformation."""
-    is_traffic = lambda x: isinstance(x, comm.Traffic)  # noqa: E731
-    leaves = jax.tree.leaves(state, is_leaf=is_traffic)
-    return [leaf for leaf in leaves if is_traffic(leaf)]
 
 
 def bits(state: Any) -> tuple[int | None, int | None]:
