@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxsp import mixing, permutations, topology
-from jaxsp.topology import TimeVarying, Topology
+from jaxsp.topology import TimeVarying, Topology, graphs
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)
@@ -733,14 +733,14 @@ def test_classes_check_what_they_hold():
 # --- the modules
 
 
-@pytest.mark.parametrize("module", [topology, mixing, permutations])
+@pytest.mark.parametrize("module", [graphs, mixing, permutations])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.failed == 0
     assert result.attempted > 3
 
 
-@pytest.mark.parametrize("module", [topology, mixing, permutations])
+@pytest.mark.parametrize("module", [graphs, mixing, permutations])
 def test_modules_import_no_jax(module):
     tree = ast.parse(pathlib.Path(module.__file__).read_text(encoding="utf-8"))
     imported = set()
@@ -756,7 +756,7 @@ def test_modules_import_no_jax(module):
 
 
 def test_exports():
-    for module in (topology, mixing, permutations):
+    for module in (graphs, mixing, permutations):
         assert module.__all__ == sorted(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
 

@@ -1,0 +1,43 @@
+"""Graphs and their mixing matrices, as static NumPy data.
+
+`graphs` has the graphs by name. `mixing` has what they make: a `Topology`, which is one
+doubly stochastic matrix $W$, or a `TimeVarying` sequence of them. `permutations` turns a
+matrix into the fewest full permutations, one for each message that a worker sends.
+"""
+
+from jaxsp.mixing import TimeVarying, Topology
+from jaxsp.topology.graphs import (
+    complete,
+    erdos_renyi,
+    exponential,
+    from_graph,
+    from_matrix,
+    from_sequence,
+    lazy,
+    metropolis_hastings,
+    one_peer_exponential,
+    path,
+    random_ring,
+    ring,
+    star,
+    torus,
+)
+
+__all__ = [
+    "TimeVarying",
+    "Topology",
+    "complete",
+    "erdos_renyi",
+    "exponential",
+    "from_graph",
+    "from_matrix",
+    "from_sequence",
+    "lazy",
+    "metropolis_hastings",
+    "one_peer_exponential",
+    "path",
+    "random_ring",
+    "ring",
+    "star",
+    "torus",
+]
