@@ -12,8 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "jaxsp"
 # What each module may import of jaxsp; a package stands for all its files.
 LAYERS = {
     "permutations": set(),
-    "mixing": {"permutations"},
-    "topology": {"mixing", "permutations"},
+    "topology": {"permutations"},
     "operators": set(),
     "_arguments": {"topology"},
     "comm": {"permutations", "topology"},

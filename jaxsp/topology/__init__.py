@@ -5,7 +5,6 @@ doubly stochastic matrix $W$, or a `TimeVarying` sequence of them. `permutations
 matrix into the fewest full permutations, one for each message that a worker sends.
 """
 
-from jaxsp.mixing import TimeVarying, Topology
 from jaxsp.topology.graphs import (
     complete,
     erdos_renyi,
@@ -22,6 +21,7 @@ from jaxsp.topology.graphs import (
     star,
     torus,
 )
+from jaxsp.topology.mixing import TimeVarying, Topology
 
 __all__ = [
     "TimeVarying",

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxsp.mixing import Matrix, TimeVarying, Topology
 from jaxsp.permutations import decompose
+from jaxsp.topology.mixing import Matrix, TimeVarying, Topology
 
 __all__ = [
     "TimeVarying",
