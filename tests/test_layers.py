@@ -11,11 +11,10 @@ ROOT = pathlib.Path(__file__).parents[1] / "jaxsp"
 
 # What each module may import of jaxsp; a package stands for all its files.
 LAYERS = {
-    "permutations": set(),
-    "topology": {"permutations"},
+    "topology": set(),
     "operators": set(),
     "_arguments": {"topology"},
-    "comm": {"permutations", "topology"},
+    "comm": {"topology"},
     "compressors": {"_arguments"},
     "exchange": {"_arguments", "comm", "compressors"},
     "workers": {"comm"},

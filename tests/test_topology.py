@@ -13,8 +13,8 @@ import networkx
 import numpy as np
 import pytest
 
-from jaxsp import permutations, topology
-from jaxsp.topology import TimeVarying, Topology, graphs, mixing
+from jaxsp import topology
+from jaxsp.topology import TimeVarying, Topology, graphs, mixing, permutations
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)
@@ -751,7 +751,7 @@ def test_modules_import_no_jax(module):
             imported.add(node.module)
     allowed = {"collections.abc", "dataclasses", "functools", "itertools", "math"}
     allowed |= {"numbers", "typing", "numpy", "numpy.typing"}
-    allowed |= {"jaxsp.topology.mixing", "jaxsp.permutations"}
+    allowed |= {"jaxsp.topology.mixing", "jaxsp.topology.permutations"}
     assert imported <= allowed
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsp import permutations
 from jaxsp.comm import gloo
+from jaxsp.topology import permutations
 
 __all__ = [
     "AxisName",

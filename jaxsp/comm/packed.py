@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsp import permutations
 from jaxsp.comm import gloo
 from jaxsp.comm.axis import (
     AxisName,
@@ -20,7 +19,7 @@ from jaxsp.comm.axis import (
     worker_count,
     worker_index,
 )
-from jaxsp.topology import TimeVarying, Topology
+from jaxsp.topology import TimeVarying, Topology, permutations
 
 __all__ = ["gather", "mean", "mix", "mix_payloads", "pack", "transpose"]
 

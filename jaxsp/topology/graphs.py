@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxsp.permutations import decompose
 from jaxsp.topology.mixing import Matrix, TimeVarying, Topology
+from jaxsp.topology.permutations import decompose
 
 __all__ = [
     "TimeVarying",
