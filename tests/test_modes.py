@@ -9,7 +9,8 @@ import pytest
 import table
 
 import jaxsp
-from jaxsp import comm, compressors, exchange, methods, topology, transforms
+from jaxsp import comm, compressors, methods, topology, transforms
+from jaxsp.comm import compressed
 
 N, D = 32, 6
 KEY = jax.random.key(11)
@@ -85,7 +86,7 @@ def test_payloads_cross_once_between_two_devices(schedule):
     params = jnp.zeros((N, 320), jnp.float32)
 
     def mean(x):
-        return exchange.compressed_mean(
+        return compressed.compressed_mean(
             x, codec, key=KEY, axis_name=workers.axis_name, schedule=schedule
         ).mean
 

@@ -3,9 +3,10 @@
 import chex
 import optax
 
-from jaxsp import comm, exchange, transforms
+from jaxsp import comm, transforms
+from jaxsp.comm import compressed
+from jaxsp.comm.compressed import Schedule
 from jaxsp.compressors import Compressor
-from jaxsp.exchange import Schedule
 from jaxsp.methods.extra_step import descent
 
 __all__ = [
@@ -157,8 +158,8 @@ def diana_sgda(
     References:
       As `qsgda`.
     """
-    exchange.check_compressor("compressor", compressor)
-    exchange.check_unbiased("compressor", compressor)
+    compressed.check_compressor("compressor", compressor)
+    compressed.check_unbiased("compressor", compressor)
     return optax.chain(
         transforms.difference_average(
             compressor, step_size, key=key, axis_name=axis_name, schedule=schedule
@@ -196,8 +197,8 @@ def ef21_sgda(
       Richtárik, Sokolov, Fatkhullin, EF21: A New, Simpler, Theoretically Better, and
       Practically Faster Error Feedback, 2021, arXiv 2106.05203.
     """
-    exchange.check_compressor("compressor", compressor)
-    exchange.check_contractive("compressor", compressor)
+    compressed.check_compressor("compressor", compressor)
+    compressed.check_contractive("compressor", compressor)
     return optax.chain(
         transforms.difference_average(
             compressor, 1.0, key=key, axis_name=axis_name, schedule=schedule

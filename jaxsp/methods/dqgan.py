@@ -4,7 +4,7 @@ import chex
 import optax
 
 from jaxsp import comm, compressors, transforms
-from jaxsp.exchange import Schedule
+from jaxsp.comm.compressed import Schedule
 
 __all__ = ["cp_oadam_gq", "dqgan", "dqgan_adam"]
 

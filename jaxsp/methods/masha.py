@@ -7,9 +7,10 @@ import chex
 import jax
 import optax
 
-from jaxsp import _arguments, comm, exchange, transforms
+from jaxsp import _arguments, comm, transforms
+from jaxsp.comm import compressed
+from jaxsp.comm.compressed import Schedule
 from jaxsp.compressors import Compressor
-from jaxsp.exchange import Schedule
 
 __all__ = ["masha1", "masha2", "pp_masha1", "vr_masha1", "vr_masha2"]
 
@@ -289,10 +290,10 @@ def _unbiased(
     participants=None,
 ):
     """`s = γ Q_s((1/M) Σ Q_m(Δ_m))` around the anchor."""
-    exchange.check_compressor("up", up)
-    exchange.check_compressor("down", down, optional=True)
-    exchange.check_unbiased("up", up)
-    exchange.check_unbiased("down", down)
+    compressed.check_compressor("up", up)
+    compressed.check_compressor("down", down, optional=True)
+    compressed.check_unbiased("up", up)
+    compressed.check_unbiased("down", down)
     exchange_key, coin_key = jax.random.split(_arguments.check_key("key", key))
     difference = optax.chain(
         transforms.compressed_average(
@@ -320,10 +321,10 @@ def _contractive(
     learning_rate, up, down, refresh, key, axis_name, schedule, differences
 ):
     """`s = C_s((1/M) Σ C_m(γ Δ_m + e_m) + e)` around the anchor."""
-    exchange.check_compressor("up", up)
-    exchange.check_compressor("down", down, optional=True)
-    exchange.check_contractive("up", up)
-    exchange.check_contractive("down", down)
+    compressed.check_compressor("up", up)
+    compressed.check_compressor("down", down, optional=True)
+    compressed.check_contractive("up", up)
+    compressed.check_contractive("down", down)
     exchange_key, coin_key = jax.random.split(_arguments.check_key("key", key))
     difference = optax.chain(
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),

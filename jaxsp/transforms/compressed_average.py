@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.compressors import Compressor
-from jaxsp.exchange import (
+from jaxsp.comm.compressed import (
     Schedule,
     check_exchange,
     compressed_mean,
 )
+from jaxsp.compressors import Compressor
 
 
 class CompressedAverageState(NamedTuple):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.compressors import Compressor
-from jaxsp.exchange import (
+from jaxsp.comm.compressed import (
     check_contractive,
     check_exchange,
     decode,
     encode,
 )
+from jaxsp.compressors import Compressor
 from jaxsp.topology import Topology
 
 

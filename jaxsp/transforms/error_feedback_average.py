@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.compressors import Compressor
-from jaxsp.exchange import (
+from jaxsp.comm.compressed import (
     Schedule,
     check_contractive,
     check_exchange,
     cold,
     compressed_mean,
 )
+from jaxsp.compressors import Compressor
 
 
 class ErrorFeedbackAverageState(NamedTuple):
@@ -25,8 +25,8 @@ class ErrorFeedbackAverageState(NamedTuple):
       count: the number of updates so far, an int32 scalar.
       residual: $e_m$, what this worker's compressor has left out.
       server_residual: this worker's part of the server's, as
-        `jaxsp.exchange.compressed_mean` keeps it; `()` without a compressor on the way
-        down.
+        `jaxsp.comm.compressed.compressed_mean` keeps it; `()` without a compressor on
+        the way down.
       previous: the payloads before, for a compressor with a warm start (`low_rank`)
         that is not sharded, else `()`.
       traffic: the bits sent and received.

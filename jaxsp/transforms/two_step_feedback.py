@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.compressors import Compressor
-from jaxsp.exchange import (
+from jaxsp.comm.compressed import (
     Schedule,
     check_contractive,
     check_exchange,
     compressed_mean,
 )
+from jaxsp.compressors import Compressor
 
 
 class TwoStepFeedbackState(NamedTuple):
@@ -25,8 +25,8 @@ class TwoStepFeedbackState(NamedTuple):
       anchor: $w$, the same on all workers.
       residual: $e_m$, what this worker's compressor has left out.
       server_residual: this worker's part of the server's, as
-        `jaxsp.exchange.compressed_mean` keeps it; `()` without a compressor on the way
-        down.
+        `jaxsp.comm.compressed.compressed_mean` keeps it; `()` without a compressor on
+        the way down.
       traffic: the bits sent and received.
     """
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxsp
-from jaxsp import compressors, exchange
+from jaxsp import compressors
+from jaxsp.comm import compressed
 
 N = 8
 AXIS = jaxsp.Workers(1).axis_name
@@ -77,7 +78,7 @@ def modes_of(codec):
 
 def run(mode, codec, schedule, X, key, down=None, residual=None):
     fn = workers(mode).map(
-        lambda x, e: exchange.compressed_mean(
+        lambda x, e: compressed.compressed_mean(
             x,
             codec,
             down,
@@ -143,8 +144,8 @@ def test_what_the_server_leaves_out_is_the_mean_of_the_parts(x64, mode, schedule
 def test_cheapest_moves_fewer_bits():
     x = [jnp.zeros(10_000)]
     four, sparse = compressors.quantize(4), compressors.top_k(0.001)
-    assert exchange.cheapest(four, four, x, 8) == "sharded"
-    assert exchange.cheapest(sparse, None, x, 8) == "gather"
+    assert compressed.cheapest(four, four, x, 8) == "sharded"
+    assert compressed.cheapest(sparse, None, x, 8) == "gather"
 
 
 # ---------------------------------------------------------- bytes in the program
