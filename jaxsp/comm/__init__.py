@@ -16,7 +16,7 @@ from jaxsp.comm.axis import (
     worker_index,
     worker_key,
 )
-from jaxsp.comm.packed import gather, mean, mix, mix_payloads, pack, transpose
+from jaxsp.comm.collectives import gather, mean, mix, mix_payloads, pack, transpose
 from jaxsp.comm.traffic import (
     Traffic,
     add_mixing,
