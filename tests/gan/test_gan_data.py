@@ -331,7 +331,7 @@ def test_second_load_reads_the_cache_alone(prepared, own_cache, monkeypatch):
     assert isinstance(first.train, np.memmap)  # what is not used is not read
     # Neither TFDS nor a decoder is needed now.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    monkeypatch.setattr(data, "_decode", None)
+    monkeypatch.setattr(data.datasets, "_decode", None)
     for one, other in zip(first, data.load("mnist", prepared), strict=True):
         np.testing.assert_array_equal(one, other)
 
