@@ -17,16 +17,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import (
-    checkpoint,
-    fl_gan,
-    models,
-    partition,
-    plan,
-    prepare,
-    scores,
-    train,
-)
+from jaxsp.gan import checkpoint, fl_gan, models, partition, plan, scores, train
+from jaxsp.gan.data import preparation
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"
@@ -158,7 +150,7 @@ def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
         raise AssertionError("work has begun")
 
     monkeypatch.setattr(scores, "evaluator", too_late)
-    monkeypatch.setattr(prepare, "prepare", too_late)
+    monkeypatch.setattr(preparation, "prepare", too_late)
     monkeypatch.setattr(train, "train", too_late)
     (tmp_path / "file").write_text("a file")
     arguments, *expected = case

@@ -12,7 +12,6 @@ from jaxsp.gan import (
     models,
     partition,
     plan,
-    prepare,
     program,
     recorder,
     report,
@@ -20,6 +19,7 @@ from jaxsp.gan import (
     step,
     train,
 )
+from jaxsp.gan.data import preparation
 
 __all__ = [
     "checkpoint",

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxsp.gan import data, prepare
+from jaxsp.gan import data
+from jaxsp.gan.data import preparation
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
 CLASSES += ["dog", "frog", "horse", "ship", "truck"]
@@ -102,7 +103,7 @@ def register(monkeypatch, files, url="https://nowhere.invalid/files/"):
         )
         for filename, content in files.items()
     }
-    monkeypatch.setattr(prepare, "_url_infos", lambda name: infos)
+    monkeypatch.setattr(preparation, "_url_infos", lambda name: infos)
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def left(root):
 # --- what is prepared ---
 
 
-@pytest.mark.parametrize("name", prepare.NAMES)
+@pytest.mark.parametrize("name", preparation.NAMES)
 def test_what_tfds_reads(name, tmp_path, monkeypatch, own_cache, capsys):
     import tensorflow_datasets as tfds
 
@@ -156,7 +157,7 @@ def test_what_tfds_reads(name, tmp_path, monkeypatch, own_cache, capsys):
     register(monkeypatch, files)
     manual = put(files, tmp_path / "manual")
     root = tmp_path / "tfds"
-    path = prepare.prepare(name, root, manual_dir=manual)
+    path = preparation.prepare(name, root, manual_dir=manual)
     assert path == root / name / tfds.builder_cls(name).VERSION.__str__()
     assert capsys.readouterr().out == ""
 
@@ -181,13 +182,15 @@ def test_what_tfds_reads(name, tmp_path, monkeypatch, own_cache, capsys):
         np.testing.assert_array_equal(read_labels, labels[order])
 
 
-@pytest.mark.parametrize("name", prepare.NAMES)
+@pytest.mark.parametrize("name", preparation.NAMES)
 def test_metadata_is_tfds_own(name, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     files = official(name)
     register(monkeypatch, files)
-    path = prepare.prepare(name, tmp_path, manual_dir=put(files, tmp_path / "manual"))
+    path = preparation.prepare(
+        name, tmp_path, manual_dir=put(files, tmp_path / "manual")
+    )
     genuine = tfds.builder_cls(name)
     info = json.loads((path / "dataset_info.json").read_text())
     assert info["name"] == name
@@ -237,7 +240,7 @@ def test_real_mnist_is_tfds_to_the_last_example(tfds_dir, tmp_path):
     folder = os.environ.get("JAXSP_MNIST_GZ")
     if not folder or tfds_dir is None:
         pytest.skip("JAXSP_MNIST_GZ or JAXSP_DATA_DIR is not set")
-    ours = prepare.prepare("mnist", tmp_path, manual_dir=folder)
+    ours = preparation.prepare("mnist", tmp_path, manual_dir=folder)
     theirs = tfds_dir / "mnist" / "3.0.1"
     assert ours.name == theirs.name
     names = sorted(path.name for path in ours.iterdir())
@@ -266,11 +269,11 @@ def test_real_mnist_is_tfds_to_the_last_example(tfds_dir, tmp_path):
 
 def test_prepared_data_set_is_left_alone(tmp_path, mnist):
     manual = put(mnist, tmp_path / "manual")
-    path = prepare.prepare("mnist", tmp_path, manual_dir=manual)
+    path = preparation.prepare("mnist", tmp_path, manual_dir=manual)
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     for filename in mnist:
         (manual / filename).unlink()
-    assert prepare.prepare("mnist", tmp_path) == path
+    assert preparation.prepare("mnist", tmp_path) == path
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 
@@ -290,13 +293,13 @@ def test_something_else_in_the_way_is_not_touched(tmp_path, mnist):
     put({"mnist-train.tfrecord-00000-of-00001": b"", "dataset_info.json": b"{}"}, path)
     put(mnist, tmp_path / "downloads" / "manual")
     with pytest.raises(FileExistsError, match=f"{path} exists and holds no array_rec"):
-        prepare.prepare("mnist", tmp_path)
+        preparation.prepare("mnist", tmp_path)
     assert len(list(path.iterdir())) == 2
 
 
 def test_unknown_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="mnist, fashion_mnist, cifar10; got 'celeb_a"):
-        prepare.prepare("celeb_a", tmp_path)
+        preparation.prepare("celeb_a", tmp_path)
 
 
 # --- download ---
@@ -345,7 +348,7 @@ def served(server, monkeypatch):
 
 def test_download_is_kept_and_used_again(tmp_path, server, served, capsys):
     root = tmp_path / "tfds"
-    path = prepare.prepare("mnist", root)
+    path = preparation.prepare("mnist", root)
     assert sorted(server.asked) == sorted(f"/{filename}" for filename in served)
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -355,7 +358,7 @@ def test_download_is_kept_and_used_again(tmp_path, server, served, capsys):
         file.unlink()
     path.rmdir()
     server.status = 503  # as if there were no network
-    assert prepare.prepare("mnist", root) == path
+    assert preparation.prepare("mnist", root) == path
     assert (path / "features.json").read_bytes() == content
     assert len(server.asked) == 4
 
@@ -363,7 +366,7 @@ def test_download_is_kept_and_used_again(tmp_path, server, served, capsys):
 def test_only_what_is_missing_is_downloaded(tmp_path, server, served, capsys):
     images = {name: content for name, content in served.items() if "images" in name}
     manual = put(images, tmp_path / "manual")
-    prepare.prepare("mnist", tmp_path / "tfds", manual_dir=manual, progress=False)
+    preparation.prepare("mnist", tmp_path / "tfds", manual_dir=manual, progress=False)
     assert sorted(server.asked) == sorted(f"/{name}" for name in {*served} - {*images})
     assert capsys.readouterr() == ("", "")
 
@@ -383,7 +386,7 @@ def test_bar_counts_the_examples(tmp_path, mnist, monkeypatch, progress):
 
     monkeypatch.setattr(tqdm, "tqdm", Noted)
     manual = put(mnist, tmp_path / "manual")
-    prepare.prepare("mnist", tmp_path, manual_dir=manual, progress=progress)
+    preparation.prepare("mnist", tmp_path, manual_dir=manual, progress=progress)
     assert [disabled for _, disabled, _ in bars] == [not progress] * 2
     if progress:
         assert [(bar.n, bar.total) for bar, _, _ in bars] == [(25, 25), (12, 12)]
@@ -392,11 +395,11 @@ def test_bar_counts_the_examples(tmp_path, mnist, monkeypatch, progress):
 
 def test_damaged_download_is_fetched_anew(tmp_path, server, served):
     root = tmp_path / "tfds"
-    path = prepare.prepare("mnist", root)
+    path = preparation.prepare("mnist", root)
     path.rename(tmp_path / "first")
     (kept,) = (root / "downloads").rglob("*train-images*.gz")
     kept.write_bytes(kept.read_bytes()[:-100])
-    prepare.prepare("mnist", root)
+    preparation.prepare("mnist", root)
     assert server.asked[4:] == ["/train-images-idx3-ubyte.gz"]
     for file in path.iterdir():
         assert file.read_bytes() == (tmp_path / "first" / file.name).read_bytes()
@@ -412,7 +415,7 @@ def test_wrong_download_is_removed(tmp_path, server, served):
     wrong = server.folder / "t10k-labels-idx1-ubyte.gz"
     wrong.write_bytes(b"<html>please log in</html>")
     with pytest.raises(OSError, match="not the official file and was removed") as info:
-        prepare.prepare("mnist", root)
+        preparation.prepare("mnist", root)
     message = one_line(str(info.value))
     assert f"{server.url}{wrong.name}" in message
     assert hashlib.sha256(wrong.read_bytes()).hexdigest() in message
@@ -421,7 +424,7 @@ def test_wrong_download_is_removed(tmp_path, server, served):
     assert wrong.read_bytes() not in kept
     assert list((root / "mnist").iterdir()) == []
     put(served, server.folder)
-    assert prepare.prepare("mnist", root).exists()
+    assert preparation.prepare("mnist", root).exists()
 
 
 @pytest.mark.parametrize("status", [404, 503])
@@ -429,7 +432,7 @@ def test_refusal_tells_what_to_do(tmp_path, server, served, status):
     server.status = status
     began = time.monotonic()
     with pytest.raises(FileNotFoundError, match=f"cannot be downl.*{status}") as info:
-        prepare.prepare("mnist", tmp_path / "tfds")
+        preparation.prepare("mnist", tmp_path / "tfds")
     assert time.monotonic() - began < 5
     assert str(tmp_path / "tfds" / "downloads" / "manual") in one_line(str(info.value))
     assert not any((tmp_path / "tfds").glob("mnist/*"))
@@ -454,8 +457,8 @@ def test_look_up_that_hangs_takes_seconds(tmp_path, mnist, monkeypatch):
         over.wait(60)
         raise socket.gaierror("at last")
 
-    assert prepare._NETWORK_SECONDS <= 6
-    monkeypatch.setattr(prepare, "_NETWORK_SECONDS", 0.5)
+    assert preparation._NETWORK_SECONDS <= 6
+    monkeypatch.setattr(preparation, "_NETWORK_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     began = time.monotonic()
     with pytest.raises(FileNotFoundError, match="no answer from nowhere") as info:
@@ -479,11 +482,11 @@ def test_dead_proxy_takes_seconds(tmp_path, mnist, monkeypatch, name):
 
 
 def test_missing_file_is_named_alone(tmp_path, mnist, monkeypatch):
-    monkeypatch.setattr(prepare, "_unreachable", lambda url: "no network")
+    monkeypatch.setattr(preparation, "_unreachable", lambda url: "no network")
     labels = "train-labels-idx1-ubyte.gz"
     manual = put({k: v for k, v in mnist.items() if k != labels}, tmp_path / "manual")
     with pytest.raises(FileNotFoundError, match=f"Download {labels} from .* put it "):
-        prepare.prepare("mnist", tmp_path / "tfds", manual_dir=manual)
+        preparation.prepare("mnist", tmp_path / "tfds", manual_dir=manual)
 
 
 # --- interruptions, other processes, disks ---
@@ -494,7 +497,7 @@ def test_wrong_manual_file_is_kept(tmp_path, mnist):
     wrong = manual / "train-images-idx3-ubyte.gz"
     wrong.write_bytes(wrong.read_bytes() + b"\0")
     with pytest.raises(OSError, match=f"{wrong} .* is not the file of https") as info:
-        prepare.prepare("mnist", tmp_path / "tfds", manual_dir=manual)
+        preparation.prepare("mnist", tmp_path / "tfds", manual_dir=manual)
     assert hashlib.sha256(wrong.read_bytes()).hexdigest() in one_line(str(info.value))
     assert wrong.exists()
     assert not (tmp_path / "tfds").exists()
@@ -513,15 +516,15 @@ from tensorflow_datasets.core.download.checksums import compute_url_info
 root = pathlib.Path(sys.argv[1])
 infos = {f"https://nowhere.invalid/{path.name}": compute_url_info(path)
          for path in (root / "downloads" / "manual").iterdir()}
-prepare._url_infos = lambda name: infos
+preparation._url_infos = lambda name: infos
 exec(sys.argv[3])
 try:
-    print(prepare.prepare("mnist", root, progress=False))
+    print(preparation.prepare("mnist", root, progress=False))
 except OSError as error:
     print(error)
 """
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(root), prepare.__file__, before],
+        [sys.executable, "-c", code, str(root), preparation.__file__, before],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -536,12 +539,12 @@ class Slow(list):
         yield from self[:5]
         print("half", flush=True)
         time.sleep(100)
-read = prepare._read
+read = preparation._read
 def read_slowly(*args):
     splits, classes = read(*args)
     splits["test"] = (Slow(splits["test"][0]), splits["test"][1])
     return splits, classes
-prepare._read = read_slowly
+preparation._read = read_slowly
 """
     with prepare_in_subprocess(tmp_path, slow) as process:
         try:
@@ -577,16 +580,16 @@ def test_directory_that_cannot_be_written_takes_one_line(tmp_path, mnist):
     manual = put(mnist, tmp_path / "manual")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="mnist cannot be prepared in data_dir=") as info:
-        prepare.prepare("mnist", tmp_path / "file" / "tfds", manual_dir=manual)
+        preparation.prepare("mnist", tmp_path / "file" / "tfds", manual_dir=manual)
     assert isinstance(info.value, NotADirectoryError)
     assert "Not a directory" in one_line(str(info.value))
 
 
 def test_of_two_threads_one_prepares(tmp_path, mnist, monkeypatch):
     manual = put(mnist, tmp_path / "manual")
-    build, built = prepare._build, []
+    build, built = preparation._build, []
     at_once = threading.Barrier(2)
-    lock = prepare._locked
+    lock = preparation._locked
 
     def locked(directory):
         at_once.wait(30)  # neither has seen the other's result
@@ -596,13 +599,13 @@ def test_of_two_threads_one_prepares(tmp_path, mnist, monkeypatch):
         built.append(args)
         return build(*args)
 
-    monkeypatch.setattr(prepare, "_locked", locked)
-    monkeypatch.setattr(prepare, "_build", counted)
+    monkeypatch.setattr(preparation, "_locked", locked)
+    monkeypatch.setattr(preparation, "_build", counted)
     found = []
     threads = [
         threading.Thread(
             target=lambda: found.append(
-                prepare.prepare("mnist", tmp_path, manual_dir=manual)
+                preparation.prepare("mnist", tmp_path, manual_dir=manual)
             )
         )
         for _ in range(2)
@@ -617,22 +620,22 @@ def test_of_two_threads_one_prepares(tmp_path, mnist, monkeypatch):
 
 def test_without_locks_the_first_to_finish_wins(tmp_path, mnist, monkeypatch):
     manual = put(mnist, tmp_path / "manual")
-    read = prepare._read
+    read = preparation._read
 
     @contextlib.contextmanager
     def no_lock(directory):
         yield False
 
     def read_while_another_prepares(*args):
-        monkeypatch.setattr(prepare, "_read", read)
-        path = prepare.prepare("mnist", tmp_path, manual_dir=manual)
+        monkeypatch.setattr(preparation, "_read", read)
+        path = preparation.prepare("mnist", tmp_path, manual_dir=manual)
         first.extend((path, path.stat().st_ino))
         return read(*args)
 
     first = []
-    monkeypatch.setattr(prepare, "_locked", no_lock)
-    monkeypatch.setattr(prepare, "_read", read_while_another_prepares)
-    path = prepare.prepare("mnist", tmp_path, manual_dir=manual)
+    monkeypatch.setattr(preparation, "_locked", no_lock)
+    monkeypatch.setattr(preparation, "_read", read_while_another_prepares)
+    path = preparation.prepare("mnist", tmp_path, manual_dir=manual)
     assert [path, path.stat().st_ino] == first
     assert [p.name for p in (tmp_path / "mnist").iterdir()] == ["3.0.1"]
 
@@ -640,9 +643,9 @@ def test_without_locks_the_first_to_finish_wins(tmp_path, mnist, monkeypatch):
 def test_registered_files_are_known():
     # The names by which the files are looked for are those of TFDS's checksums.
     for name in ("mnist", "fashion_mnist"):
-        infos = prepare._url_infos(name)
+        infos = preparation._url_infos(name)
         assert {info.filename for info in infos.values()} == {*official(name)}
         assert {pathlib.PurePosixPath(url).name for url in infos} == {*official(name)}
-    (info,) = prepare._url_infos("cifar10").values()
+    (info,) = preparation._url_infos("cifar10").values()
     assert info.filename == "cifar-10-binary.tar.gz"
     assert int(info.size) == 170_052_171

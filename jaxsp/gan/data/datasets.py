@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, prepare
+from jaxsp.gan import agreement
+from jaxsp.gan.data import preparation
 
 __all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
 
@@ -92,7 +93,7 @@ def load(
       published ones; points are *not* scaled to [−1, 1], so a generator of points ends
       in a linear layer, not in tanh. 50,000 and 10,000 points; the label is the mode.
     - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has them. Where they are not prepared
-      in `data_dir`, `prepare.prepare` does it, from the official files in
+      in `data_dir`, `preparation.prepare` does it, from the official files in
       `<data_dir>/downloads/manual` or from the network.
     - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
       the label is the attribute "Male" (0 or 1). 2.5 GB. Must have been prepared by
@@ -112,7 +113,7 @@ def load(
         ValueError: if there is no data set of that name.
         FileNotFoundError: if it is not prepared in `data_dir` and cannot be now; says
             what to do.
-        OSError: if it cannot be prepared for another reason; see `prepare.prepare`.
+        OSError: if it cannot be prepared for another reason; see `preparation.prepare`.
         ImportError: if a package of `jaxsp[gan]` is missing.
         distributed.DistributedError: if another process has raised an error.
     """
@@ -279,10 +280,10 @@ def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
     root = pathlib.Path(named).expanduser()
     version_dir = _find_prepared(name, root)
     if version_dir is None:
-        if not download or name not in prepare.NAMES:
+        if not download or name not in preparation.NAMES:
             raise FileNotFoundError(_how_to_prepare(name, root))
         _require(*_TFDS_MODULES)
-        version_dir = prepare.prepare(name, root)
+        version_dir = preparation.prepare(name, root)
     fingerprint = _fingerprint(version_dir)
     cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}"
     arrays = _read_cache(cache)
@@ -316,7 +317,7 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
             "read without TensorFlow: it must be array_record. Where TensorFlow is "
             f"installed, write: tfds convert_format --dataset_version_dir={path} "
             "--out_file_format=array_record"
-            f"{anew if name in prepare.NAMES else ''}"
+            f"{anew if name in preparation.NAMES else ''}"
         )
     return None
 
@@ -328,7 +329,7 @@ def _how_to_prepare(name: str, root: pathlib.Path) -> str:
         f"{root / name}/<version>/dataset_info.json). If it lies elsewhere, pass "
         "--data_dir=DIR (in Python: data_dir=DIR) or set TFDS_DATA_DIR."
     )
-    if name in prepare.NAMES:
+    if name in preparation.NAMES:
         return f"{message} With download=True it would be prepared now."
     return (
         f"{message} Otherwise, on a machine with a network and TensorFlow:\n"
