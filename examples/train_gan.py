@@ -52,11 +52,11 @@ from jaxsp.gan import (
     losses,
     md_gan,
     models,
-    partition,
     plan,
     scores,
     train,
 )
+from jaxsp.gan.data import partition
 
 LOSSES = {
     # Without the penalty the score of digits turns for the worse after 2,000 steps.

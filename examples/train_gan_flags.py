@@ -12,7 +12,8 @@ from absl import flags
 
 import jaxsp
 from jaxsp import compressors, topology
-from jaxsp.gan import agreement, data, partition
+from jaxsp.gan import agreement, data
+from jaxsp.gan.data import partition
 
 MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
 TOPOLOGIES = (

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import checkpoint, fl_gan, models, partition, plan, scores, train
-from jaxsp.gan.data import preparation
+from jaxsp.gan import checkpoint, fl_gan, models, plan, scores, train
+from jaxsp.gan.data import partition, preparation
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"

@@ -10,7 +10,6 @@ from jaxsp.gan import (
     losses,
     md_gan,
     models,
-    partition,
     plan,
     program,
     recorder,
@@ -19,7 +18,6 @@ from jaxsp.gan import (
     step,
     train,
 )
-from jaxsp.gan.data import preparation
 
 __all__ = [
     "checkpoint",
@@ -28,9 +26,7 @@ __all__ = [
     "losses",
     "md_gan",
     "models",
-    "partition",
     "plan",
-    "prepare",
     "program",
     "recorder",
     "report",

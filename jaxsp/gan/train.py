@@ -27,7 +27,8 @@ import numpy as np
 import optax
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, checkpoint, data, md_gan, models, partition, report
+from jaxsp.gan import agreement, checkpoint, data, md_gan, models, report
+from jaxsp.gan.data import partition
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.program import Program
 from jaxsp.gan.recorder import Recorder, add_bits

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models, partition, train
+from jaxsp.gan import data, losses, md_gan, models, train
+from jaxsp.gan.data import partition
 
 STEPS, EVERY, COUNT = 240, 10, 3
 

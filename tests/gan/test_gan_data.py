@@ -16,7 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxsp.gan import data, partition
+from jaxsp.gan import data
+from jaxsp.gan.data import partition
 
 # --- what needs no files ---
 
@@ -504,7 +505,7 @@ def in_subprocess(code, *args):
 def test_import_is_light():
     code = """
 import json, sys
-import jaxsp.gan.data, jaxsp.gan.partition
+import jaxsp.gan.data, jaxsp.gan.data.partition
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
     loaded = set(in_subprocess(code))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxsp.gan import partition
+from jaxsp.gan.data import partition
 
 LABELS = np.arange(1000, dtype=np.int32) % 10
 

@@ -18,7 +18,8 @@ import PIL.Image
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint, data, losses, md_gan, models, partition, step, train
+from jaxsp.gan import checkpoint, data, losses, md_gan, models, step, train
+from jaxsp.gan.data import partition
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])

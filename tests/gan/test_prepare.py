@@ -519,7 +519,7 @@ infos = {f"https://nowhere.invalid/{path.name}": compute_url_info(path)
 preparation._url_infos = lambda name: infos
 exec(sys.argv[3])
 try:
-    print(preparation.prepare("mnist", root, progress=False))
+    print(prepare.prepare("mnist", root, progress=False))
 except OSError as error:
     print(error)
 """

@@ -1,5 +1,6 @@
 """Data sets as arrays, where they come from, and which worker holds what."""
 
+from jaxsp.gan.data import partition, preparation
 from jaxsp.gan.data.datasets import (
     NAMES,
     Dataset,
@@ -10,4 +11,14 @@ from jaxsp.gan.data.datasets import (
     to_unit,
 )
 
-__all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "cache_dir",
+    "draw",
+    "load",
+    "partition",
+    "preparation",
+    "to_uint8",
+    "to_unit",
+]
