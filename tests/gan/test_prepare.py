@@ -516,7 +516,7 @@ from tensorflow_datasets.core.download.checksums import compute_url_info
 root = pathlib.Path(sys.argv[1])
 infos = {f"https://nowhere.invalid/{path.name}": compute_url_info(path)
          for path in (root / "downloads" / "manual").iterdir()}
-preparation._url_infos = lambda name: infos
+prepare._url_infos = lambda name: infos
 exec(sys.argv[3])
 try:
     print(prepare.prepare("mnist", root, progress=False))
