@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxsp import distributed
 from jaxsp.gan import agreement, report, shards
-from jaxsp.gan.program import named_leaves, with_named_leaves
+from jaxsp.gan.training.program import named_leaves, with_named_leaves
 
 __all__ = [
     "Checkpoints",

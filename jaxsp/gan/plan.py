@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxsp.gan import md_gan, models
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.program import Program, Role
 from jaxsp.gan.train import TrainConfig, make_program
+from jaxsp.gan.training.program import Program, Role
 from jaxsp.workers import Workers
 
 __all__ = ["Cost", "Plan", "Traffic", "format", "plan"]

@@ -22,7 +22,7 @@ from jax import lax
 from jaxsp import comm, methods, metrics, operators
 from jaxsp.gan import data, models
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.program import Program, Role, Summary
+from jaxsp.gan.training.program import Program, Role, Summary
 from jaxsp.operators import MinMax
 from jaxsp.workers import Workers
 

@@ -1,6 +1,6 @@
 """The training loop: any GAN, any losses, any method, any workers.
 
-`train` runs a program (`jaxsp.gan.program`), records and scores what comes of it, and
+`train` runs a program (`jaxsp.gan.training.program`), records and scores what comes of it, and
 leaves a run that goes on where it stopped: what is random in a step follows from the
 seed, the step and the worker, so nothing random is saved, and a run that was
 interrupted continues bit for bit. With another number of workers it goes on too, from
@@ -30,9 +30,9 @@ from jaxsp import distributed
 from jaxsp.gan import agreement, checkpoint, data, md_gan, models, report
 from jaxsp.gan.data import partition
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.program import Program
 from jaxsp.gan.recorder import Recorder, add_bits
 from jaxsp.gan.step import program as local_program
+from jaxsp.gan.training.program import Program
 from jaxsp.workers import Workers
 
 __all__ = ["Result", "TrainConfig", "TrainingDivergedError", "make_program", "train"]

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint, program
+from jaxsp.gan import checkpoint
+from jaxsp.gan.training import program
 
 
 class State(NamedTuple):

@@ -11,7 +11,7 @@ from jaxsp.gan import models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.md_gan import run
 from jaxsp.gan.md_gan.roles import check_losses
-from jaxsp.gan.program import Program
+from jaxsp.gan.training.program import Program
 from jaxsp.workers import Workers
 
 __all__ = ["MDGan"]

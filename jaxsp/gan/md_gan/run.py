@@ -9,8 +9,8 @@ import numpy as np
 from jaxsp import comm
 from jaxsp.gan import data, models
 from jaxsp.gan.md_gan import link, roles
-from jaxsp.gan.program import Program, Role, Summary
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
+from jaxsp.gan.training.program import Program, Role, Summary
 from jaxsp.operators import MinMax
 
 __all__ = ["MDGanState", "Run"]
