@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, report, shards
+from jaxsp.gan import agreement, report
+from jaxsp.gan.training import shards
 from jaxsp.gan.training.program import named_leaves, with_named_leaves
 
 __all__ = [
