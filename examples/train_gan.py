@@ -45,18 +45,9 @@ from train_gan_flags import BadFlagError, known, naming
 from train_gan_methods import METHODS
 
 from jaxsp import distributed
-from jaxsp.gan import (
-    agreement,
-    checkpoint,
-    data,
-    losses,
-    md_gan,
-    models,
-    plan,
-    scores,
-    train,
-)
+from jaxsp.gan import agreement, data, losses, md_gan, models, plan, scores, train
 from jaxsp.gan.data import partition
+from jaxsp.gan.training import checkpoint
 
 LOSSES = {
     # Without the penalty the score of digits turns for the worse after 2,000 steps.

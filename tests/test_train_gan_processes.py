@@ -13,7 +13,7 @@ import time
 import pytest
 from processes import start
 
-from jaxsp.gan import checkpoint
+from jaxsp.gan.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import checkpoint, fl_gan, models, plan, scores, train
+from jaxsp.gan import fl_gan, models, plan, scores, train
 from jaxsp.gan.data import partition, preparation
+from jaxsp.gan.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"

@@ -4,7 +4,6 @@ Needs `pip install "jaxsp[gan]"`; the rest of jaxsp never imports it.
 """
 
 from jaxsp.gan import (
-    checkpoint,
     data,
     fl_gan,
     losses,
@@ -19,7 +18,6 @@ from jaxsp.gan import (
 )
 
 __all__ = [
-    "checkpoint",
     "data",
     "fl_gan",
     "losses",

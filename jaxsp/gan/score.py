@@ -29,8 +29,8 @@ from absl import app, flags, logging
 from flax import traverse_util
 from tqdm import tqdm
 
-from jaxsp.gan import checkpoint as checkpoints
 from jaxsp.gan import data, models, report, scores
+from jaxsp.gan.training import checkpoint as checkpoints
 
 __all__ = ["BadFlagError", "define_flags", "main", "run"]
 

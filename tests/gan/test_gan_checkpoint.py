@@ -12,8 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint
-from jaxsp.gan.training import program
+from jaxsp.gan.training import checkpoint, program
 
 
 class State(NamedTuple):

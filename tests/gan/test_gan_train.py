@@ -18,8 +18,9 @@ import PIL.Image
 import pytest
 
 import jaxsp
-from jaxsp.gan import checkpoint, data, losses, md_gan, models, step, train
+from jaxsp.gan import data, losses, md_gan, models, step, train
 from jaxsp.gan.data import partition
+from jaxsp.gan.training import checkpoint
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])

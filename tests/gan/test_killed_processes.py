@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxsp.gan import checkpoint
+from jaxsp.gan.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 COUNT, STEPS, EVERY = 4, 60, 20

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import checkpoint, data, models, score, scores
-from jaxsp.gan.training import program
+from jaxsp.gan import data, models, score, scores
+from jaxsp.gan.training import checkpoint, program
 
 ROOT = pathlib.Path(__file__).parents[2]
 POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}

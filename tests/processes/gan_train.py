@@ -21,8 +21,9 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import checkpoint, data, fl_gan, losses, md_gan, models, step, train
+from jaxsp.gan import data, fl_gan, losses, md_gan, models, step, train
 from jaxsp.gan.data import partition
+from jaxsp.gan.training import checkpoint
 
 COUNT, STEPS = 4, 12
 GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
