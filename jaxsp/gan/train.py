@@ -30,10 +30,10 @@ from jaxsp import distributed
 from jaxsp.gan import agreement, data, md_gan, models, report
 from jaxsp.gan.data import partition
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.recorder import Recorder, add_bits
 from jaxsp.gan.step import program as local_program
 from jaxsp.gan.training import checkpoint
 from jaxsp.gan.training.program import Program
+from jaxsp.gan.training.records import Recorder, add_bits
 from jaxsp.workers import Workers
 
 __all__ = ["Result", "TrainConfig", "TrainingDivergedError", "make_program", "train"]
