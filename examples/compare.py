@@ -2,7 +2,7 @@ r"""Train with several methods at equal budgets and compare what they reach.
 
 Every method is a run of train_gan.py with the same flags but its own; --budget says
 where it ends. --workdir then holds a directory for each run, comparison.png (scores
-against steps, bytes and seconds) and report.md. Ended runs are not repeated with
+against steps, bytes and seconds) and plots.md. Ended runs are not repeated with
 --resume, interrupted ones go on.
 
 Examples:
@@ -30,7 +30,8 @@ import train_gan_methods
 from absl import app, flags
 from train_gan_flags import BadFlagError, known, naming
 
-from jaxsp.gan import report, train
+from jaxsp.gan import train
+from jaxsp.gan.training import plots
 
 # What train_gan.py can be told: its flags, but for `callback`.
 PARAMETERS = tuple(inspect.signature(train_gan.run).parameters)
@@ -174,7 +175,7 @@ def compare(
             "steps:2000 or seconds:60."
         )
     directory = pathlib.Path(workdir).expanduser()
-    if (directory / "report.md").exists() and not resume:
+    if (directory / "plots.md").exists() and not resume:
         raise BadFlagError(
             f"--workdir={workdir} holds another comparison: choose another directory, "
             "or go on with it by --resume."
@@ -186,7 +187,7 @@ def compare(
         where = directory / re.sub(r"[^\w.=-]+", "_", run.name)
         metrics = where / "metrics.jsonl"
         if resume and metrics.exists():
-            records[run.name] = report.read_metrics(metrics)
+            records[run.name] = plots.read_metrics(metrics)
             if _has_ended(where, records[run.name], limit):
                 ends[run.name] = "was there"
                 continue
@@ -208,11 +209,11 @@ def compare(
         except train.TrainingDivergedError as error:
             print(f"{run.name} diverged: {error}", file=sys.stderr)
             ends[run.name] = f"diverged at step {error.step}"
-        records[run.name] = report.read_metrics(metrics)
+        records[run.name] = plots.read_metrics(metrics)
         # After each run: what there is can be looked at while the next one trains.
         _write(directory, records, ends, limit, options, command)
     _write(directory, records, ends, limit, options, command)
-    print(f"written: {directory / 'report.md'}, {directory / 'comparison.png'}")
+    print(f"written: {directory / 'plots.md'}, {directory / 'comparison.png'}")
     return records
 
 
@@ -266,8 +267,8 @@ def _write(directory, records, ends, limit, options, command):
     shown = [n for n in _SCORES if any(n in r for rs in records.values() for r in rs)]
     dataset = options.get("dataset", "digits")
     title = f"{dataset}, {options.get('workers', 8)} workers, {limit.kind} equal"
-    report.plot_comparison(records, directory / "comparison.png", shown[:2], title)
-    with report.replacing(directory / "report.md") as path:
+    plots.plot_comparison(records, directory / "comparison.png", shown[:2], title)
+    with plots.replacing(directory / "plots.md") as path:
         path.write_text(_report(records, ends, limit, shown, options, command, title))
 
 

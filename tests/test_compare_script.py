@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 from absl import flags
 
-from jaxsp.gan import report, train
+from jaxsp.gan import train
+from jaxsp.gan.training import plots
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -95,7 +96,7 @@ def test_every_run_ends_where_the_budget_does(script, runs, tmp_path, budget, la
     records = script.compare("md_gan,fl_gan", budget, str(tmp_path), progress=False)
     assert [found[-1]["step"] for found in records.values()] == [last, last]
     assert [call["method"] for call in runs] == ["md_gan", "fl_gan"]
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "plots.md").read_text()
     assert f"| `md_gan` | {100 / (1 + last) + 1:.4g} / " in text
     with PIL.Image.open(tmp_path / "comparison.png") as picture:
         assert picture.size[0] > 2 * picture.size[1]
@@ -106,7 +107,7 @@ def test_a_run_that_diverges_does_not_end_the_others(script, runs, tmp_path):
     records = script.compare(methods, "steps:40", str(tmp_path), progress=False)
     assert [found[-1]["step"] for found in records.values()] == [20, 40]
     assert runs[1]["batches_k"] in (2, "2")
-    assert "diverged at step 20" in (tmp_path / "report.md").read_text()
+    assert "diverged at step 20" in (tmp_path / "plots.md").read_text()
 
 
 def test_what_has_ended_is_not_repeated(script, runs, tmp_path):
@@ -182,8 +183,8 @@ def test_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     small += ["--eval_every=2", "--workdir=here"]
     assert call(*small, "--methods=md_gan,cp_oadam", "--budget=steps:4")[0] == 0
     files = {path.name for path in (tmp_path / "here").iterdir()}
-    assert files == {"md_gan", "cp_oadam", "report.md", "comparison.png"}
-    assert "| `cp_oadam` |" in (tmp_path / "here" / "report.md").read_text()
+    assert files == {"md_gan", "cp_oadam", "plots.md", "comparison.png"}
+    assert "| `cp_oadam` |" in (tmp_path / "here" / "plots.md").read_text()
     plan = ["--methods=md_gan,cp_oadam", "--dry_run", "--workdir=none"]
     assert call(*small[:3], *plan)[0] == 0
     assert not (tmp_path / "none").exists()
@@ -203,7 +204,7 @@ def test_a_comparison_has_a_curve_for_every_run(tmp_path):
         ],
         "c": [],
     }
-    report.plot_comparison(runs, tmp_path / "a.png", ["score", "missing"], "title")
+    plots.plot_comparison(runs, tmp_path / "a.png", ["score", "missing"], "title")
     pixels = np.asarray(PIL.Image.open(tmp_path / "a.png").convert("RGB")).reshape(
         -1, 3
     )
@@ -211,4 +212,4 @@ def test_a_comparison_has_a_curve_for_every_run(tmp_path):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels.astype(int) - rgb).sum(1) < 12).any()
     with pytest.raises(ValueError, match="scores must name"):
-        report.plot_comparison(runs, tmp_path / "b.png", ["missing"])
+        plots.plot_comparison(runs, tmp_path / "b.png", ["missing"])

@@ -3,18 +3,7 @@
 Needs `pip install "jaxsp[gan]"`; the rest of jaxsp never imports it.
 """
 
-from jaxsp.gan import (
-    data,
-    fl_gan,
-    losses,
-    md_gan,
-    models,
-    plan,
-    report,
-    scores,
-    step,
-    train,
-)
+from jaxsp.gan import data, fl_gan, losses, md_gan, models, plan, scores, step, train
 
 __all__ = [
     "data",
@@ -23,7 +12,6 @@ __all__ = [
     "md_gan",
     "models",
     "plan",
-    "report",
     "scores",
     "step",
     "train",

@@ -29,8 +29,9 @@ from absl import app, flags, logging
 from flax import traverse_util
 from tqdm import tqdm
 
-from jaxsp.gan import data, models, report, scores
+from jaxsp.gan import data, models, scores
 from jaxsp.gan.training import checkpoint as checkpoints
+from jaxsp.gan.training import plots
 
 __all__ = ["BadFlagError", "define_flags", "main", "run"]
 
@@ -124,7 +125,7 @@ def run(
         points = len(loaded.sample_shape) == 1
         grid = np.concatenate(shown)[: 1000 if points else _SHOWN]
         below = np.asarray(loaded.train[:2000]) if points else None
-        report.plot_samples(grid, picture, below, f"{loaded.name}, step {step}")
+        plots.plot_samples(grid, picture, below, f"{loaded.name}, step {step}")
 
     labels = np.bincount(loaded.train_labels, minlength=loaded.num_classes)
     counts = found.counts
@@ -149,7 +150,7 @@ def run(
     }
     if weights is not None:
         result["features"] = "inception"
-    with report.replacing(path) as temporary:
+    with plots.replacing(path) as temporary:
         text = json.dumps(_nullable(result), indent=2, allow_nan=False)
         temporary.write_text(text + "\n")
     _print_table(result, [str(p) for p in (path, picture) if p])

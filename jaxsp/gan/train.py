@@ -27,11 +27,11 @@ import numpy as np
 import optax
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, data, md_gan, models, report
+from jaxsp.gan import agreement, data, md_gan, models
 from jaxsp.gan.data import partition
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.step import program as local_program
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, plots
 from jaxsp.gan.training.program import Program
 from jaxsp.gan.training.records import Recorder, add_bits
 from jaxsp.workers import Workers
@@ -332,7 +332,7 @@ def train(
                 gan, dataset, config, program, eval_key, score, callback, workdir, step
             )
         stack.callback(recorder.close)
-        bar = report.Progress(config.steps, step, enabled=progress and main)
+        bar = plots.Progress(config.steps, step, enabled=progress and main)
         stack.callback(bar.close)
         signals = stack.enter_context(agreement.Signals())
         shares, sizes = workers.shard_local((shares, sizes))

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxsp.gan import report
+from jaxsp.gan.training import plots
 
 
 def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
@@ -15,7 +15,7 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
     path.write_text("old")
 
     def fail_half_way():
-        with report.replacing(path) as temporary:
+        with plots.replacing(path) as temporary:
             temporary.write_text("half")
             assert path.read_text() == "old"
             raise RuntimeError
@@ -23,7 +23,7 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert path.read_text() == "old"
-    with report.replacing(path) as temporary:
+    with plots.replacing(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -31,7 +31,7 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
 
 def test_metrics_file_is_json_a_line_and_readable_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = report.MetricsFile(path)
+    metrics = plots.MetricsFile(path)
     metrics.write({"step": 0, "loss": None, "bits": 2**60 + 1, "score": 0.1})
     metrics.write({"step": 5, "loss": float("nan"), "score": float("inf")})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -43,13 +43,13 @@ def test_metrics_file_is_json_a_line_and_readable_at_once(tmp_path):
 
 def test_metrics_file_goes_on_from_the_records_that_are_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = report.MetricsFile(path)
+    first = plots.MetricsFile(path)
     for step in (0, 5, 10):
         first.write({"step": step})
     first.close()
     with path.open("a") as file:
         file.write('{"step": 1')  # the machine went down here
-    second = report.MetricsFile(path, keep=lambda r: r["step"] <= 5)
+    second = plots.MetricsFile(path, keep=lambda r: r["step"] <= 5)
     second.write({"step": 7})
     second.close()
     assert path.read_text() == '{"step": 0}\n{"step": 5}\n{"step": 7}\n'
@@ -58,7 +58,7 @@ def test_metrics_file_goes_on_from_the_records_that_are_kept(tmp_path):
 
 def test_metrics_file_without_a_path_stays_in_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    metrics = report.MetricsFile(None)
+    metrics = plots.MetricsFile(None)
     metrics.write({"step": 0})
     metrics.close()
     assert metrics.records == [{"step": 0}]
@@ -72,7 +72,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_on_a_terminal():
     stream = Terminal()
-    progress = report.Progress(40, 10, stream=stream)
+    progress = plots.Progress(40, 10, stream=stream)
     progress.update(25, loss_G=0.5)
     progress.update(40, loss_G=0.25)
     progress.close()
@@ -83,7 +83,7 @@ def test_progress_is_a_bar_on_a_terminal():
 
 def test_progress_is_a_line_a_tenth_elsewhere():
     stream = io.StringIO()
-    progress = report.Progress(100, stream=stream)
+    progress = plots.Progress(100, stream=stream)
     for step in range(1, 101):
         progress.update(step, loss_G=0.5)
     progress.close()
@@ -96,7 +96,7 @@ def test_progress_is_a_line_a_tenth_elsewhere():
 
 def test_progress_can_be_silent():
     stream = Terminal()
-    progress = report.Progress(2, enabled=False, stream=stream)
+    progress = plots.Progress(2, enabled=False, stream=stream)
     progress.update(2, loss_G=0.5)
     progress.close()
     assert stream.getvalue() == ""
@@ -107,7 +107,7 @@ def test_image_grid_shows_every_pixel_as_a_square(tmp_path, shape, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, *shape, channels), np.uint8)
     as_floats = images / 127.5 - 1
     for samples in (images, as_floats):
-        report.plot_samples(samples, tmp_path / "a.png")
+        plots.plot_samples(samples, tmp_path / "a.png")
         picture = np.asarray(PIL.Image.open(tmp_path / "a.png").convert("RGB"))
         zoom, gap, margin = 64 // shape[0], 2, 10
         side = 64 + gap
@@ -126,8 +126,8 @@ def test_image_grid_shows_every_pixel_as_a_square(tmp_path, shape, channels):
 def test_points_are_drawn_over_the_data(tmp_path):
     rng = np.random.default_rng(0)
     data, points = rng.normal(size=(200, 2)), rng.normal(size=(100, 2))
-    report.plot_samples(points, tmp_path / "with.png", reference=data, title="a")
-    report.plot_samples(points, tmp_path / "without.png")
+    plots.plot_samples(points, tmp_path / "with.png", reference=data, title="a")
+    plots.plot_samples(points, tmp_path / "without.png")
     with_data, without = (
         np.asarray(PIL.Image.open(tmp_path / name).convert("RGB"), int)
         for name in ("with.png", "without.png")
@@ -148,7 +148,7 @@ def test_points_are_drawn_over_the_data(tmp_path):
 
 def test_samples_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got shape \(3, 5\)"):
-        report.plot_samples(np.zeros((3, 5)), tmp_path / "a.png")
+        plots.plot_samples(np.zeros((3, 5)), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,11 +166,11 @@ def test_curves_have_a_panel_for_every_score(tmp_path):
         }
         for step in range(0, 50, 5)
     ]
-    report.plot_curves(records, tmp_path / "four.png", title="a")
-    report.plot_curves(
+    plots.plot_curves(records, tmp_path / "four.png", title="a")
+    plots.plot_curves(
         [{**r, "modes_covered": 3} for r in records], tmp_path / "five.png"
     )
-    report.plot_curves(records[:1], tmp_path / "start.png")
+    plots.plot_curves(records[:1], tmp_path / "start.png")
     sizes = {}
     for name in ("four", "five", "start"):
         picture = PIL.Image.open(tmp_path / f"{name}.png").convert("RGB")

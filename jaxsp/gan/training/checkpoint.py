@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, report
-from jaxsp.gan.training import shards
+from jaxsp.gan import agreement
+from jaxsp.gan.training import plots, shards
 from jaxsp.gan.training.program import named_leaves, with_named_leaves
 
 __all__ = [
@@ -166,7 +166,7 @@ def write_config(
       free: what may change then, for the record.
     """
     text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
-    with report.replacing(pathlib.Path(workdir) / _CONFIG) as path:
+    with plots.replacing(pathlib.Path(workdir) / _CONFIG) as path:
         path.write_text(text + "\n")
 
 

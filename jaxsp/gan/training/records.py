@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, models, report
+from jaxsp.gan import agreement, models
+from jaxsp.gan.training import plots
 
 __all__ = ["Recorder", "add_bits"]
 
@@ -43,7 +44,7 @@ class Recorder:
         self._program = program
         self._key, self._score, self._callback = key, score, callback
         self._workdir, self._main = workdir, distributed.is_main()
-        self._file = report.MetricsFile(
+        self._file = plots.MetricsFile(
             workdir / "metrics.jsonl" if workdir is not None and self._main else None,
             # What a checkpoint knows nothing of is not kept: later steps, and other
             # workers' going on from this one, which is told anew if it is done again.
@@ -144,8 +145,8 @@ class Recorder:
         names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
         for name in names:
             title = f"{self._dataset.name}, step {step}"
-            report.plot_samples(shown, self._workdir / name, below, title)
-        report.plot_curves(
+            plots.plot_samples(shown, self._workdir / name, below, title)
+        plots.plot_curves(
             self.history, self._workdir / "curves.png", self._dataset.name
         )
 
