@@ -4,7 +4,7 @@ r"""What a worker of MD-GAN computes and keeps, next to a worker of FL-GAN.
         [--output FILE.json]
 
 Prints three tables. Nothing is trained: the numbers are the compiler's own, of the
-programs that `jaxsp.gan.train` runs, as `jaxsp.gan.plan` reads them. A row takes eleven
+programs that `jaxsp.gan.train` runs, as `jaxsp.gan.training.cost` reads them. A row takes eleven
 compiled programs: with convolutions one or two minutes of processor time.
 
 The setting is that of MD-GAN's experiments: its networks, ACGAN losses, Adam for both,
@@ -52,7 +52,8 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models, plan, train
+from jaxsp.gan import fl_gan, losses, md_gan, models, train
+from jaxsp.gan.training import cost
 
 WORKERS = 10
 
@@ -116,7 +117,7 @@ def by_hand(gan: models.Gan, batch_size: int, counts) -> dict[str, Any]:
 
 def planned(
     method: str, gan: models.Gan, rows: int, batch_size: int, count: int, k: int = 1
-) -> plan.Plan:
+) -> cost.Plan:
     """The plan of one iteration of `count` virtual workers; method "md" or "fl"."""
     workers = jaxsp.Workers(count, devices=jax.devices()[:1])
     adam = optax.adam(2e-4, b1=0.5)
@@ -132,7 +133,7 @@ def planned(
     )
     config = train.TrainConfig(steps=1, batch_size=batch_size, same_sample=True)
     sizes = np.full(count, rows)
-    return plan.plan(
+    return cost.plan(
         ways[method](), gan, losses.acgan(gan), workers, shares, sizes, config
     )
 

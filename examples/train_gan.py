@@ -45,9 +45,9 @@ from train_gan_flags import BadFlagError, known, naming
 from train_gan_methods import METHODS
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, data, losses, md_gan, models, plan, scores, train
+from jaxsp.gan import agreement, data, losses, md_gan, models, scores, train
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, cost
 
 LOSSES = {
     # Without the penalty the score of digits turns for the worse after 2,000 steps.
@@ -301,7 +301,7 @@ def run(
             trained_with = dataclasses.replace(
                 trained_with, server_device=team.devices[0]
             )
-        found = plan.plan(
+        found = cost.plan(
             trained_with,
             gan,
             LOSSES[loss](gan),
@@ -310,7 +310,7 @@ def run(
             sizes,
             config,
         )
-        print(plan.format(found))
+        print(cost.format(found))
         return None
     _print_data(shapes, loaded, parts, directory)
     if going_on:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import fl_gan, models, plan, scores, train
+from jaxsp.gan import fl_gan, models, scores, train
 from jaxsp.gan.data import partition, preparation
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, cost
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"
@@ -354,8 +354,8 @@ def test_a_method_trains_and_sends_what_its_plan_says(
     tiny = models.mlp((2,), latent_size=2, width=2, depth=1)
     monkeypatch.setattr(models, "parse", lambda *args: tiny)
     plans = []
-    monkeypatch.setattr(plan, "_cost", lambda role: plan.Cost(1.0, 1))  # not compiled
-    monkeypatch.setattr(plan, "format", lambda found: plans.append(found) or "")
+    monkeypatch.setattr(cost, "_cost", lambda role: cost.Cost(1.0, 1))  # not compiled
+    monkeypatch.setattr(cost, "format", lambda found: plans.append(found) or "")
     given = {**FEW, "method": method, "steps": 3, "loss": "hinge", **METHODS[method]}
     assert script.run(**given, dry_run=True) is None
     last = script.run(**given).history[-1]

@@ -3,7 +3,7 @@
 Needs `pip install "jaxsp[gan]"`; the rest of jaxsp never imports it.
 """
 
-from jaxsp.gan import data, fl_gan, losses, md_gan, models, plan, scores, step, train
+from jaxsp.gan import data, fl_gan, losses, md_gan, models, scores, step, train
 
 __all__ = [
     "data",
@@ -11,7 +11,6 @@ __all__ = [
     "losses",
     "md_gan",
     "models",
-    "plan",
     "scores",
     "step",
     "train",

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models, plan, train
+from jaxsp.gan import fl_gan, losses, md_gan, models, train
+from jaxsp.gan.training import cost
 
 COUNT, BATCH, WIDTH, LATENT = 2, 32, 64, 8
 GAN = models.mlp((2,), latent_size=LATENT, width=WIDTH, depth=1)
@@ -18,7 +19,7 @@ FORWARD_Y = 2 * (2 * WIDTH + WIDTH)
 
 def planned(method, devices=1, steps=10, rows=100, sizes=(100, 60), **kwargs):
     workers = jaxsp.Workers(COUNT, jax.devices()[:devices])
-    return plan.plan(
+    return cost.plan(
         method(workers.axis_name),
         GAN,
         LOSSES,
@@ -73,7 +74,7 @@ def test_a_worker_costs_the_same_in_a_block(local):
         shares = jax.ShapeDtypeStruct((4, 100, 2), np.float32)
         config = train.TrainConfig(steps=10, batch_size=BATCH)
         made = descent(workers.axis_name)
-        return plan.plan(made, GAN, LOSSES, workers, shares, (100,) * 4, config)
+        return cost.plan(made, GAN, LOSSES, workers, shares, (100,) * 4, config)
 
     virtual, blocks = in_blocks(1).costs["worker"], in_blocks(2).costs["worker"]
     assert 0.9 < blocks.flops / virtual.flops < 1.1
@@ -92,7 +93,7 @@ def test_memory_has_parameters_and_data(local):
 def test_a_worker_with_a_device_costs_what_a_virtual_one_does(local):
     real = planned(descent, devices=2)
     assert real.traffic == local.traffic
-    for field in plan.Cost._fields:
+    for field in cost.Cost._fields:
         one, other = (getattr(p.costs["worker"], field) for p in (real, local))
         assert one == pytest.approx(other, rel=0.3)
 
@@ -100,7 +101,7 @@ def test_a_worker_with_a_device_costs_what_a_virtual_one_does(local):
 @pytest.fixture
 def not_compiled(monkeypatch):
     """Leaves out what the compiler is asked, where only traffic matters."""
-    monkeypatch.setattr(plan, "_cost", lambda role: None)
+    monkeypatch.setattr(cost, "_cost", lambda role: None)
 
 
 def test_a_plan_does_not_depend_on_steps_in_a_call(local):
@@ -155,19 +156,19 @@ def test_random_times_are_told_without_training(not_compiled):
 
 
 def test_the_table_can_be_read(local):
-    server = plan.Plan(
+    server = cost.Plan(
         generator=1_234,
         discriminator=56,
         workers=2,
         steps=40,
         steps_per_epoch=2.5,
         traffic={
-            "worker": plan.Traffic(8_000 * 40, 16_000_000 * 40),
-            "server": plan.Traffic(0, 80),
+            "worker": cost.Traffic(8_000 * 40, 16_000_000 * 40),
+            "server": cost.Traffic(0, 80),
         },
-        costs={"worker": plan.Cost(2.5e9, 999), "server": plan.Cost(None, 1_000_000)},
+        costs={"worker": cost.Cost(2.5e9, 999), "server": cost.Cost(None, 1_000_000)},
     )
-    assert plan.format(server).splitlines() == [
+    assert cost.format(server).splitlines() == [
         "generator            1,234 parameters",
         "discriminator        56 parameters",
         "workers              2",
@@ -188,8 +189,8 @@ def test_the_table_can_be_read(local):
 
 
 def test_what_travels_nowhere_is_said_so():
-    alone = plan.Plan(1, 1, 1, 1, 1.0, {}, {"worker": plan.Cost(1.0, 1)})
-    assert plan.format(alone).splitlines()[-1].split() == [
+    alone = cost.Plan(1, 1, 1, 1, 1.0, {}, {"worker": cost.Cost(1.0, 1)})
+    assert cost.format(alone).splitlines()[-1].split() == [
         "sent,",
         "received",
         "nothing",
