@@ -4,7 +4,7 @@ r"""What a worker of MD-GAN computes and keeps, next to a worker of FL-GAN.
         [--output FILE.json]
 
 Prints three tables. Nothing is trained: the numbers are the compiler's own, of the
-programs that `jaxsp.gan.train` runs, as `jaxsp.gan.training.cost` reads them. A row takes eleven
+programs that `jaxsp.gan.training.loop` runs, as `jaxsp.gan.training.cost` reads them. A row takes eleven
 compiled programs: with convolutions one or two minutes of processor time.
 
 The setting is that of MD-GAN's experiments: its networks, ACGAN losses, Adam for both,
@@ -52,8 +52,8 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models, train
-from jaxsp.gan.training import cost
+from jaxsp.gan import fl_gan, losses, md_gan, models
+from jaxsp.gan.training import cost, loop
 
 WORKERS = 10
 
@@ -131,7 +131,7 @@ def planned(
         jax.ShapeDtypeStruct((count, rows, *gan.sample_shape), np.uint8),
         jax.ShapeDtypeStruct((count, rows), np.int32),
     )
-    config = train.TrainConfig(steps=1, batch_size=batch_size, same_sample=True)
+    config = loop.TrainConfig(steps=1, batch_size=batch_size, same_sample=True)
     sizes = np.full(count, rows)
     return cost.plan(
         ways[method](), gan, losses.acgan(gan), workers, shares, sizes, config

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models, train
+from jaxsp.gan import fl_gan, losses, md_gan, models
+from jaxsp.gan.training import loop
 
 __all__ = ["prepare"]
 
@@ -40,8 +41,8 @@ def prepare(name: str, task: network_task.Task) -> network_task.Run:
         workers = jaxsp.Workers(task.num_processes)
         axis = workers.axis_name
         method = fl_gan.fl_gan(adam, adam, SYNC_EVERY, axis_name=axis)
-    config = train.TrainConfig(steps=1, batch_size=BATCH, steps_per_call=1)
-    program = train.make_program(
+    config = loop.TrainConfig(steps=1, batch_size=BATCH, steps_per_call=1)
+    program = loop.make_program(
         method, gan, losses.non_saturating(gan), workers, config
     )
     rng = np.random.default_rng(0)

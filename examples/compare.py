@@ -30,8 +30,7 @@ import train_gan_methods
 from absl import app, flags
 from train_gan_flags import BadFlagError, known, naming
 
-from jaxsp.gan import train
-from jaxsp.gan.training import plots
+from jaxsp.gan.training import loop, plots
 
 # What train_gan.py can be told: its flags, but for `callback`.
 PARAMETERS = tuple(inspect.signature(train_gan.run).parameters)
@@ -206,7 +205,7 @@ def compare(
             ends[run.name] = "ended"
             if result is not None and result.signal is not None:
                 raise Stopped(result.signal)
-        except train.TrainingDivergedError as error:
+        except loop.TrainingDivergedError as error:
             print(f"{run.name} diverged: {error}", file=sys.stderr)
             ends[run.name] = f"diverged at step {error.step}"
         records[run.name] = plots.read_metrics(metrics)

@@ -45,9 +45,9 @@ from train_gan_flags import BadFlagError, known, naming
 from train_gan_methods import METHODS
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, data, losses, md_gan, models, scores, train
+from jaxsp.gan import agreement, data, losses, md_gan, models, scores
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint, cost
+from jaxsp.gan.training import checkpoint, cost, loop
 
 LOSSES = {
     # Without the penalty the score of digits turns for the worse after 2,000 steps.
@@ -114,7 +114,7 @@ def run(
     eval_samples: int = 10_000,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], Any] | None = None,
-) -> train.Result | None:
+) -> loop.Result | None:
     """Train as the flags of the same names say; None is a flag's default.
 
     In many processes, which `distributed.initialize` has brought together, all must
@@ -157,15 +157,15 @@ def run(
       devices: `"auto"` or a number that divides `workers`.
       eval_samples: samples generated for a score.
       progress: whether to show progress on standard error.
-      callback: as in `train.train`.
+      callback: as in `loop.train`.
 
     Returns:
-      What `train.train` returns; None of a dry run.
+      What `loop.train` returns; None of a dry run.
 
     Raises:
       BadFlagError: if a flag cannot be used; nothing has been written then.
       distributed.DistributedError: if another process has raised an error.
-      train.TrainingDivergedError: if a loss or a parameter is no longer finite.
+      loop.TrainingDivergedError: if a loss or a parameter is no longer finite.
     """
     train_gan_flags.set_devices(devices)
     with agreement.alike():
@@ -281,7 +281,7 @@ def run(
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         trained_with = build(sizes, numbers)
-    config = train.TrainConfig(
+    config = loop.TrainConfig(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
@@ -323,7 +323,7 @@ def run(
         if _is_main():
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
-        result = train.train(
+        result = loop.train(
             gan,
             LOSSES[loss](gan),
             trained_with,
@@ -446,7 +446,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
         result = run(**arguments)
     except BadFlagError as error:
         return _end(error, _complain(error, 2, once=agreement.agreed(error)))
-    except train.TrainingDivergedError as error:
+    except loop.TrainingDivergedError as error:
         said = f"training diverged: {error}"
         return _end(agreement.in_all(error), _complain(said, 1, once=True))
     except distributed.DistributedError as error:

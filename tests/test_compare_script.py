@@ -11,8 +11,7 @@ import PIL.Image
 import pytest
 from absl import flags
 
-from jaxsp.gan import train
-from jaxsp.gan.training import plots
+from jaxsp.gan.training import loop, plots
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -52,7 +51,7 @@ def runs(script, monkeypatch):
                 if callback(record):
                     break
                 if method == "dposg" and step == 20:
-                    raise train.TrainingDivergedError("a loss is nan", 20, None)
+                    raise loop.TrainingDivergedError("a loss is nan", 20, None)
 
     monkeypatch.setattr(script.train_gan, "run", run, raising=True)
     return calls
@@ -152,7 +151,7 @@ def test_a_signal_ends_them_all(script, runs, tmp_path, monkeypatch, capsys):
     def interrupted(**arguments):
         real(**arguments)
         end = signal.SIGTERM
-        return train.Result(None, None, [], 3, end, ())
+        return loop.Result(None, None, [], 3, end, ())
 
     monkeypatch.setattr(script.train_gan, "run", interrupted)
     values = flags.FlagValues()

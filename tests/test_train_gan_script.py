@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import fl_gan, models, scores, train
+from jaxsp.gan import fl_gan, models, scores
 from jaxsp.gan.data import partition, preparation
-from jaxsp.gan.training import checkpoint, cost
+from jaxsp.gan.training import checkpoint, cost, loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "train_gan.py"
@@ -152,7 +152,7 @@ def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
 
     monkeypatch.setattr(scores, "evaluator", too_late)
     monkeypatch.setattr(preparation, "prepare", too_late)
-    monkeypatch.setattr(train, "train", too_late)
+    monkeypatch.setattr(loop, "train", too_late)
     (tmp_path / "file").write_text("a file")
     arguments, *expected = case
     began = time.monotonic()
@@ -237,7 +237,7 @@ def test_every_method_reaches_the_loop(
         calls.append((args, kwargs))
         raise ReachedError
 
-    monkeypatch.setattr(train, "train", reached)
+    monkeypatch.setattr(loop, "train", reached)
     with pytest.raises(ReachedError):
         script.run(
             method=method,
@@ -329,7 +329,7 @@ def few_steps(monkeypatch):
     """Training of which the steps are done, and nothing else that `train` does."""
 
     def trained(gan, losses, method, workers, dataset, parts, config, **kwargs):
-        program = train.make_program(method, gan, losses, workers, config)
+        program = loop.make_program(method, gan, losses, workers, config)
         state = program.init(jax.random.key(0))
         shares, sizes = partition.stack(dataset.train, parts)
         for _ in range(config.steps):
@@ -339,10 +339,10 @@ def few_steps(monkeypatch):
         bits_up, bits_down = program.bits(state)
         record = {"bits_up": bits_up, "bits_down": bits_down, "seconds": 0.0}
         record |= {"step": config.steps, "frechet_distance": 1.0}
-        return train.Result(state, None, [record], config.steps, None, ())
+        return loop.Result(state, None, [record], config.steps, None, ())
 
     floor = types.SimpleNamespace(floor={"frechet_distance": 0.0})
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     monkeypatch.setattr(scores, "evaluator", lambda *args, **kwargs: floor)
 
 
@@ -371,7 +371,7 @@ def test_classes_and_half_precision_reach_the_networks(script, monkeypatch, caps
         seen.append((args, kwargs))
         raise ReachedError
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     for given, classes in [({"conditional": True}, 8), ({"loss": "hinge"}, 0)]:
         with pytest.raises(ReachedError):
             script.run(**FEW, **given, dtype="bfloat16", method="md_gan")
@@ -389,7 +389,7 @@ def test_one_worker_more_is_lost_every_so_many_steps(script, monkeypatch, capsys
         seen.append(args[2])
         raise ReachedError
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     with pytest.raises(ReachedError):
         script.run(**FEW, method="md_gan", crash_every=10, batches_k="log")
     assert seen[0].batches_k == 2  # log2(3), rounded up
@@ -420,7 +420,7 @@ def test_standalone_has_one_worker_with_all_data(script, monkeypatch, capsys):
     def trained(*args, **kwargs):
         raise ReachedError
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     with pytest.raises(ReachedError):
         script.run(**FEW, method="standalone", disc_steps=2)
     out = capsys.readouterr().out

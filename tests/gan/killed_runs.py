@@ -21,8 +21,9 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models, train
+from jaxsp.gan import data, losses, md_gan, models
 from jaxsp.gan.data import partition
+from jaxsp.gan.training import loop
 
 STEPS, EVERY, COUNT = 240, 10, 3
 
@@ -43,14 +44,14 @@ def run(directory, method):
         ),
         "md_gan": lambda: md_gan.MDGan(adam, adam, batches_k=2, swap_every=7),
     }
-    result = train.train(
+    result = loop.train(
         gan,
         losses.non_saturating(gan),
         choices[method](),
         workers,
         few,
         partition.iid(few.train_labels, COUNT, seed=0),
-        train.TrainConfig(
+        loop.TrainConfig(
             steps=STEPS,
             batch_size=8,
             log_every=EVERY // 2,
@@ -72,8 +73,8 @@ def start(directory, method):
     if pid := os.fork():
         return pid
     try:
-        train.report.plot_samples = train.report.plot_curves = lambda *args: None
-        train.partition.plot = lambda *args: None
+        loop.report.plot_samples = loop.report.plot_curves = lambda *args: None
+        loop.partition.plot = lambda *args: None
         run(directory, method)
     except BaseException:
         traceback.print_exc()

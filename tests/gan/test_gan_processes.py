@@ -14,7 +14,7 @@ import pytest
 from processes import gan_train, start
 
 import jaxsp
-from jaxsp.gan import train
+from jaxsp.gan.training import loop
 
 COUNT = gan_train.COUNT
 
@@ -23,9 +23,9 @@ COUNT = gan_train.COUNT
 def quickly():
     with pytest.MonkeyPatch.context() as patch:
         for module, name in [
-            (train.report, "plot_samples"),
-            (train.report, "plot_curves"),
-            (train.partition, "plot"),
+            (loop.report, "plot_samples"),
+            (loop.report, "plot_curves"),
+            (loop.partition, "plot"),
             (train, "local_program"),
         ]:
             patch.setattr(module, name, getattr(module, name))  # to be put back

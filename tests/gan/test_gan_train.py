@@ -18,9 +18,9 @@ import PIL.Image
 import pytest
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models, step, train
+from jaxsp.gan import data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, loop
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
@@ -28,7 +28,7 @@ AXIS = WORKERS.axis_name
 GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
 LOSSES = losses.non_saturating(GAN)
 METHOD = jaxsp.methods.dp_oadam(1e-2, jaxsp.topology.ring(COUNT), axis_name=AXIS)
-CONFIG = train.TrainConfig(
+CONFIG = loop.TrainConfig(
     steps=20,
     batch_size=8,
     log_every=5,
@@ -39,7 +39,7 @@ CONFIG = train.TrainConfig(
 
 
 def config(**changes):
-    return train.dataclasses.replace(CONFIG, **changes)
+    return loop.dataclasses.replace(CONFIG, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +56,21 @@ def compiled():
 @pytest.fixture
 def fit(fit_and_draw, monkeypatch):
     """`fit_and_draw` without the pictures, which take most of the time."""
-    monkeypatch.setattr(train.report, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(train.report, "plot_curves", lambda *args: None)
-    monkeypatch.setattr(train.partition, "plot", lambda *args: None)
+    monkeypatch.setattr(loop.report, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(loop.report, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
     return fit_and_draw
 
 
 @pytest.fixture
 def fit_and_draw(mixture, compiled, monkeypatch):
-    """`train.train` on the small mixture; equal steps are compiled once."""
-    monkeypatch.setattr(train, "local_program", compiled)
+    """`loop.train` on the small mixture; equal steps are compiled once."""
+    monkeypatch.setattr(loop, "local_program", compiled)
     parts = partition.iid(mixture.train_labels, COUNT, seed=0)
 
     def fit(config=CONFIG, method=METHOD, workers=WORKERS, parts=parts, **kwargs):
         kwargs = {"losses": LOSSES, "gan": GAN, "progress": False, **kwargs}
-        return train.train(
+        return loop.train(
             method=method,
             workers=workers,
             dataset=mixture,
@@ -373,7 +373,7 @@ def test_a_resumed_run_continues_bit_for_bit(fit, tmp_path, method, steps_per_ca
     whole = fit(settings, workdir=tmp_path / "whole", **kwargs)
     parts = tmp_path / "parts"
     for steps in (7, 13, 20):  # neither recorded nor saved in the whole run
-        stopping = train.dataclasses.replace(settings, steps=steps)
+        stopping = loop.dataclasses.replace(settings, steps=steps)
         resumed = fit(stopping, workdir=parts, resume=True, **kwargs)
     assert_same(resumed.state, whole.state)
     assert_same(resumed.generator, whole.generator)
@@ -478,7 +478,7 @@ def failing_at(update):
 )
 def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, every, found, last):
     settings = config(checkpoint_every=every, log_every=100, eval_every=100)
-    with pytest.raises(train.TrainingDivergedError, match=found) as caught:
+    with pytest.raises(loop.TrainingDivergedError, match=found) as caught:
         fit(settings, method=failing_at(6), workdir=tmp_path, score=score)
     assert caught.value.checkpoint == tmp_path / "checkpoints" / str(last)
     assert str(caught.value.checkpoint) in str(caught.value)
@@ -492,7 +492,7 @@ def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, every, found, last):
 
 
 def test_without_checkpoints_it_says_so(fit):
-    with pytest.raises(train.TrainingDivergedError, match="there is no checkpoint"):
+    with pytest.raises(loop.TrainingDivergedError, match="there is no checkpoint"):
         fit(method=failing_at(2))
 
 
@@ -554,7 +554,7 @@ def test_arguments_that_do_not_fit_are_refused(fit, tmp_path, kwargs, message):
 )
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
-        train.TrainConfig(**{field: value})
+        loop.TrainConfig(**{field: value})
 
 
 # ------------------------------------------------------------------ other workers
@@ -693,7 +693,7 @@ def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path)
     parts = partition.iid(mixture.train_labels, 2, seed=0)
     arguments = (method, workers, mixture, parts)
     settings = config(steps=2, log_every=1, eval_every=10)
-    result = train.train(
+    result = loop.train(
         gan,
         losses.Losses(wrong, wrong),
         *arguments,
@@ -706,7 +706,7 @@ def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path)
     assert 0 < result.history[-1]["loss_generator"] < 6 * mixture.std
     other = models.mlp((2,), latent_size=12, width=8, num_classes=5)
     with pytest.raises(ValueError, match=r"conditional on 5 classes.*has 8"):
-        train.train(other, LOSSES, *arguments, settings, progress=False)
+        loop.train(other, LOSSES, *arguments, settings, progress=False)
 
 
 def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch):
@@ -716,7 +716,7 @@ def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch
         if step == 15:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train.report.Progress, "update", update)
+    monkeypatch.setattr(loop.report.Progress, "update", update)
     result = fit(config(log_every=15), workdir=tmp_path)
     assert (result.step, result.signal) == (15, signal.SIGTERM)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -729,7 +729,7 @@ def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.checkpoint, "Checkpoints", killed)
+        patch.setattr(loop.checkpoint, "Checkpoints", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(workdir=tmp_path)
     assert fit(config(steps=5), workdir=tmp_path, resume=True).step == 5
@@ -738,7 +738,7 @@ def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
 def test_seconds_are_without_the_call_that_compiles(fit, monkeypatch):
     """By a clock that ticks once whenever it is looked at."""
     clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
-    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     result = fit(config(steps=3, log_every=1))
     assert [record["seconds"] for record in result.history] == [0, 0, 1, 2]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models, train
+from jaxsp.gan import data, losses, md_gan, models
+from jaxsp.gan.training import loop
 
 GAN = models.mlp((2,), latent_size=3, width=6, depth=1, dtype=jnp.float64)
 LOSSES = losses.non_saturating(GAN)
@@ -378,28 +379,28 @@ def points():
     labels = np.repeat(np.arange(COUNT), SIZES).astype(np.int32)
     train = rng.normal(size=(sum(SIZES), 2)) + labels[:, None]
     train[labels == 3] = np.nan
-    train = train.astype(np.float32)
+    train = loop.astype(np.float32)
     return data.Dataset("points", train, labels, train[:9], labels[:9], COUNT)
 
 
 @pytest.fixture
 def fit(points, monkeypatch):
-    """`train.train` on the points, without pictures; one program for one object."""
-    monkeypatch.setattr(train.report, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(train.report, "plot_curves", lambda *args: None)
-    monkeypatch.setattr(train.partition, "plot", lambda *args: None)
-    programs, make_program = {}, train.make_program
+    """`loop.train` on the points, without pictures; one program for one object."""
+    monkeypatch.setattr(loop.report, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(loop.report, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
+    programs, make_program = {}, loop.make_program
 
     def once(method, *args):
         if id(method) not in programs:
             programs[id(method)] = method, make_program(method, *args)
         return programs[id(method)][1]
 
-    monkeypatch.setattr(train, "make_program", once)
+    monkeypatch.setattr(loop, "make_program", once)
 
     def fit(method, steps=STEPS, workers=None, gan=GAN, losses=LOSSES, **kwargs):
         workers = workers or jaxsp.Workers(COUNT, jax.devices()[:1])
-        config = train.TrainConfig(
+        config = loop.TrainConfig(
             steps=steps,
             batch_size=BATCH,
             seed=4,
@@ -409,7 +410,7 @@ def fit(points, monkeypatch):
             eval_samples=1,
             same_sample=kwargs.pop("same_sample", False),
         )
-        return train.train(
+        return loop.train(
             gan,
             losses,
             method,

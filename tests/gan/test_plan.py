@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models, train
-from jaxsp.gan.training import cost
+from jaxsp.gan import fl_gan, losses, md_gan, models
+from jaxsp.gan.training import cost, loop
 
 COUNT, BATCH, WIDTH, LATENT = 2, 32, 64, 8
 GAN = models.mlp((2,), latent_size=LATENT, width=WIDTH, depth=1)
@@ -26,7 +26,7 @@ def planned(method, devices=1, steps=10, rows=100, sizes=(100, 60), **kwargs):
         workers,
         jax.ShapeDtypeStruct((COUNT, rows, 2), np.float32),
         sizes,
-        train.TrainConfig(steps=steps, batch_size=BATCH, **kwargs),
+        loop.TrainConfig(steps=steps, batch_size=BATCH, **kwargs),
     )
 
 
@@ -72,7 +72,7 @@ def test_a_worker_costs_the_same_in_a_block(local):
     def in_blocks(devices):
         workers = jaxsp.Workers(4, jax.devices()[:devices])
         shares = jax.ShapeDtypeStruct((4, 100, 2), np.float32)
-        config = train.TrainConfig(steps=10, batch_size=BATCH)
+        config = loop.TrainConfig(steps=10, batch_size=BATCH)
         made = descent(workers.axis_name)
         return cost.plan(made, GAN, LOSSES, workers, shares, (100,) * 4, config)
 
@@ -122,10 +122,8 @@ def test_traffic_is_what_the_counters_say(method, not_compiled):
     method = method or rounds
     found = planned(method, steps=steps)
     workers = jaxsp.Workers(COUNT, jax.devices()[:1])
-    config = train.TrainConfig(steps=steps, batch_size=BATCH, steps_per_call=1)
-    program = train.make_program(
-        method(workers.axis_name), GAN, LOSSES, workers, config
-    )
+    config = loop.TrainConfig(steps=steps, batch_size=BATCH, steps_per_call=1)
+    program = loop.make_program(method(workers.axis_name), GAN, LOSSES, workers, config)
     state = program.init(jax.random.key(1))
     shares, sizes = np.zeros((COUNT, 100, 2), np.float32), np.array([100, 60], np.int32)
     for _ in range(steps):

@@ -21,14 +21,14 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import data, fl_gan, losses, md_gan, models, step, train
+from jaxsp.gan import data, fl_gan, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, loop
 
 COUNT, STEPS = 4, 12
 GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
 LOSSES = losses.non_saturating(GAN)
-CONFIG = train.TrainConfig(
+CONFIG = loop.TrainConfig(
     steps=STEPS,
     batch_size=8,
     log_every=3,
@@ -36,7 +36,7 @@ CONFIG = train.TrainConfig(
     checkpoint_every=6,
     eval_samples=100,
 )
-HALF = train.dataclasses.replace(CONFIG, steps=STEPS // 2)
+HALF = loop.dataclasses.replace(CONFIG, steps=STEPS // 2)
 
 
 @functools.cache
@@ -89,12 +89,12 @@ def score(samples):
 
 
 def fit(method, workers, **kwargs):
-    """`train.train` on shares of different sizes."""
+    """`loop.train` on shares of different sizes."""
     full = data.load("mixture_ring")
     few = full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
     parts = partition.dirichlet(few.train_labels, workers.count, alpha=1.0, seed=0)
     kwargs = {"config": CONFIG, "score": score, "progress": False, **kwargs}
-    return train.train(GAN, LOSSES, method(workers), workers, few, parts, **kwargs)
+    return loop.train(GAN, LOSSES, method(workers), workers, few, parts, **kwargs)
 
 
 def everything(workers, result):
@@ -105,9 +105,9 @@ def everything(workers, result):
 
 def quickly():
     """Without pictures, which take most of the time; equal steps are compiled once."""
-    train.report.plot_samples = train.report.plot_curves = lambda *args: None
-    train.partition.plot = lambda *args: None
-    train.local_program = functools.cache(step.program)
+    loop.report.plot_samples = loop.report.plot_curves = lambda *args: None
+    loop.partition.plot = lambda *args: None
+    loop.local_program = functools.cache(step.program)
 
 
 def caught(call):
@@ -120,8 +120,8 @@ def caught(call):
 
 
 def signalled(process):
-    """`train.make_program`, of a program that is sent SIGTERM in one process."""
-    made = train.make_program
+    """`loop.make_program`, of a program that is sent SIGTERM in one process."""
+    made = loop.make_program
 
     def make_program(*args):
         program, calls = made(*args), []
@@ -132,7 +132,7 @@ def signalled(process):
                 os.kill(os.getpid(), signal.SIGTERM)
             return program.step(*args)
 
-        return train.dataclasses.replace(program, step=step)
+        return loop.dataclasses.replace(program, step=step)
 
     return make_program
 
@@ -176,17 +176,17 @@ def main(directory):
         saw[name] = {"step": result.step, "history": result.history}
 
     # A signal that reaches one process only.
-    workdir, make_program = directory / "signalled", train.make_program
-    train.make_program = signalled(2)
+    workdir, make_program = directory / "signalled", loop.make_program
+    loop.make_program = signalled(2)
     result = fit(gossip, workers, workdir=workdir)
-    train.make_program = make_program
+    loop.make_program = make_program
     with checkpoint.Checkpoints(workdir) as checkpoints:
         saw["signalled"] = [result.step, result.signal, checkpoints.latest]
     keep("continued", workers, fit(gossip, workers, workdir=workdir, resume=True))
 
     # What ends it ends it everywhere, and what is wrong is said everywhere.
     stopped = fit(gossip, workers, callback=lambda record: record["step"] == 3)
-    other = train.dataclasses.replace(CONFIG, batch_size=7 if mine == 3 else 8)
+    other = loop.dataclasses.replace(CONFIG, batch_size=7 if mine == 3 else 8)
     saw |= {
         "stopped": stopped.step,
         "diverged": caught(lambda: fit(diverging, workers)),

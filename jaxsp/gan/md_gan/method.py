@@ -19,7 +19,7 @@ __all__ = ["MDGan"]
 
 @dataclasses.dataclass(frozen=True)
 class MDGan:
-    r"""MD-GAN as a way of training, for `jaxsp.gan.train.train`.
+    r"""MD-GAN as a way of training, for `jaxsp.gan.training.loop.train`.
 
     Of `train.TrainConfig`, `steps_per_call` and `same_sample` mean nothing to it:
     server and workers are called in turn, and all of a worker's gradients in an

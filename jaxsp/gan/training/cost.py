@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxsp.gan import md_gan, models
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.train import TrainConfig, make_program
+from jaxsp.gan.training.loop import TrainConfig, make_program
 from jaxsp.gan.training.program import Program, Role
 from jaxsp.workers import Workers
 
