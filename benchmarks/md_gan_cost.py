@@ -4,8 +4,8 @@ r"""What a worker of MD-GAN computes and keeps, next to a worker of FL-GAN.
         [--output FILE.json]
 
 Prints three tables. Nothing is trained: the numbers are the compiler's own, of the
-programs that `jaxsp.gan.training.loop` runs, as `jaxsp.gan.training.cost` reads them. A row takes eleven
-compiled programs: with convolutions one or two minutes of processor time.
+programs that `jaxsp.gan.training` runs, as `jaxsp.gan.training.cost` reads them. A row
+takes eleven compiled programs: with convolutions one or two minutes of processor time.
 
 The setting is that of MD-GAN's experiments: its networks, ACGAN losses, Adam for both,
 one discriminator step an iteration, ten workers with equal shares of the data, the

@@ -3,7 +3,7 @@
 Needs `pip install "jaxsp[gan]"`; the rest of jaxsp never imports it.
 """
 
-from jaxsp.gan import data, fl_gan, losses, md_gan, models, scores, step
+from jaxsp.gan import data, fl_gan, losses, md_gan, models, scores, step, training
 
 __all__ = [
     "data",
@@ -13,4 +13,5 @@ __all__ = [
     "models",
     "scores",
     "step",
+    "training",
 ]

@@ -1,8 +1,8 @@
 """Graphs and their mixing matrices, as static NumPy data.
 
 `graphs` has the graphs by name. `mixing` has what they make: a `Topology`, which is one
-doubly stochastic matrix $W$, or a `TimeVarying` sequence of them. `permutations` turns a
-matrix into the fewest full permutations, one for each message that a worker sends.
+doubly stochastic matrix $W$, or a `TimeVarying` sequence of them. `permutations` turns
+a matrix into the fewest full permutations, one for each message that a worker sends.
 """
 
 from jaxsp.topology.graphs import (

@@ -73,7 +73,7 @@ def start(directory, method):
     if pid := os.fork():
         return pid
     try:
-        loop.report.plot_samples = loop.report.plot_curves = lambda *args: None
+        loop.plots.plot_samples = loop.plots.plot_curves = lambda *args: None
         loop.partition.plot = lambda *args: None
         run(directory, method)
     except BaseException:

@@ -23,10 +23,10 @@ COUNT = gan_train.COUNT
 def quickly():
     with pytest.MonkeyPatch.context() as patch:
         for module, name in [
-            (loop.report, "plot_samples"),
-            (loop.report, "plot_curves"),
+            (loop.plots, "plot_samples"),
+            (loop.plots, "plot_curves"),
             (loop.partition, "plot"),
-            (train, "local_program"),
+            (loop, "local_program"),
         ]:
             patch.setattr(module, name, getattr(module, name))  # to be put back
         gan_train.quickly()

@@ -56,8 +56,8 @@ def compiled():
 @pytest.fixture
 def fit(fit_and_draw, monkeypatch):
     """`fit_and_draw` without the pictures, which take most of the time."""
-    monkeypatch.setattr(loop.report, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(loop.report, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop.plots, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(loop.plots, "plot_curves", lambda *args: None)
     monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
     return fit_and_draw
 
@@ -716,7 +716,7 @@ def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch
         if step == 15:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.report.Progress, "update", update)
+    monkeypatch.setattr(loop.plots.Progress, "update", update)
     result = fit(config(log_every=15), workdir=tmp_path)
     assert (result.step, result.signal) == (15, signal.SIGTERM)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:

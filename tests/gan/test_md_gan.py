@@ -386,8 +386,8 @@ def points():
 @pytest.fixture
 def fit(points, monkeypatch):
     """`loop.train` on the points, without pictures; one program for one object."""
-    monkeypatch.setattr(loop.report, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(loop.report, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(loop.plots, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(loop.plots, "plot_curves", lambda *args: None)
     monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
     programs, make_program = {}, loop.make_program
 

@@ -105,7 +105,7 @@ def everything(workers, result):
 
 def quickly():
     """Without pictures, which take most of the time; equal steps are compiled once."""
-    loop.report.plot_samples = loop.report.plot_curves = lambda *args: None
+    loop.plots.plot_samples = loop.plots.plot_curves = lambda *args: None
     loop.partition.plot = lambda *args: None
     loop.local_program = functools.cache(step.program)
 

@@ -1,8 +1,8 @@
 """The training loop: any GAN, any losses, any method, any workers.
 
-`train` runs a program (`jaxsp.gan.training.program`), records and scores what comes of it, and
-leaves a run that goes on where it stopped: what is random in a step follows from the
-seed, the step and the worker, so nothing random is saved, and a run that was
+`train` runs a program (`jaxsp.gan.training.program`), records and scores what comes of
+it, and leaves a run that goes on where it stopped: what is random in a step follows
+from the seed, the step and the worker, so nothing random is saved, and a run that was
 interrupted continues bit for bit. With another number of workers it goes on too, from
 what the checkpoint's parameters come down to.
 

@@ -1,7 +1,7 @@
 """What the training loop runs: a way of training, compiled, behind one interface.
 
-The loop of `jaxsp.gan.training.loop` knows nothing of gradients, servers or exchanges. It calls
-the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
+The loop of `jaxsp.gan.training.loop` knows nothing of gradients, servers or exchanges.
+It calls the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
 transformation and `jaxsp.gan.md_gan.MDGan.program` of an MD-GAN.
 """
 
