@@ -3,7 +3,7 @@ r"""Train a GAN on several workers that each hold a part of the data.
 A run leaves its settings, metrics.jsonl, pictures and checkpoints in --workdir. Ctrl-C
 and SIGTERM end it with a checkpoint (exit code 130 or 143); --resume goes on from there
 and gives the same numbers as a run that was never interrupted. --dry_run prints what a
-run would cost; python -m jaxsp.gan.score --checkpoint=WORKDIR scores what came of it.
+run would cost; python -m jaxsp.gan.scores --checkpoint=WORKDIR scores what came of it.
 
 In many processes the workers are spread over the devices of all: on one machine by
 python -m jaxsp.launch, on several by --coordinator, --num_processes and --process_id,

@@ -87,9 +87,10 @@ def test_flags_in_documents_are_flags_of_the_scripts(monkeypatch):
     """Each command in the README has flags that its script defines."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     defined = {}
-    for name in ("train_gan", "compare", "jaxsp.gan.score"):
+    for name in ("train_gan", "compare", "jaxsp.gan.scores"):
         values = flags.FlagValues()
-        importlib.import_module(name).define_flags(values)
+        module = f"{name}.__main__" if name.startswith("jaxsp.") else name
+        importlib.import_module(module).define_flags(values)
         defined[name] = set(values)
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     text = re.sub(r"^python -m jaxsp.launch -n \d+ ", "python ", text, flags=re.M)

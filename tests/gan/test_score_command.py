@@ -1,4 +1,4 @@
-"""`python -m jaxsp.gan.score`, on checkpoints of generators that nobody trained."""
+"""`python -m jaxsp.gan.scores`, on checkpoints of generators that nobody trained."""
 
 import json
 import logging
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import data, models, score, scores
+from jaxsp.gan import data, models, scores
+from jaxsp.gan.scores import __main__ as score
 from jaxsp.gan.training import checkpoint, program
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -168,7 +169,7 @@ def test_a_bad_flag_takes_one_line(points, arguments, message, capsys, monkeypat
     monkeypatch.setattr(scores, "evaluator", too_late)
     assert command(f"--checkpoint={points[0]}", *arguments) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"jaxsp.gan.score: {message}")
+    assert err.startswith(f"jaxsp.gan.scores: {message}")
     assert err.count("\n") == 1
 
 
@@ -179,7 +180,7 @@ def test_data_that_cannot_be_read_take_one_line(points, error, capsys, monkeypat
 
     monkeypatch.setattr(data, "load", load)
     assert command(f"--checkpoint={points[0]}", "--data_dir=/data") == 2
-    assert capsys.readouterr().err == "jaxsp.gan.score: --data_dir=/data: no use\n"
+    assert capsys.readouterr().err == "jaxsp.gan.scores: --data_dir=/data: no use\n"
 
 
 def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
@@ -196,11 +197,17 @@ def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
 
 def test_the_module_runs(points):
     done = subprocess.run(
-        [sys.executable, "-m", "jaxsp.gan.score", f"--checkpoint={points[0]}", "--bad"],
+        [
+            sys.executable,
+            "-m",
+            "jaxsp.gan.scores",
+            f"--checkpoint={points[0]}",
+            "--bad",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("jaxsp.gan.score: Unknown command line flag 'bad'")
+    assert done.stderr.startswith("jaxsp.gan.scores: Unknown command line flag 'bad'")

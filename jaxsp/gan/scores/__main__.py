@@ -7,8 +7,8 @@ Inception network, on its features, where the distances are FID and KID. Nothing
 downloaded.
 
 Examples:
-  python -m jaxsp.gan.score --checkpoint=runs/digits-dp_oadam
-  python -m jaxsp.gan.score --checkpoint=runs/cifar/checkpoints/20000 \
+  python -m jaxsp.gan.scores --checkpoint=runs/digits-dp_oadam
+  python -m jaxsp.gan.scores --checkpoint=runs/cifar/checkpoints/20000 \
     --samples=50000 --inception=inception.npz --output=scores.json
 """
 
@@ -340,7 +340,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
 
 
 def _complain(message: Any, code: int) -> int:
-    print(f"jaxsp.gan.score: {message}", file=sys.stderr)
+    print(f"jaxsp.gan.scores: {message}", file=sys.stderr)
     return code
 
 
