@@ -21,7 +21,7 @@ from jaxsp.gan import fl_gan, models, scores
 from jaxsp.gan.data import partition, preparation
 from jaxsp.gan.training import checkpoint, cost, loop
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_gan.py"
 # The smallest run there is: points need no classifier for their scores.
 SMALL = ["--dataset=mixture_ring", "--workers=2", "--batch_size=4"]

@@ -15,7 +15,7 @@ from processes import start
 
 from jaxsp.gan.training import checkpoint
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_gan.py"
 SMALL = ["--dataset=mixture_ring", "--model=mlp:8", "--workers=2", "--batch_size=4"]
 

@@ -26,7 +26,7 @@ from jaxsp.distributed.watch import Watch
 from jaxsp.distributed.wire import Connection, split_address
 from jaxsp.launch import environment
 
-LOOP = pathlib.Path(__file__).parent / "processes" / "loop.py"
+LOOP = pathlib.Path(__file__).parents[1] / "processes" / "loop.py"
 
 
 def free_port():

@@ -17,7 +17,7 @@ import pytest
 
 import jaxsp
 
-ROOT = pathlib.Path(__file__).parents[1] / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxsp.gan import models
 
-ROOT = pathlib.Path(__file__).parents[1] / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 def load(name):

@@ -13,7 +13,7 @@ from absl import flags
 
 from jaxsp.gan.training import loop, plots
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
