@@ -16,7 +16,7 @@ from jaxsp.gan import data, models, scores
 from jaxsp.gan.scores import __main__ as score
 from jaxsp.gan.training import checkpoint, program
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}
 
 

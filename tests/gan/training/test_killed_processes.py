@@ -14,7 +14,7 @@ import pytest
 
 from jaxsp.gan.training import checkpoint
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 COUNT, STEPS, EVERY = 4, 60, 20
 # What jaxsp.distributed.initialize promises, and a second for this test to see it.
 LIMIT = 5.0 + 1.0
