@@ -170,7 +170,7 @@ TRANSFORMS = [
 ]
 
 # Compressors here leave each leaf alone, so that masks and partitions change nothing;
-# what methods do with real ones is in tests/compressed.
+# what methods do with real ones is in tests/methods.
 SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
 
