@@ -1,7 +1,7 @@
 """What a step costs on other networks and with more workers: a model with two numbers.
 
-    python benchmarks/network.py --output=network.json
-    python benchmarks/cost_model.py network.json [--fit=100mbit] [--plot=cost.png]
+    python benchmarks/network/measure.py --output=network.json
+    python benchmarks/network/cost_model.py network.json [--plot=cost.png]
 
 Hockney's model: a step takes
 
@@ -27,10 +27,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import network_namespaces
+import namespaces
 import numpy as np
-from network_costs import BESIDES, COSTS, Cost, cost
-from network_worker import LATENCY
+from costs import BESIDES, COSTS, Cost, cost
+from worker import LATENCY
 
 __all__ = ["Fit", "Net", "check", "extrapolate", "fit", "main", "plot"]
 
@@ -85,7 +85,7 @@ def _compute(result):
     if LATENCY not in free:
         raise ValueError(
             f"measured must have the method {LATENCY!r} without a limit, got "
-            f"{', '.join(free) or 'none'}: run network.py with it among --methods."
+            f"{', '.join(free) or 'none'}: run measure.py with it among --methods."
         )
     setting = result["processes"], result["parameters"]
     a_round = free[LATENCY] / cost(LATENCY, *setting).rounds
@@ -105,7 +105,7 @@ def _rows(result):
             continue
         rounds = cost(name, result["processes"], result["parameters"]).rounds
         measured = Cost(rounds, point["accounted_bytes"])
-        bits = network_namespaces.parse_rate(rate)
+        bits = namespaces.parse_rate(rate)
         rows.append((point, measured, bits, compute[name]))
     return rows
 
@@ -117,7 +117,7 @@ def fit(result: dict[str, Any], rate: str, held_out: Sequence[str] = HELD_OUT) -
     machine disturbed has little weight. α is at least 0.
 
     Args:
-      result: what `network.measure` returns.
+      result: what `measure.measure` returns.
       rate: whose points to take.
       held_out: methods to leave for `check`.
 
@@ -141,7 +141,7 @@ def fit(result: dict[str, Any], rate: str, held_out: Sequence[str] = HELD_OUT) -
     if len(rows) < 2 or np.linalg.matrix_rank(left) < 2:
         raise ValueError(
             "rate must have points of at least two methods that are not held out and "
-            f"are unlike, got {len(rows)} at {rate!r}: run network.py with "
+            f"are unlike, got {len(rows)} at {rate!r}: run measure.py with "
             f"--rate={rate} and more methods."
         )
     return Fit(*map(float, _least_absolute(np.array(left), np.array(right))))
@@ -167,7 +167,7 @@ def check(
     """The model's step beside the measured one, for every point at a rate.
 
     Args:
-      result: what `network.measure` returns.
+      result: what `measure.measure` returns.
       model: the fit.
       rate: at which it was fitted.
       held_out: methods that were left out.
@@ -216,7 +216,7 @@ def extrapolate(
     all payloads decodes all). Links are as one switch gives them, each its own.
 
     Args:
-      result: what `network.measure` returns.
+      result: what `measure.measure` returns.
       model: the fit.
       net: the network.
       counts: numbers of workers.
@@ -224,7 +224,7 @@ def extrapolate(
     Returns:
       For each method its times, one a count.
     """
-    rate, parameters = network_namespaces.parse_rate(net.rate), result["parameters"]
+    rate, parameters = namespaces.parse_rate(net.rate), result["parameters"]
     found = {}
     for name, compute in _compute(result).items():
         if name == LATENCY:
@@ -283,7 +283,7 @@ def _nets(text):
     nets = []
     for part in text.split(","):
         rate, _, latency = part.partition("+")
-        network_namespaces.parse_rate(rate)
+        namespaces.parse_rate(rate)
         try:
             nets.append(Net(rate, float(latency.removesuffix("ms") or 0)))
         except ValueError:
@@ -295,7 +295,7 @@ def _nets(text):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("measured", type=pathlib.Path, help="JSON of network.py")
+    parser.add_argument("measured", type=pathlib.Path, help="JSON of measure.py")
     parser.add_argument("--fit", default="100mbit", help="the rate to fit at")
     parser.add_argument("--hold_out", default=",".join(HELD_OUT), help="methods")
     parser.add_argument(

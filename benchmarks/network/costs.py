@@ -1,11 +1,11 @@
-"""Rounds and bytes of a step of each method of `network.py`, from the schedules."""
+"""Rounds and bytes of a step of each method of `measure.py`, from the schedules."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import network_worker
 import numpy as np
+import worker
 
 from jaxsp import compressors, topology
 
@@ -45,7 +45,7 @@ def _compressed(
     """The cheaper of the two schedules of `jaxsp.comm.compressed`."""
 
     def cost(count, parameters):
-        matrix = network_worker.shape(parameters)
+        matrix = worker.shape(parameters)
         whole = jax.ShapeDtypeStruct(
             matrix if codec.per_leaf else (parameters,), np.float32
         )
@@ -69,10 +69,10 @@ def _seldom(every: int) -> Callable[[int, int], Cost]:
 
 
 COSTS: dict[str, Callable[[int, int], Cost]] = {
-    network_worker.LATENCY: lambda count, parameters: _dense(count, 1),
+    worker.LATENCY: lambda count, parameters: _dense(count, 1),
     "all-reduce": _dense,
     "ring": _mixing(topology.ring),
-    "one-way ring": _mixing(network_worker.directed_ring),
+    "one-way ring": _mixing(worker.directed_ring),
     "one-peer exponential": _mixing(topology.one_peer_exponential),
     "sync every 8": _seldom(8),
     "quantize 8 bits": _compressed(compressors.quantize(8)),
@@ -91,7 +91,7 @@ def cost(method: str, count: int, parameters: int) -> Cost:
     """The rounds and bytes of a typical step.
 
     Args:
-      method: a name in `network_worker.METHODS`.
+      method: a name in `worker.METHODS`.
       count: how many workers.
       parameters: float32 numbers in the model.
 

@@ -1,4 +1,4 @@
-"""Training GANs over a slow network: MD-GAN and FL-GAN as `network.py` measures them.
+"""Training GANs over a slow network: MD-GAN and FL-GAN as `measure.py` measures them.
 
 Both train the same pair of networks for images of 28 x 28, with batches of 100. The
 server of MD-GAN is process 0, and every other process has one worker; of FL-GAN every
@@ -8,9 +8,9 @@ process has one.
 from typing import Any
 
 import jax
-import network_task
 import numpy as np
 import optax
+from task import Run, Task, traffic
 
 import jaxsp
 from jaxsp.gan import fl_gan, losses, md_gan, models
@@ -21,15 +21,15 @@ __all__ = ["prepare"]
 BATCH, SHARE, SYNC_EVERY = 100, 200, 8
 
 
-def prepare(name: str, task: network_task.Task) -> network_task.Run:
+def prepare(name: str, task: Task) -> Run:
     """A method's program on random images, ready to step.
 
     Args:
-      name: one of `network_worker.GANS`.
+      name: one of `worker.GANS`.
       task: of this process.
 
     Returns:
-      What `network_worker.measure` runs.
+      What `worker.measure` runs.
     """
     adam = optax.adam(2e-4, b1=0.5)
     gan = models.mlp((28, 28, 1), latent_size=64, width=256)
@@ -57,19 +57,19 @@ def prepare(name: str, task: network_task.Task) -> network_task.Run:
         jax.block_until_ready((state, values))
         return state
 
-    def traffic(state):
+    def counted(state):
         if name != "MD-GAN":
-            return network_task.traffic(state)
+            return traffic(state)
         up, down = program.bits(state)  # a worker's mean, which the server knows
         if task.process_id:
-            return network_task.traffic(state)
+            return traffic(state)
         assert up is not None
         assert down is not None
         return down * workers.count, up * workers.count
 
-    return network_task.Run(
+    return Run(
         step,
         program.init(jax.random.key(0)),
-        traffic,
+        counted,
         1 if name == "MD-GAN" else SYNC_EVERY,
     )

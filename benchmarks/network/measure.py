@@ -1,6 +1,6 @@
 """The step time and the bytes of each method on a network that is really slow.
 
-    python benchmarks/network.py [--rate=100mbit,10mbit] [--output=network.json]
+    python benchmarks/network/measure.py [--rate=100mbit,10mbit] [--output=network.json]
 
 Every process has a network namespace of its own, whose link to all others lets through
 `rate` each way, by the kernel's token bucket filter. Steps are timed, and bytes read
@@ -27,17 +27,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import network_namespaces
-import network_report
-import network_worker
+import namespaces
+import report
+import worker
 
 __all__ = ["METHODS", "main", "measure"]
 
 PORT = 29_400
-METHODS = (*network_worker.METHODS, *network_worker.GANS)
+METHODS = (*worker.METHODS, *worker.GANS)
 LAST_WORDS = 5.0  # seconds that the others have to say what they miss
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WORKER = pathlib.Path(network_worker.__file__)
+WORKER = pathlib.Path(worker.__file__)
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
 
     Returns:
       The setting, and `points`, one for each rate and method, as
-      `network_report.summary` makes them.
+      `report.summary` makes them.
 
     Raises:
       ValueError: if an argument is not of the above.
@@ -88,12 +88,11 @@ def measure(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     limits = {
-        rate: None if rate == "none" else network_namespaces.parse_rate(rate)
-        for rate in rates
+        rate: None if rate == "none" else namespaces.parse_rate(rate) for rate in rates
     }
-    network = network_namespaces.Network(processes, None, mtu, tcp)
+    network = namespaces.Network(processes, None, mtu, tcp)
     result = {
-        "machine": network_report.machine(),
+        "machine": report.machine(),
         "throttled": not loopback,
         "processes": processes,
         "parameters": parameters,
@@ -101,7 +100,7 @@ def measure(
         "tcp": None if loopback else tcp,
         "points": [],
     }
-    task = network_worker.Task(
+    task = worker.Task(
         coordinator=f"127.0.0.1:{_free_port()}",
         num_processes=processes,
         process_id=0,
@@ -142,7 +141,7 @@ def _points(task, rate, command):
         found = [json.loads(path.read_text()) for path in paths]
     return [
         {"method": name, "rate": rate}
-        | network_report.summary([each[name] for each in found], task.rate)
+        | report.summary([each[name] for each in found], task.rate)
         for name in task.methods
     ]
 
@@ -151,7 +150,7 @@ def _points(task, rate, command):
 
 
 def _run(
-    task: network_worker.Task,
+    task: worker.Task,
     command: Callable[[int, list[str]], list[str]],
 ) -> None:
     """Run a process for each worker, and end them all when one fails."""
@@ -226,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--loopback", action="store_true", help="no namespaces")
     parser.add_argument("--output", type=pathlib.Path, help="write the numbers as JSON")
     flags = parser.parse_args(argv)
-    why = None if flags.loopback else network_namespaces.unavailable()
+    why = None if flags.loopback else namespaces.unavailable()
     if why is not None:
         print(f"No throttled network: {why}. Loopback instead.", file=sys.stderr)
     handlers = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
@@ -247,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    print(network_report.markdown(result))
+    print(report.markdown(result))
     if flags.output is not None:
         unfinished = flags.output.with_name(flags.output.name + ".tmp")
         unfinished.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """How soon a GAN gets good on a slow network: score against seconds, on MNIST.
 
-    python benchmarks/network_mnist.py --data_dir=$HOME/tensorflow_datasets
+    python benchmarks/network/mnist.py --data_dir=$HOME/tensorflow_datasets
 
 trains with one method after the other by `examples/train_gan.py`, every process in a
 network namespace of its own whose link lets through `rate` each way. All train the same
@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import network_namespaces
+import namespaces
 
 __all__ = ["METHODS", "main", "reached", "table"]
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PORT = 29_500
 
 
@@ -60,7 +60,7 @@ METHODS = {
 
 
 def train(
-    network: network_namespaces.Network,
+    network: namespaces.Network,
     method: Method,
     flags: Sequence[str],
     workdir: pathlib.Path,
@@ -214,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", default="runs/network_mnist")
     parser.add_argument("--plot", default="network_mnist.png")
     flags = parser.parse_args(arguments)
-    if (why := network_namespaces.unavailable()) is not None:
-        print(f"network_mnist.py: no slow network here: {why}", file=sys.stderr)
+    if (why := namespaces.unavailable()) is not None:
+        print(f"mnist.py: no slow network here: {why}", file=sys.stderr)
         return 1
     names = list(METHODS)
     if flags.methods:
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.data_dir:
         shared += [f"--data_dir={flags.data_dir}"]
     runs = {}
-    with network_namespaces.Network(flags.processes, flags.rate) as network:
+    with namespaces.Network(flags.processes, flags.rate) as network:
         for name in names:
             directory = workdir / str(list(METHODS).index(name))
             if not _finished(directory, flags.steps):

@@ -1,4 +1,4 @@
-"""What `network.py` makes of its measurements: numbers for each method, and tables."""
+"""What `measure.py` makes of its measurements: numbers for each method, and tables."""
 
 import contextlib
 import importlib.metadata
@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import network_worker
 import numpy as np
+import worker
 
 __all__ = ["machine", "markdown", "summary"]
 
@@ -19,7 +19,7 @@ def summary(found: Sequence[dict[str, Any]], rate: float | None) -> dict[str, An
     """Sum up what all processes found of a method.
 
     Args:
-      found: for each process what `network_worker.measure` returned.
+      found: for each process what `worker.measure` returned.
       rate: of the links, in bits a second; None if they are not limited.
 
     Returns:
@@ -80,7 +80,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(["method", *columns]) + " |"]
         lines += ["| " + " | ".join(["---"] * (len(columns) + 1)) + " |"]
         for point in (p for p in result["points"] if p["rate"] == rate):
-            if point["method"] == network_worker.LATENCY:
+            if point["method"] == worker.LATENCY:
                 said = f"An all-reduce of one number takes {point['step_ms']:.2f} ms."
                 lines[start:start] = [said, ""]
                 continue

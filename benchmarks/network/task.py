@@ -1,4 +1,4 @@
-"""What a process of `network.py` is given, and a method that is ready to step."""
+"""What a process of `measure.py` is given, and a method that is ready to step."""
 
 import dataclasses
 from collections.abc import Callable

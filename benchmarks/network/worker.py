@@ -1,6 +1,6 @@
-"""What each process of `network.py` runs: the steps of every method, timed and counted.
+"""What each process of `measure.py` runs: the steps of every method, timed and counted.
 
-    python network_worker.py PARENT '{"coordinator": "10.99.0.1:29400", ...}'
+    python worker.py PARENT '{"coordinator": "10.99.0.1:29400", ...}'
 
 The arguments are the process that starts it, with which it dies, and a `Task` as JSON.
 What the process found is written to `process-N.json` of the task's directory.
@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import network_namespaces
+import namespaces
 import numpy as np
 import optax
-from network_task import Run, Task, traffic
+from task import Run, Task, traffic
 
 import jaxsp
 from jaxsp import compressors, topology
@@ -125,7 +125,7 @@ METHODS = {
     "low rank 2": Method(_mean(_FEEDBACK, compressors.low_rank(2), False)),
     "MASHA1 rand-k 1 %": Method(_masha1),
 }
-GANS = ("MD-GAN", "FL-GAN sync every 8")  # of network_gans.py
+GANS = ("MD-GAN", "FL-GAN sync every 8")  # of gans.py
 
 
 def shape(parameters: int) -> tuple[int, int]:
@@ -203,7 +203,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
 
 
 def _bytes(interface: str | None) -> tuple[int, ...]:
-    return () if interface is None else network_namespaces.counters(interface)
+    return () if interface is None else namespaces.counters(interface)
 
 
 def _tie(parent):
@@ -226,9 +226,9 @@ def main(task: Task) -> None:
         if name in METHODS:
             ready = prepare(METHODS[name], task)
         else:
-            import network_gans  # which imports flax
+            import gans  # which imports flax
 
-            ready = network_gans.prepare(name, task)
+            ready = gans.prepare(name, task)
         found[name] = measure(ready, task)
         if task.process_id == 0:
             ms = 1e3 * float(np.mean(found[name]["seconds"]))

@@ -17,7 +17,7 @@ import pytest
 
 import jaxsp
 
-ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks/network"
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def load(name):
 
 
 def needs_namespaces():
-    why = load("network_namespaces").unavailable()
+    why = load("namespaces").unavailable()
     if why is not None:
         pytest.skip(why)
 
@@ -40,7 +40,7 @@ def start(*argv):
     """A Python process in a session of its own."""
     return subprocess.Popen(
         [sys.executable, *map(str, argv)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT.parent)),
+        env=dict(os.environ, PYTHONPATH=str(ROOT.parents[1])),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,7 +62,7 @@ def finish(process, seconds=240):
 
 
 def test_counters_are_read_from_the_kernels_table():
-    parse = load("network_namespaces").parse_counters
+    parse = load("namespaces").parse_counters
     table = (
         "Inter-|   Receive                     |  Transmit\n"
         " face |bytes    packets errs drop fifo frame compressed multicast|bytes ...\n"
@@ -79,13 +79,13 @@ def test_counters_are_read_from_the_kernels_table():
     ("rate", "bits"), [("100mbit", 1e8), ("2.5gbit", 2.5e9), ("64KBIT", 64e3)]
 )
 def test_rates_are_tcs(rate, bits):
-    assert load("network_namespaces").parse_rate(rate) == bits
+    assert load("namespaces").parse_rate(rate) == bits
 
 
 @pytest.mark.parametrize("rate", ["100", "fast", "0mbit", "-1mbit", "1mbps", "mbit"])
 def test_other_rates_are_refused(rate):
     with pytest.raises(ValueError, match="rate must be a positive number with bit"):
-        load("network_namespaces").parse_rate(rate)
+        load("namespaces").parse_rate(rate)
 
 
 def found(seconds, up, down, sent, received, cycle=1):
@@ -94,7 +94,7 @@ def found(seconds, up, down, sent, received, cycle=1):
 
 
 def test_a_summary_takes_the_busiest_process_and_whole_cycles():
-    summary = load("network_report").summary
+    summary = load("report").summary
     # Cycles of two steps: 10 + 30, 10 + 50, 10 + 70 ms; the other process is faster.
     slow = found(
         [0.01, 0.03, 0.01, 0.05, 0.01, 0.07],
@@ -142,7 +142,7 @@ def test_a_table_for_each_rate():
         point("ring", "10mbit", 840.0, limit_ms=800.0),
     ]
     result = {"throttled": True, "processes": 4, "points": points}
-    table = load("network_report").markdown(result)
+    table = load("report").markdown(result)
     assert "An all-reduce of one number takes 0.25 ms.\n\n| method |" in table
     assert "| latency |" not in table
     assert "| ring | 12.5 | 1,000 |\n" in table
@@ -150,7 +150,7 @@ def test_a_table_for_each_rate():
     assert "| ring | 90 | 1,000 | 80 | 1.12 | 12.5 | 1.050 |\n" in table
     assert "| ring | 840 | 1,000 | 800 | 1.05 | 12.5 | 1.050 |\n" in table
     alone = {"throttled": False, "processes": 4, "points": points[:2]}
-    assert "not throttled" in load("network_report").markdown(alone)
+    assert "not throttled" in load("report").markdown(alone)
     assert "not throttled" not in table
 
 
@@ -166,7 +166,7 @@ def traffics(state):
 
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_costs_are_what_the_methods_count(count):
-    worker, costs = load("network_worker"), load("network_costs")
+    worker, costs = load("worker"), load("costs")
     workers = jaxsp.Workers(count, jax.devices()[:1])
     assert set(costs.COSTS) == set(worker.METHODS)
     for name, method in worker.METHODS.items():
@@ -195,8 +195,8 @@ def test_costs_are_what_the_methods_count(count):
 
 
 def synthetic(alpha, overhead, noise=0.0, rates=("100mbit", "10mbit")):
-    """What `network.measure` would return if the model were true."""
-    costs, parse = load("network_costs"), load("network_namespaces").parse_rate
+    """What `measure.measure` would return if the model were true."""
+    costs, parse = load("costs"), load("namespaces").parse_rate
     rng = np.random.default_rng(0)
     points = []
     for i, name in enumerate(costs.COSTS):
@@ -220,7 +220,7 @@ def test_the_model_finds_its_two_numbers():
     assert max(abs(row["error"]) for row in rows) < 1e-9
     fitted = {row["method"] for row in rows if row["fitted"]}
     assert {row["rate"] for row in rows if row["fitted"]} == {"100mbit"}
-    assert fitted == set(load("network_costs").COSTS) - set(model.HELD_OUT)
+    assert fitted == set(load("costs").COSTS) - set(model.HELD_OUT)
 
     for each in result["points"]:  # what is held out does not count
         if each["method"] in model.HELD_OUT and each["rate"] != "none":
@@ -255,7 +255,7 @@ def test_a_round_costs_no_less_than_nothing():
 @pytest.mark.parametrize(("rate", "count"), [("1gbit", 0), ("100mbit", 1)])
 def test_a_fit_needs_two_methods(rate, count):
     result = synthetic(0.001, 1.0)
-    others = [name for name in load("network_costs").COSTS if name != "ring"]
+    others = [name for name in load("costs").COSTS if name != "ring"]
     with pytest.raises(ValueError, match=f"got {count} at '{rate}'"):
         load("cost_model").fit(result, rate, others)
 
@@ -330,14 +330,14 @@ def test_the_models_command(tmp_path, capsys):
 def test_wrong_flags_are_named(flag, what, capsys):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as error:
-        load("network").main([flag, "--loopback"])
+        load("measure").main([flag, "--loopback"])
     assert error.value.code == 2
     assert what in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_who_is_not_root_gets_loopback_and_is_told(monkeypatch, capsys):
-    network, given = load("network"), {}
+    network, given = load("measure"), {}
 
     def measure(*args, loopback, **kwargs):
         given["loopback"] = loopback
@@ -353,14 +353,14 @@ def test_who_is_not_root_gets_loopback_and_is_told(monkeypatch, capsys):
     assert "Loopback instead" in captured.err
     assert "not throttled" in captured.out
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert "this is darwin" in load("network_namespaces").unavailable()
+    assert "this is darwin" in load("namespaces").unavailable()
 
 
 def test_two_processes_over_loopback(tmp_path):
     path = tmp_path / "network.json"
     code, out, err = finish(
         start(
-            *(ROOT / "network.py", "--loopback", "--processes=2", "--steps=4"),
+            *(ROOT / "measure.py", "--loopback", "--processes=2", "--steps=4"),
             *("--parameters=1000", "--methods=all-reduce,sync every 8,sign,MD-GAN"),
             f"--output={path}",
         )
@@ -385,7 +385,7 @@ def test_two_processes_over_loopback(tmp_path):
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path, monkeypatch):
-    network = load("network")
+    network = load("measure")
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import json, sys, time\n"
@@ -410,7 +410,7 @@ def test_a_throttled_link_is_slow_and_counted(tmp_path):
     path = tmp_path / "network.json"
     code, out, err = finish(
         start(
-            *(ROOT / "network.py", "--rate=20mbit", "--processes=2", "--steps=3"),
+            *(ROOT / "measure.py", "--rate=20mbit", "--processes=2", "--steps=3"),
             *("--parameters=100000", "--methods=all-reduce", f"--output={path}"),
         )
     )
@@ -435,8 +435,8 @@ def left_by(pid):
 
 HOLD = """
 import sys, time
-import network_namespaces
-with network_namespaces.Network(2, "100mbit") as network:
+import namespaces
+with namespaces.Network(2, "100mbit") as network:
     print(network.names[0], flush=True)
     time.sleep(600)
 """
@@ -444,7 +444,7 @@ with network_namespaces.Network(2, "100mbit") as network:
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next():
     needs_namespaces()
-    namespaces = load("network_namespaces")
+    namespaces = load("namespaces")
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD],
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
@@ -472,7 +472,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next():
 def test_a_signal_removes_everything(number, tmp_path):
     needs_namespaces()
     process = start(
-        *(ROOT / "network.py", "--rate=1mbit", "--processes=2", "--methods=ring")
+        *(ROOT / "measure.py", "--rate=1mbit", "--processes=2", "--methods=ring")
     )
     deadline = time.monotonic() + 120
     pids = ""
@@ -494,7 +494,7 @@ def test_a_signal_removes_everything(number, tmp_path):
 
 def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch):
     needs_namespaces()
-    namespaces = load("network_namespaces")
+    namespaces = load("namespaces")
     call = namespaces._call
 
     def broken(*argv, check=True):

@@ -1,7 +1,8 @@
 """The notebook: runs from top to bottom, and is stored with what it shows.
 
-After a change of the notebook or of what it calls, `python tests/examples/test_quickstart.py` runs
-all of it, in a few minutes, and stores it with its outputs.
+After a change of the notebook or of what it calls,
+`python tests/examples/test_quickstart.py` runs all of it, in a few minutes, and stores
+it with its outputs.
 """
 
 import base64
