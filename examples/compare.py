@@ -30,6 +30,7 @@ import train_gan_methods
 from absl import app, flags
 from train_gan_flags import BadFlagError, known, naming
 
+from jaxsp.gan.files import replacing
 from jaxsp.gan.training import loop, plots
 
 # What train_gan.py can be told: its flags, but for `callback`.
@@ -267,7 +268,7 @@ def _write(directory, records, ends, limit, options, command):
     dataset = options.get("dataset", "digits")
     title = f"{dataset}, {options.get('workers', 8)} workers, {limit.kind} equal"
     plots.plot_comparison(records, directory / "comparison.png", shown[:2], title)
-    with plots.replacing(directory / "plots.md") as path:
+    with replacing(directory / "plots.md") as path:
         path.write_text(_report(records, ends, limit, shown, options, command, title))
 
 

@@ -1,5 +1,6 @@
 """Examples in docstrings and documents run, and commands name what exists."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -88,9 +89,14 @@ def test_flags_in_documents_are_flags_of_the_scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     defined = {}
     for name in ("train_gan", "compare", "jaxsp.gan.scores"):
-        values = flags.FlagValues()
         module = f"{name}.__main__" if name.startswith("jaxsp.") else name
-        importlib.import_module(module).define_flags(values)
+        module = importlib.import_module(module)
+        if hasattr(module, "Config"):
+            fields = dataclasses.fields(module.Config)
+            defined[name] = {field.name for field in fields}
+            continue
+        values = flags.FlagValues()
+        module.define_flags(values)
         defined[name] = set(values)
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     text = re.sub(r"^python -m jaxsp.launch -n \d+ ", "python ", text, flags=re.M)

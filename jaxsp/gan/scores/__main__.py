@@ -12,66 +12,89 @@ Examples:
     --samples=50000 --inception=inception.npz --output=scores.json
 """
 
-import contextlib
-import inspect
+import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from flax import traverse_util
 from tqdm import tqdm
 
-from jaxsp.gan import data, models, scores
-from jaxsp.gan.training import checkpoint as checkpoints
-from jaxsp.gan.training import plots
+from jaxsp.gan import command, data, models, scores
+from jaxsp.gan.command import BadFlagError, flag, naming
+from jaxsp.gan.files import replacing
+from jaxsp.gan.training import checkpoint, plots
 
-__all__ = ["BadFlagError", "define_flags", "main", "run"]
+__all__ = ["PROGRAM", "Config", "main", "score"]
 
+PROGRAM = "jaxsp.gan.scores"
 _SHOWN = 64  # samples in the picture, or 1,000 where they are points
-_LEAST = 4  # samples: more than the neighbours of one that the scores look at
 
 
-class BadFlagError(ValueError):
-    """A flag that cannot be used; the message is one line for the user."""
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to score, and how; the fields are the flags."""
+
+    checkpoint: str | None = flag(
+        None,
+        "Directory of a run, whose last checkpoint is read, or of a checkpoint, "
+        "RUN/checkpoints/STEP.",
+    )
+    samples: int = flag(
+        10_000,
+        "How many samples; FID is mostly told of 50,000.",
+        within=command.Range(4),  # more than the neighbours that the scores look at
+    )
+    dataset: str | None = flag(
+        None, "What to compare with. Default: what the run learned."
+    )
+    data_dir: str | None = flag(
+        None,
+        "TFDS directory that holds the prepared data set (not for digits and the "
+        "mixtures). Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+    )
+    model: str | None = flag(
+        None,
+        "The networks, as dcgan or dcgan:64. Default: what the run's settings say.",
+    )
+    conditional: bool | None = flag(
+        None,
+        "Whether samples are of a class. Default: what the run's settings say, or no.",
+    )
+    inception: str | None = flag(
+        None,
+        "File of the weights of the Inception network, for FID and KID; how to make "
+        "it: python -m jaxsp.gan.scores.inception --help. Default: the features of a "
+        "small classifier are used instead.",
+    )
+    seed: int = flag(
+        0,
+        "What the samples follow from, together with --batch_size.",
+        within=command.SEED,
+    )
+    batch_size: int = flag(500, "Samples generated at once.", within=command.COUNT)
+    output: str | None = flag(
+        None, "JSON file to write. Default: scores_STEP.json in the run's directory."
+    )
+    samples_png: str | None = flag(
+        None, "Picture of the first samples to draw. Default: none."
+    )
 
 
-def run(
-    checkpoint: str,
-    samples: int = 10_000,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    model: str | None = None,
-    conditional: bool | None = None,
-    inception: str | None = None,
-    seed: int = 0,
-    batch_size: int = 500,
-    output: str | None = None,
-    samples_png: str | None = None,
-    cache_dir: str | None = None,
-    progress: bool = True,
+def score(
+    config: Config, cache_dir: str | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Score a generator as the flags of the same names say; None is a flag's default.
+    """Score a generator.
 
     Args:
-      checkpoint: directory of a run, or of one of its checkpoints.
-      samples: how many samples.
-      dataset: what to compare with; None is what the run learned.
-      data_dir: TFDS directory.
-      model: for `models.parse`; None is what the run's settings say.
-      conditional: whether samples are of a class; None is what the settings say.
-      inception: file of the weights of the Inception network; None leaves it out.
-      seed: what the samples follow from, together with `batch_size`.
-      batch_size: samples generated at once.
-      output: JSON file to write; None is `scores_STEP.json` in the run's directory.
-      samples_png: picture to draw.
+      config: what to score, and how.
       cache_dir: where the classifier and the statistics of the data are kept; None is
         `data.cache_dir()`.
       progress: whether to show progress on standard error.
@@ -85,147 +108,74 @@ def run(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    for name, value, least in (
-        ("samples", samples, _LEAST),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise BadFlagError(f"--{name}={value}: write {least} or more.")
-    with _naming("checkpoint", checkpoint, ValueError, OSError, KeyError):
-        step, parameters, settings = checkpoints.read_generator(checkpoint)
-    dataset = _setting("dataset", dataset, settings, "a data set")
-    model = _setting("model", model, settings, "a model")
-    path = _writable("output", output or _beside(checkpoint, step))
-    picture = _writable("samples_png", samples_png) if samples_png else None
+    if config.checkpoint is None:
+        raise BadFlagError("--checkpoint is missing: write --checkpoint=RUN_DIR.")
+    with naming("checkpoint", config.checkpoint, ValueError, OSError, KeyError):
+        step, parameters, settings = checkpoint.read_generator(config.checkpoint)
+    settings = settings | {
+        name: getattr(config, name)
+        for name in ("dataset", "model", "conditional")
+        if getattr(config, name) is not None
+    }
+    path = _writable("output", config.output or _beside(config.checkpoint, step))
+    picture = config.samples_png and _writable("samples_png", config.samples_png)
+    dataset, model = (_setting(name, settings) for name in ("dataset", "model"))
     with (
-        _naming("dataset", dataset, ValueError),
-        _naming("data_dir", data_dir, OSError, ImportError),
+        naming("dataset", dataset, ValueError),
+        naming("data_dir", config.data_dir, OSError, ImportError),
     ):
-        loaded = data.load(dataset, data_dir)
-    if conditional is not None:
-        settings = settings | {"conditional": conditional}
+        loaded = data.load(dataset, config.data_dir)
     gan = _network(model, loaded, parameters, settings)
-    weights = None
-    if inception is not None:
-        if len(loaded.sample_shape) != 3:
-            raise BadFlagError(
-                f"--inception={inception}: it judges images, and {dataset} holds "
-                "points; leave the flag out."
-            )
-        with _naming("inception", inception, ValueError, OSError):
-            weights = scores.inception.load(inception)
-
-    judge = scores.evaluator(loaded, cache_dir, progress, weights, full=True)
+    with naming("inception", config.inception, ValueError, OSError):
+        weights = scores.inception.load(config.inception) if config.inception else None
+        evaluate = scores.evaluator(loaded, cache_dir, progress, weights, full=True)
     shown: list[np.ndarray] = []
     x = traverse_util.unflatten_dict(parameters, sep="/")
-    drawn = _draw(gan, x, seed, samples, batch_size, shown, progress)
-    found = judge.measure(drawn)
-    if picture is not None:
+    found = evaluate.measure(_samples(gan, x, config, shown, progress))
+    if picture:
         points = len(loaded.sample_shape) == 1
         grid = np.concatenate(shown)[: 1000 if points else _SHOWN]
         below = np.asarray(loaded.train[:2000]) if points else None
         plots.plot_samples(grid, picture, below, f"{loaded.name}, step {step}")
 
-    labels = np.bincount(loaded.train_labels, minlength=loaded.num_classes)
-    counts = found.counts
-    usable = counts is not None and counts.sum() > 0
+    features = "points" if evaluate.classifier is None else "classifier"
+    counts, coverage = found.counts, None
+    if counts is not None and counts.sum() > 0:
+        labels = np.bincount(loaded.train_labels, minlength=loaded.num_classes)
+        coverage = scores.class_coverage(counts, labels).tolist()
     result = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": config.checkpoint,
         "step": step,
         "dataset": loaded.name,
         "model": model,
-        "samples": samples,
-        "seed": seed,
-        "batch_size": batch_size,
-        "features": "points" if judge.classifier is None else "classifier",
+        "samples": config.samples,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "features": "inception" if config.inception else features,
         "scores": found.scores,
-        "floor": judge.floor,
+        "floor": evaluate.floor,
         "floor_samples": len(loaded.test),
-        "bias": judge.bias(samples),
+        "bias": evaluate.bias(config.samples),
         "counts": None if counts is None else counts.tolist(),
-        "class_coverage": (
-            scores.class_coverage(counts, labels).tolist() if usable else None
-        ),
+        "class_coverage": coverage,
     }
-    if weights is not None:
-        result["features"] = "inception"
-    with plots.replacing(path) as temporary:
+    with replacing(path) as temporary:
         text = json.dumps(_nullable(result), indent=2, allow_nan=False)
         temporary.write_text(text + "\n")
     _print_table(result, [str(p) for p in (path, picture) if p])
     return result
 
 
-# ------------------------------------------------------------------ reading flags
+# ------------------------------------------------------------------ reading
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define the flags, which `run` takes as arguments of the same names."""
-
-    def text(name, words):
-        flags.DEFINE_string(name, None, words, flag_values=values)
-
-    def integer(name, default, words):
-        flags.DEFINE_integer(name, default, words, flag_values=values)
-
-    text(
-        "checkpoint",
-        "Directory of a run, whose last checkpoint is read, or of a checkpoint, "
-        "RUN/checkpoints/STEP.",
-    )
-    integer("samples", 10_000, "How many samples; FID is mostly told of 50,000.")
-    text("dataset", "What to compare with. Default: what the run learned.")
-    text(
-        "data_dir",
-        "TFDS directory that holds the prepared data set (not for digits and the "
-        "mixtures). Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
-    )
-    text(
-        "model",
-        "The networks, as dcgan or dcgan:64. Default: what the run's settings say.",
-    )
-    flags.DEFINE_bool(
-        "conditional",
-        None,
-        "Whether samples are of a class. Default: what the run's settings say, or no.",
-        flag_values=values,
-    )
-    text(
-        "inception",
-        "File of the weights of the Inception network, for FID and KID; how to make "
-        "it: python -m jaxsp.gan.scores.inception --help. Default: the features of a "
-        "small classifier are used instead.",
-    )
-    integer("seed", 0, "What the samples follow from, together with --batch_size.")
-    integer("batch_size", 500, "Samples generated at once.")
-    text(
-        "output",
-        "JSON file to write. Default: scores_STEP.json in the run's directory.",
-    )
-    text("samples_png", "Picture of the first samples to draw. Default: none.")
-
-
-@contextlib.contextmanager
-def _naming(flag: str, value: Any, *errors: type[Exception]):
-    """Put a flag before what the library says of its value, on one line."""
-    try:
-        yield
-    except BadFlagError:
-        raise
-    except errors as error:
-        shown = f"--{flag}" if value is None else f"--{flag}={value}"
-        raise BadFlagError(f"{shown}: {' '.join(str(error).split())}") from None
-
-
-def _setting(name, given, settings, what) -> str:
-    """What a flag says, or else the settings of the run."""
-    value = given or settings.get(name)
-    if not isinstance(value, str):
+def _setting(name: str, settings: Mapping[str, Any]) -> str:
+    """A setting of the run, or what its flag says in its place."""
+    if not isinstance(settings.get(name), str):
         raise BadFlagError(
-            f"--{name}: the settings of this run do not name {what}; write --{name}=..."
+            f"--{name}: the settings of this run do not say which; write --{name}=..."
         )
-    return value
+    return settings[name]
 
 
 def _beside(checkpoint: str, step: int) -> pathlib.Path:
@@ -254,7 +204,7 @@ def _network(model, dataset: data.Dataset, parameters, settings) -> models.Gan:
     """The pair of networks that the parameters belong to."""
     classes = int(dataset.num_classes) if settings.get("conditional") else 0
     dtype = jnp.dtype(settings.get("dtype", "float32"))
-    with _naming("model", model, ValueError):
+    with naming("model", model, ValueError):
         gan = models.parse(model, dataset.sample_shape, classes, dtype)
     latent = jnp.zeros((1, gan.latent_size))
     shapes = jax.eval_shape(gan.generator.init, jax.random.key(0), latent)
@@ -271,20 +221,19 @@ def _network(model, dataset: data.Dataset, parameters, settings) -> models.Gan:
     return gan
 
 
-# ------------------------------------------------------------------ drawing, telling
+# ------------------------------------------------------------------ sampling, telling
 
 
-def _draw(
-    gan, x, seed, total, batch_size, shown: list[np.ndarray], progress
+def _samples(
+    gan, x, config: Config, shown: list[np.ndarray], progress: bool
 ) -> Iterator[np.ndarray]:
-    """Batches of samples; the first of them are kept in `shown`."""
+    """Batches of samples; the first of them are put into `shown`."""
     sample = jax.jit(models.sample, static_argnums=(0, 3))
-    key = jax.random.key(seed)
+    key, total = jax.random.key(config.seed), config.samples
     with tqdm(total=total, desc="samples", unit="sample", disable=not progress) as bar:
-        for start in range(0, total, batch_size):
-            batch_key = jax.random.fold_in(key, start // batch_size)
-            drawn = sample(gan, x, batch_key, batch_size)
-            batch = np.asarray(drawn, np.float32)[: total - start]
+        for i, start in enumerate(range(0, total, config.batch_size)):
+            batch = sample(gan, x, jax.random.fold_in(key, i), config.batch_size)
+            batch = np.asarray(batch, np.float32)[: total - start]
             if sum(map(len, shown)) < 1000:
                 shown.append(batch)
             yield batch
@@ -322,39 +271,12 @@ def _print_table(result, written):
     sys.stdout.flush()
 
 
-def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
+def main(config: Config) -> int:
     """Score as the flags say; the exit code."""
-    names = [name for name in inspect.signature(run).parameters if name in values]
-    arguments: dict[str, Any] = {name: values[name].value for name in names}
-    if len(argv) > 1:
-        return _complain(f"unexpected {argv[1]!r}: flags are written --name=value.", 2)
-    if arguments["checkpoint"] is None:
-        return _complain("--checkpoint is missing: write --checkpoint=RUN_DIR.", 2)
-    try:
-        result = run(**arguments)
-    except BadFlagError as error:
-        return _complain(error, 2)
-    if result["counts"] is None:
-        return _complain("the generator's samples are not finite.", 1)
+    if score(config)["counts"] is None:
+        return command.complain(PROGRAM, "the generator's samples are not finite.", 1)
     return 0
 
 
-def _complain(message: Any, code: int) -> int:
-    print(f"jaxsp.gan.scores: {message}", file=sys.stderr)
-    return code
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse the command line; what is wrong with it takes one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # absl would choose INFO
-        return rest
-    except flags.Error as error:
-        sys.exit(_complain(" ".join(str(error).split()), 2))
-
-
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=parse_flags)
+    command.run(PROGRAM, Config, main)

@@ -327,7 +327,7 @@ def evaluator(
     if dataset.centers is not None:
         if inception is not None:
             raise ValueError(
-                f"inception judges images, and {dataset.name!r} holds points: leave it "
+                f"inception scores images, and {dataset.name!r} holds points: leave it "
                 "out."
             )
         whole = Gatherer(len(dataset.train))

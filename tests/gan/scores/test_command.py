@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from jaxsp.gan import data, models, scores
+from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.scores import __main__ as score
 from jaxsp.gan.training import checkpoint, program
 
@@ -45,25 +45,26 @@ def points(tmp_path_factory):
     return path, gan, write_run(path, POINTS, gan)
 
 
-def command(*arguments):
+def call(*arguments):
     """The exit code of the command, run in this process."""
     values = flags.FlagValues()
-    score.define_flags(values)
-    return score.main(values(["score", *arguments]), values)
+    command.define(score.Config, values)
+    rest = values(["score", *arguments])
+    return command.call(score.PROGRAM, score.Config, score.main, rest, values)
 
 
 def test_scores_are_those_of_the_generators_samples(points, tmp_path, capsys):
     path, gan, x = points
     output, picture = tmp_path / "scores.json", tmp_path / "samples.png"
-    found = score.run(
+    config = score.Config(
         str(path),
         samples=50,
         batch_size=20,
         seed=3,
         output=str(output),
         samples_png=str(picture),
-        progress=False,
     )
+    found = score.score(config, progress=False)
     assert json.loads(output.read_text()) == found
     assert (found["step"], found["dataset"]) == (7, "mixture_ring")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -71,13 +72,13 @@ def test_scores_are_those_of_the_generators_samples(points, tmp_path, capsys):
     samples = np.concatenate(
         [models.sample(gan, x, jax.random.fold_in(key, i), 20) for i in range(3)]
     )[:50]
-    judge = scores.evaluator(data.load("mixture_ring"), full=True)
-    wanted = judge(samples)
+    evaluate = scores.evaluator(data.load("mixture_ring"), full=True)
+    wanted = evaluate(samples)
     assert wanted.keys() == found["scores"].keys() >= {"frechet_distance", "recall"}
     for name, value in wanted.items():
         np.testing.assert_allclose(found["scores"][name], value, rtol=1e-5, atol=1e-9)
-    assert found["floor"] == judge.floor
-    assert found["bias"] == judge.bias(50)
+    assert found["floor"] == evaluate.floor
+    assert found["bias"] == evaluate.bias(50)
     table = capsys.readouterr().out
     for name in wanted:
         assert f"{wanted[name]:.4g}" in table.split(name)[1].split("\n")[0]
@@ -86,7 +87,7 @@ def test_scores_are_those_of_the_generators_samples(points, tmp_path, capsys):
 def test_the_command_writes_beside_the_run(points, capsys):
     path = points[0]
     one = path / "checkpoints" / "7"
-    assert command(f"--checkpoint={one}", "--samples=4", "--batch_size=6") == 0
+    assert call(f"--checkpoint={one}", "--samples=4", "--batch_size=6") == 0
     found = json.loads((path / "scores_7.json").read_text())
     assert (found["samples"], found["floor_samples"]) == (4, 10_000)
     assert "written: " in capsys.readouterr().out
@@ -113,14 +114,9 @@ def test_images_of_a_conditional_generator(tmp_path, monkeypatch, capsys):
     gan = models.parse("mlp:8", (8, 8, 1), 10)
     settings = {"dataset": "digits", "model": "mlp:8", "conditional": True}
     x = write_run(tmp_path / "run", settings, gan)
-    found = score.run(
-        str(tmp_path / "run"),
-        samples=40,
-        batch_size=40,
-        inception="weights.npz",
-        cache_dir=str(tmp_path / "cache"),
-        progress=False,
-    )
+    run = str(tmp_path / "run")
+    config = score.Config(run, samples=40, batch_size=40, inception="weights.npz")
+    found = score.score(config, str(tmp_path / "cache"), progress=False)
     # conditional and not have parameters of the same shapes, but not the same samples
     samples = models.sample(gan, x, jax.random.fold_in(jax.random.key(0), 0), 40)
     inner = [features(projection, i) for i in (few.train, np.asarray(samples))]
@@ -139,7 +135,7 @@ def test_images_of_a_conditional_generator(tmp_path, monkeypatch, capsys):
 def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
     gan = models.parse("mlp:8", (2,))
     write_run(tmp_path, POINTS, gan, shift=np.inf)
-    assert command(f"--checkpoint={tmp_path}", "--samples=10", "--batch_size=10") == 1
+    assert call(f"--checkpoint={tmp_path}", "--samples=10", "--batch_size=10") == 1
     assert "not finite" in capsys.readouterr().err
     found = json.loads((tmp_path / "scores_7.json").read_text())
     assert set(found["scores"].values()) == {None}
@@ -148,15 +144,15 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samples=3"], "--samples=3: write 4 or more."),
-        (["--batch_size=0"], "--batch_size=0: write 1 or more."),
-        (["--seed=-1"], "--seed=-1: write 0 or more."),
+        (["--samples=3"], "--samples=3: must be at least 4."),
+        (["--batch_size=0"], "--batch_size=0: must be at least 1."),
+        (["--seed=-1"], "--seed=-1: must be at least 0 and at most"),
         (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
         (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
         (["--model=dcgam"], "--model=dcgam: model must be one of"),
         (["--model=mlp:9"], "--model=mlp:9: it does not fit the checkpoint: Dense_0/"),
-        (["--inception=w.npz"], "--inception=w.npz: it judges images"),
+        (["--inception=w.npz"], "--inception=w.npz: w.npz: no Inception weights."),
         (["--output=/nowhere/a.json"], "--output=/nowhere/a.json: there is no"),
         (["--samples_png=/"], "--samples_png=/: it is a directory;"),
         (["more"], "unexpected 'more'"),
@@ -167,10 +163,18 @@ def test_a_bad_flag_takes_one_line(points, arguments, message, capsys, monkeypat
         raise AssertionError("it was to be seen before anything is computed")
 
     monkeypatch.setattr(scores, "evaluator", too_late)
-    assert command(f"--checkpoint={points[0]}", *arguments) == 2
+    assert call(f"--checkpoint={points[0]}", *arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"jaxsp.gan.scores: {message}")
     assert err.count("\n") == 1
+
+
+def test_points_have_no_inception_scores(points, capsys, monkeypatch):
+    monkeypatch.setattr(scores.inception, "load", lambda path: {"weights": 1})
+    assert call(f"--checkpoint={points[0]}", "--inception=w.npz") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxsp.gan.scores: --inception=w.npz: inception scores ")
+    assert err.endswith("leave it out.\n")
 
 
 @pytest.mark.parametrize("error", [PermissionError, IsADirectoryError, ImportError])
@@ -179,19 +183,19 @@ def test_data_that_cannot_be_read_take_one_line(points, error, capsys, monkeypat
         raise error("no\nuse")
 
     monkeypatch.setattr(data, "load", load)
-    assert command(f"--checkpoint={points[0]}", "--data_dir=/data") == 2
+    assert call(f"--checkpoint={points[0]}", "--data_dir=/data") == 2
     assert capsys.readouterr().err == "jaxsp.gan.scores: --data_dir=/data: no use\n"
 
 
 def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
     write_run(tmp_path, {"dataset": "mixture_ring"}, models.parse("mlp:8", (2,)))
-    assert command("--samples=9") == 2
+    assert call("--samples=9") == 2
     assert "--checkpoint is missing" in capsys.readouterr().err
     few = (f"--checkpoint={tmp_path}", "--samples=9")
-    assert command(*few) == 2
+    assert call(*few) == 2
     assert "--model: the settings" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
-        assert command(*few, "--model=mlp:8", "--batch_size=9") == 0
+        assert call(*few, "--model=mlp:8", "--batch_size=9") == 0
     assert not caplog.records
 
 
