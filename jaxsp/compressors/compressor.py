@@ -168,7 +168,7 @@ def check_fraction(fraction: Any) -> float:
     return float(fraction)
 
 
-def kept(fraction: float, d: int) -> int:
+def number_kept(fraction: float, d: int) -> int:
     """How many of `d` numbers a fraction keeps: rounded, at least one."""
     return max(1, round(fraction * d))
 
@@ -190,12 +190,12 @@ def check_input(key: Any, x: Any) -> jax.Array:
     return x
 
 
-def wide(dtype: Any) -> np.dtype:
+def compute_dtype(dtype: Any) -> np.dtype:
     """The type to compute in: float32, or float64 for itself."""
     return np.dtype(jnp.promote_types(dtype, jnp.float32))
 
 
-def poisoned(values: jax.Array, x: jax.Array) -> jax.Array:
+def nan_unless_finite(values: jax.Array, x: jax.Array) -> jax.Array:
     """The values sent of `x`, or NaN if there is anything in it that is not finite."""
     finite = jnp.isfinite(jnp.max(jnp.abs(x)))
     return jnp.where(finite, values, jnp.full_like(values, jnp.nan))

@@ -54,7 +54,7 @@ def words(seed: jax.Array, start: jax.Array | int, count: int) -> jax.Array:
     return threefry(seed, counters, np.uint32(0))[0]
 
 
-def happens(probability: jax.Array, word: jax.Array) -> jax.Array:
+def bernoulli(probability: jax.Array, word: jax.Array) -> jax.Array:
     r"""True with a probability in [0, 1), decided by a random word.
 
     The probability is $\lfloor 2^{32} p \rfloor / 2^{32}$: exact for a float32 $p$ of

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsp import _arguments
-from jaxsp.compressors.compressor import Compressor, check_input, wide
+from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
 
 
 class Factors(NamedTuple):
@@ -73,23 +73,23 @@ def low_rank(rank: int) -> Compressor:
         n, m = _shape(x.shape)
         if rank * (n + m) >= x.size:
             return x
-        return _factors(x, jax.random.normal(key, (m, rank), wide(x.dtype)))
+        return _factors(x, jax.random.normal(key, (m, rank), compute_dtype(x.dtype)))
 
     def warm(key, x, previous):
         x = check_input(key, x)
         n, m = _shape(x.shape)
         if rank * (n + m) >= x.size:
             return x
-        cold = jax.random.normal(key, (m, rank), wide(x.dtype))
-        start = previous.right.astype(cold.dtype)
+        random = jax.random.normal(key, (m, rank), compute_dtype(x.dtype))
+        start = previous.right.astype(random.dtype)
         # A column that is zero would stay zero, and one that is not finite too.
         usable = jnp.all(jnp.isfinite(start), axis=0) & jnp.any(start != 0, axis=0)
-        return _factors(x, jnp.where(usable, start, cold))
+        return _factors(x, jnp.where(usable, start, random))
 
     def decompress(payload, like):
         if not isinstance(payload, Factors):
             return payload.reshape(like.shape)
-        dtype = wide(like.dtype)
+        dtype = compute_dtype(like.dtype)
         left, right = payload.left.astype(dtype), payload.right.astype(dtype)
         matrix = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST)
         d = math.prod(like.shape)

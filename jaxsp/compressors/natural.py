@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsp.compressors import draws, packing
-from jaxsp.compressors.compressor import Compressor, check_input, wide
+from jaxsp.compressors import counter_rng, packing
+from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
 
 _BIAS = 127  # of float32
 
@@ -55,13 +55,13 @@ def natural() -> Compressor:
 
     def compress(key, x):
         x = check_input(key, x)
-        v = x.ravel().astype(wide(x.dtype))
+        v = x.ravel().astype(compute_dtype(x.dtype))
         highest = min(int(jnp.finfo(x.dtype).maxexp) - 1, 127) + _BIAS
-        seed = draws.seed(key)
+        seed = counter_rng.seed(key)
 
         def exponents(v, start):
             exponent, fraction = _split(jnp.abs(v))
-            up = draws.happens(fraction, draws.words(seed, start, v.size))
+            up = counter_rng.bernoulli(fraction, counter_rng.words(seed, start, v.size))
             rounded = jnp.minimum(exponent + up, highest)
             return jnp.where(jnp.isfinite(v), rounded, 255).astype(jnp.uint8)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import _arguments
-from jaxsp.compressors import draws
-from jaxsp.compressors.compressor import Compressor, check_input, poisoned
+from jaxsp.compressors import counter_rng
+from jaxsp.compressors.compressor import Compressor, check_input, nan_unless_finite
 
 
 class Block(NamedTuple):
@@ -84,13 +84,13 @@ def _bound(index, count):
         """The worker's indices in the vector filled up to a multiple of `count`."""
         size = -(-d // count)
         positions = worker * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
-        return draws.permutation(seed, positions, size * count)
+        return counter_rng.permutation(seed, positions, size * count)
 
     def compress(key, x):
         v = check_input(key, x).ravel()
-        seed, worker = draws.seed(key), jnp.asarray(index, jnp.uint32)
+        seed, worker = counter_rng.seed(key), jnp.asarray(index, jnp.uint32)
         values = v.at[places(seed, worker, v.size)].get(mode="fill", fill_value=0)
-        return Block(poisoned(values, v), seed, worker)
+        return Block(nan_unless_finite(values, v), seed, worker)
 
     def decompress(payload, like):
         d = math.prod(like.shape)

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsp.compressors import draws
+from jaxsp.compressors import counter_rng
 from jaxsp.compressors.compressor import (
     Compressor,
     check_fraction,
     check_input,
-    kept,
-    poisoned,
+    nan_unless_finite,
+    number_kept,
 )
 
 
@@ -56,12 +56,14 @@ def rand_k(fraction: float) -> Compressor:
     fraction = check_fraction(fraction)
 
     def places(seed, d):
-        return draws.permutation(seed, jnp.arange(kept(fraction, d), dtype="uint32"), d)
+        return counter_rng.permutation(
+            seed, jnp.arange(number_kept(fraction, d), dtype="uint32"), d
+        )
 
     def compress(key, x):
         v = check_input(key, x).ravel()
-        seed = draws.seed(key)
-        return Drawn(poisoned(v[places(seed, v.size)], v), seed)
+        seed = counter_rng.seed(key)
+        return Drawn(nan_unless_finite(v[places(seed, v.size)], v), seed)
 
     def decompress(payload, like):
         d = math.prod(like.shape)
@@ -73,5 +75,5 @@ def rand_k(fraction: float) -> Compressor:
         f"rand_k({fraction:g})",
         compress,
         decompress,
-        q=lambda d: d / kept(fraction, d),
+        q=lambda d: d / number_kept(fraction, d),
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsp.compressors import packing
-from jaxsp.compressors.compressor import Compressor, check_input, wide
+from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
 
 
 class Signs(NamedTuple):
@@ -48,7 +48,7 @@ def sign() -> Compressor:
 
     def compress(key, x):
         x = check_input(key, x)
-        v = x.ravel().astype(wide(x.dtype))
+        v = x.ravel().astype(compute_dtype(x.dtype))
         # Divided first by a power of 2, exactly, so that the sum does not overflow.
         power = 2.0 ** v.size.bit_length()
         scale = jnp.sum(jnp.abs(v) / power) * (power / v.size)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import _arguments
-from jaxsp.compressors import draws, packing
-from jaxsp.compressors.compressor import Compressor, check_input, wide
+from jaxsp.compressors import counter_rng, packing
+from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
 
 
 class Levels(NamedTuple):
@@ -154,14 +154,16 @@ def _stochastic(name, levels, scale_of, q):
 
     def compress(key, x):
         x = check_input(key, x)
-        v = x.ravel().astype(wide(x.dtype))
-        seed = draws.seed(key)
+        v = x.ravel().astype(compute_dtype(x.dtype))
+        seed = counter_rng.seed(key)
         scale = scale_of(v)
 
         def encode(v, start):
             y = jnp.abs(v) / _nonzero(scale) * levels  # at most `levels`
             whole = jnp.floor(y)
-            up = draws.happens(y - whole, draws.words(seed, start, v.size))
+            up = counter_rng.bernoulli(
+                y - whole, counter_rng.words(seed, start, v.size)
+            )
             level = whole.astype(jnp.uint8) + up.astype(jnp.uint8)
             return jnp.where(v < 0, level | half, level)
 

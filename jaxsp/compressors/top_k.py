@@ -13,7 +13,7 @@ from jaxsp.compressors.compressor import (
     Compressor,
     check_fraction,
     check_input,
-    kept,
+    number_kept,
 )
 
 
@@ -64,7 +64,7 @@ def top_k(fraction: float) -> Compressor:
 
     def compress(key, x):
         v = check_input(key, x).ravel()
-        k = kept(fraction, v.size)
+        k = number_kept(fraction, v.size)
         indices = _places(_magnitudes(v), k)
         return Sparse(v[indices], indices.astype(_index_type(v.size)))
 
@@ -80,7 +80,7 @@ def top_k(fraction: float) -> Compressor:
         f"top_k({fraction:g})",
         compress,
         decompress,
-        delta=lambda d: d / kept(fraction, d),
+        delta=lambda d: d / number_kept(fraction, d),
     )
 
 

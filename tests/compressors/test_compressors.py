@@ -17,7 +17,7 @@ import pytest
 
 import jaxsp
 from jaxsp import compressors
-from jaxsp.compressors import draws, packing
+from jaxsp.compressors import counter_rng, packing
 
 KEY = jax.random.key(3)
 UNBIASED = [
@@ -67,16 +67,16 @@ def threefry(seed, x, y):
 
 
 def words(key, d):
-    return threefry(np.asarray(draws.seed(key)), np.arange(d), 0)[0]
+    return threefry(np.asarray(counter_rng.seed(key)), np.arange(d), 0)[0]
 
 
-def happens(p, word):
+def bernoulli(p, word):
     return word < np.floor(p.astype(np.float64) * 2.0**32)
 
 
 def permutation(key, positions, d):
     """A Feistel network on a grid of about √d by √d, again until below d."""
-    seed = np.asarray(draws.seed(key))
+    seed = np.asarray(counter_rng.seed(key))
     a = math.isqrt(d - 1) + 1
     b = -(-d // a)
     out = []
@@ -99,7 +99,7 @@ def stochastic(levels, norm):
         step = scale * v.dtype.type(1 / levels)
         y = np.abs(v) / scale * v.dtype.type(levels)
         whole = np.floor(y)
-        level = whole + happens(y - whole, words(key, v.size))
+        level = whole + bernoulli(y - whole, words(key, v.size))
         return np.sign(v) * (level.astype(v.dtype) * step)
 
     return reference
@@ -107,7 +107,7 @@ def stochastic(levels, norm):
 
 def natural(v, key):
     mantissa, exponent = np.frexp(np.abs(v))  # |v| = mantissa 2^exponent
-    up = happens(2 * mantissa - 1, words(key, v.size))
+    up = bernoulli(2 * mantissa - 1, words(key, v.size))
     return np.sign(v) * np.ldexp(np.ones_like(v), exponent - 1 + up)
 
 
@@ -329,7 +329,9 @@ def test_threefry_is_threefry():
         (pi[2:], pi[:2], (0xC4923A9C, 0x483DF7A0)),
     ]:
         seed, (x, y) = np.array(key, np.uint32), np.array(counter, np.uint32)
-        assert [int(w) for w in draws.threefry(jnp.asarray(seed), x, y)] == [*answer]
+        assert [int(w) for w in counter_rng.threefry(jnp.asarray(seed), x, y)] == [
+            *answer
+        ]
         assert [int(w) for w in threefry(seed, x, y)] == [*answer]
 
 
@@ -337,8 +339,8 @@ def test_happens_as_often_as_it_should():
     for p in (0.0, 2.0**-9, 0.3, 1 - 2.0**-24):
         p = np.float32(p)
         bound = int(float(p) * 2**32)  # so many words of 2^32
-        assert not draws.happens(p, np.uint32(bound))
-        assert bound == 0 or draws.happens(p, np.uint32(bound - 1))
+        assert not counter_rng.bernoulli(p, np.uint32(bound))
+        assert bound == 0 or counter_rng.bernoulli(p, np.uint32(bound - 1))
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 6, 1000])
@@ -346,7 +348,7 @@ def test_permutation_is_one_and_takes_every_place_alike(d):
     count = 4000 if d < 10 else 4
     seeds = jax.random.bits(KEY, (count, 2), jnp.uint32)
     positions = jnp.arange(d, dtype=jnp.uint32)
-    out = jax.jit(jax.vmap(lambda s: draws.permutation(s, positions, d)))(seeds)
+    out = jax.jit(jax.vmap(lambda s: counter_rng.permutation(s, positions, d)))(seeds)
     out = np.asarray(out)
     assert np.all(np.sort(out, axis=1) == np.arange(d))
     if 1 < d < 10:  # ordered pairs at the first two positions: chi-square
@@ -576,9 +578,9 @@ def test_low_rank_warm_start_finds_the_singular_vectors():
     for _ in range(40):
         payload = warm(KEY, X, payload)
         errors.append(float(jnp.sum((low_rank.decompress(payload, X) - X) ** 2)))
-    cold = low_rank.decompress(low_rank.compress(KEY, X), X)
-    # No help from zeros: a cold start.
-    assert errors[0] == pytest.approx(float(jnp.sum((cold - X) ** 2)), rel=1e-5)
+    random = low_rank.decompress(low_rank.compress(KEY, X), X)
+    # Zeros are no help: the start is random.
+    assert errors[0] == pytest.approx(float(jnp.sum((random - X) ** 2)), rel=1e-5)
     assert errors[0] > 1.05 * best
     assert errors[-1] == pytest.approx(best, rel=1e-3)
 
