@@ -51,15 +51,12 @@ def test_without_compression_the_number_of_workers_drops_out():
 
 def test_variance_reduction_changes_the_refresh_only():
     common = dict(L=[1.0, 2.0], mu=0.1, q=10.0)
-    few = theory.vr_masha1(**common, batch=1, samples=50)
+    few = theory.masha1(**common, batch_share=1 / 50)
     assert few.refresh == 1 / 50
     assert few == theory.masha1(**common, refresh=1 / 50)
-    many = theory.vr_masha1(**common, batch=25, samples=50)
-    assert many == theory.masha1(**common)
-    given = theory.vr_masha1(**common, batch=1, samples=50, refresh=0.3)
+    assert theory.masha1(**common, batch_share=1 / 2) == theory.masha1(**common)
+    given = theory.masha1(**common, batch_share=1 / 50, refresh=0.3)
     assert given == theory.masha1(**common, refresh=0.3)
-    everything = theory.vr_masha1(1.0, 0.1, 1.0, workers=2, batch=9, samples=9)
-    assert everything.refresh == 0.5
 
 
 def test_partial_participation_by_hand():
@@ -87,34 +84,30 @@ def test_masha2_by_hand():
     np.testing.assert_allclose(both.learning_rate, 0.5 / 80, rtol=1e-14)
     assert theory.masha2(1.0, 1.0, delta=1.0).learning_rate == 0.25  # (1 - τ)/2μ
     assert theory.masha2(1.0, 0.0, delta=1.0).refresh == 0.5
-    reduced = theory.vr_masha2(5.0, 0.0, 4.0, 4.0, batch=1, samples=16)
+    reduced = theory.masha2(5.0, 0.0, 4.0, 4.0, batch_share=1 / 16)
     np.testing.assert_allclose(reduced[:2], (0.25 / 80, 1 / 16), rtol=1e-14)
 
 
 @pytest.mark.parametrize(
-    "method",
+    "base",
     [
-        lambda **more: theory.extra_step(2.0, 0.5, **more),
-        lambda **more: theory.masha1(2.0, 0.5, 10.0, workers=3, **more),
-        lambda **more: theory.pp_masha1(
-            2.0, 0.5, 10.0, workers=3, participants=2, **more
-        ),
-        lambda **more: theory.vr_masha1(
-            2.0, 0.5, 10.0, workers=3, batch=2, samples=5, **more
-        ),
-        lambda **more: theory.masha2(2.0, 0.5, 10.0, **more),
-        lambda **more: theory.vr_masha2(2.0, 0.5, 10.0, batch=2, samples=5, **more),
+        theory.extra_step(2.0, 0.5),
+        theory.masha1(2.0, 0.5, 10.0, workers=3),
+        theory.pp_masha1(2.0, 0.5, 10.0, workers=3, participants=2),
+        theory.masha2(2.0, 0.5, 10.0),
     ],
-    ids=["extra_step", "masha1", "pp_masha1", "vr_masha1", "masha2", "vr_masha2"],
+    ids=["extra_step", "masha1", "pp_masha1", "masha2"],
 )
-def test_a_multiplier_scales_the_step_and_above_1_nothing_is_promised(method):
-    base, half, twice = method(), method(multiplier=0.5), method(multiplier=2)
+def test_of_a_larger_step_nothing_is_promised(base):
+    half, twice = base.times(0.5), base.times(2)
     assert half.learning_rate == base.learning_rate / 2
     assert twice.learning_rate == base.learning_rate * 2
     assert half.refresh == twice.refresh == base.refresh
     assert twice.contraction is None
-    if base.contraction is not None:
-        np.testing.assert_allclose(1 - half.contraction, (1 - base.contraction) / 2)
+    if base.contraction is None:
+        assert half.contraction is None
+    else:
+        assert 1 - half.contraction == pytest.approx((1 - base.contraction) / 2)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.9])
@@ -154,9 +147,9 @@ BAD = [
     (lambda: theory.extra_step(1.0, -0.1), "mu must be between 0 and"),
     (lambda: theory.extra_step(1.0, 1.1), "mu must be between 0 and"),
     (lambda: theory.extra_step(1.0, None), "mu must be a finite number"),
-    (lambda: theory.extra_step(1.0, 0.1, multiplier=0), "multiplier must be above 0"),
+    (lambda: theory.extra_step(1.0, 0.1).times(0), "factor must be above 0"),
     (lambda: theory.masha1(1.0, 0.1, 2.0), "workers must be given"),
-    (lambda: theory.masha1(1.0, 0.1, 2.0, workers=0), "workers must be an integer"),
+    (lambda: theory.masha1(1.0, 0.1, 2.0, workers=0), "workers must be at least 1"),
     (lambda: theory.masha1(1.0, 0.1, 2.0, workers=2.0), "workers must be an integer"),
     (lambda: theory.masha1([1, 2], 0.1, [2, 3, 4]), "must agree in length"),
     (lambda: theory.masha1([1, 2], 0.1, 2.0, workers=3), "must agree in length"),
@@ -168,14 +161,8 @@ BAD = [
         lambda: theory.pp_masha1([1, 1], 0.1, 2.0, participants=3),
         "participants must be at most workers = 2",
     ),
-    (
-        lambda: theory.vr_masha1([1], 0.1, 2.0, batch=3, samples=2),
-        "batch must be at most samples = 2",
-    ),
-    (
-        lambda: theory.vr_masha2(1.0, 0.1, 2.0, batch=True, samples=2),
-        "batch must be an integer",
-    ),
+    (lambda: theory.masha1([1], 0.1, 2.0, batch_share=2), "batch_share must be above"),
+    (lambda: theory.masha2(1.0, 0.1, 2.0, batch_share=True), "batch_share must be a"),
     (lambda: theory.masha2(1.0, 0.1, 0.9), "delta must be at least 1"),
     (lambda: theory.masha2(1.0, 0.1, 2.0, math.inf), "delta_server must be a finite"),
     (lambda: theory.masha2(1.0, 0.1, 2.0, refresh=0.6), "at most 1/2"),
