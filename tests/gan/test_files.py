@@ -11,7 +11,8 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "picture.png"
     path.write_text("old")
     with files.replacing(path) as temporary:
-        assert temporary.parent == tmp_path and temporary.suffix == ".png"
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".png"
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -21,9 +22,14 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
 def test_an_error_leaves_everything_as_it_was(tmp_path):
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
-        temporary.write_text("half of the")
-        raise ZeroDivisionError
+
+    def fail_half_way():
+        with files.replacing(path) as temporary:
+            temporary.write_text("half of the")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.json"]
 
@@ -62,7 +68,8 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     link.symlink_to(target)
     with files.replacing(link) as temporary:
         temporary.write_text("new")
-    assert link.is_symlink() and target.read_text() == "new"
+    assert link.is_symlink()
+    assert target.read_text() == "new"
 
 
 def test_only_files_are_replaced(tmp_path):
