@@ -18,7 +18,7 @@ import pytest
 from absl import flags
 
 from jaxsp.gan import fl_gan, models, scores
-from jaxsp.gan.data import partition, preparation
+from jaxsp.gan.data import official, partition
 from jaxsp.gan.training import checkpoint, cost, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -151,7 +151,7 @@ def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
         raise AssertionError("work has begun")
 
     monkeypatch.setattr(scores, "evaluator", too_late)
-    monkeypatch.setattr(preparation, "prepare", too_late)
+    monkeypatch.setattr(official, "read", too_late)
     monkeypatch.setattr(loop, "train", too_late)
     (tmp_path / "file").write_text("a file")
     arguments, *expected = case

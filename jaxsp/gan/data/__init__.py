@@ -1,6 +1,6 @@
 """Data sets as arrays, where they come from, and which worker holds what."""
 
-from jaxsp.gan.data import partition, preparation
+from jaxsp.gan.data import partition
 from jaxsp.gan.data.datasets import (
     NAMES,
     Dataset,
@@ -18,7 +18,6 @@ __all__ = [
     "draw",
     "load",
     "partition",
-    "preparation",
     "to_uint8",
     "to_unit",
 ]

@@ -1,21 +1,16 @@
 """Data sets as arrays: loaded once on the host, drawn from inside the step.
 
-`digits` comes with scikit-learn, the mixtures are drawn from a fixed seed, the others
-are read from a TFDS directory of array_record files, without TensorFlow, and their
-decoded pixels are kept in `cache_dir()`, in files that are mapped into memory: a
-process reads only what it uses. What `prepare` knows is put there on first use.
+`digits` comes with scikit-learn, the mixtures are drawn from a fixed seed. The others
+are read from a directory that TFDS has prepared, or from the official files, which are
+downloaded on first use. Their arrays are kept in `cache_dir()`, in files that are
+mapped into memory: a process reads only what it uses.
 """
 
 import difflib
-import hashlib
 import importlib.util
-import io
-import json
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -23,29 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import distributed
-from jaxsp.gan import agreement
-from jaxsp.gan.data import preparation
+from jaxsp.gan import agreement, files
+from jaxsp.gan.data import official, prepared
 
 __all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
 
-_TFDS_SHAPES = {
-    "mnist": (28, 28, 1),
-    "fashion_mnist": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-    "celeb_a": (64, 64, 3),
-}
-_TFDS_MODULES = (
-    "tensorflow_datasets",
-    "array_record",
-    "importlib_resources",
-    "PIL",
-    "tqdm",
-)
-NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *_TFDS_SHAPES)
+NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
 
-_CACHE_FORMAT = 2  # raised whenever `_decode` would give other arrays
-
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # in Dataset's order
+_FORMAT = 3  # raised whenever the same files would give other arrays
+_PACKAGES = "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
+_FILES = "train", "train_labels", "test", "test_labels"
 
 
 class Dataset(NamedTuple):
@@ -92,9 +74,9 @@ def load(
       {−4, −2, 0, 2, 4}². These are the customary constants, so mode counts compare with
       published ones; points are *not* scaled to [−1, 1], so a generator of points ends
       in a linear layer, not in tanh. 50,000 and 10,000 points; the label is the mode.
-    - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has them. Where they are not prepared
-      in `data_dir`, `preparation.prepare` does it, from the official files in
-      `<data_dir>/downloads/manual` or from the network.
+    - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has prepared them in `data_dir`; else
+      from the official files in `<data_dir>/downloads`, where those that are missing
+      are downloaded to. The arrays are the same, in the same order, either way.
     - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
       the label is the attribute "Male" (0 or 1). 2.5 GB. Must have been prepared by
       TFDS.
@@ -111,9 +93,8 @@ def load(
 
     Raises:
         ValueError: if there is no data set of that name.
-        FileNotFoundError: if it is not prepared in `data_dir` and cannot be now; says
-            what to do.
-        OSError: if it cannot be prepared for another reason; see `preparation.prepare`.
+        FileNotFoundError: if it is not there and cannot be downloaded; says what to do.
+        OSError: if a download fails, or a file is not the official one.
         ImportError: if a package of `jaxsp[gan]` is missing.
         distributed.DistributedError: if another process has raised an error.
     """
@@ -138,8 +119,8 @@ def _load(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
         ticks = np.linspace(-4, 4, 5)
         grid = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1)
         return _mixture(name, grid.reshape(-1, 2), std=0.05)
-    if name in _TFDS_SHAPES:
-        return _tfds(name, data_dir, download)
+    if name in prepared.NAMES:
+        return _images(name, data_dir, download)
     near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}{hint}")
@@ -274,172 +255,53 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
     )
 
 
-def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
-    """A prepared TFDS data set, from the cache if these very files were read before."""
+def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
+    """A data set of real images, from the cache if it was read from there before."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(named).expanduser()
-    version_dir = _find_prepared(name, root)
-    if version_dir is None:
-        if not download or name not in preparation.NAMES:
-            raise FileNotFoundError(_how_to_prepare(name, root))
-        _require(*_TFDS_MODULES)
-        version_dir = preparation.prepare(name, root)
-    fingerprint = _fingerprint(version_dir)
-    cache = cache_dir() / f"{name}-{version_dir.name}-{fingerprint}"
+    directory = prepared.find(name, root)
+    if directory is None and name not in official.NAMES:
+        raise FileNotFoundError(prepared.how_to_prepare(name, root))
+    source = prepared.fingerprint(directory) if directory else "official"
+    cache = cache_dir() / f"{name}-{source}-{_FORMAT}"
     arrays = _read_cache(cache)
     if arrays is None:
-        arrays = _decode(name, version_dir)
-        _write_cache(cache, arrays)
-        arrays = _read_cache(cache) or arrays
-    num_classes = 2 if name == "celeb_a" else 10
-    return Dataset(name, *arrays, num_classes)
-
-
-def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """The newest array_record version of a data set below `root`, if there is any."""
-    found = {}  # version directory -> file formats
-    for path in root.glob(f"{name}/*.*.*/dataset_info.json"):
-        if path.parent.name.replace(".", "").isdigit():
-            info = json.loads(path.read_text())
-            formats = [info.get("fileFormat") or "tfrecord"]
-            found[path.parent] = formats + info.get("alternativeFileFormats", [])
-    ready = [path for path, formats in found.items() if "array_record" in formats]
-    if ready:
-        return max(ready, key=lambda path: [int(n) for n in path.name.split(".")])
-    if found:
-        path, formats = next(iter(found.items()))
-        anew = (
-            f" Or choose another data_dir: {name} is then prepared there, without "
-            "TensorFlow."
+        if directory is None and not download:
+            raise FileNotFoundError(
+                f"{name} is not in data_dir={root}. If it lies elsewhere, pass "
+                "--data_dir=DIR (in Python: data_dir=DIR) or set TFDS_DATA_DIR; with "
+                "download=True it would be downloaded now."
+            )
+        _require(*_PACKAGES)
+        read = (
+            prepared.read(name, directory) if directory else official.read(name, root)
         )
-        raise FileNotFoundError(
-            f"{name} is prepared in {path} as {' and '.join(formats)}, which cannot be "
-            "read without TensorFlow: it must be array_record. Where TensorFlow is "
-            f"installed, write: tfds convert_format --dataset_version_dir={path} "
-            "--out_file_format=array_record"
-            f"{anew if name in preparation.NAMES else ''}"
-        )
-    return None
+        _write_cache(cache, read)
+        arrays = _read_cache(cache) or read
+    return Dataset(name, *arrays, num_classes=2 if name == "celeb_a" else 10)
 
 
-def _how_to_prepare(name: str, root: pathlib.Path) -> str:
-    """What to do where a data set is not prepared and is not to be prepared now."""
-    message = (
-        f"{name} is not prepared in data_dir={root} (no "
-        f"{root / name}/<version>/dataset_info.json). If it lies elsewhere, pass "
-        "--data_dir=DIR (in Python: data_dir=DIR) or set TFDS_DATA_DIR."
-    )
-    if name in preparation.NAMES:
-        return f"{message} With download=True it would be prepared now."
-    return (
-        f"{message} Otherwise, on a machine with a network and TensorFlow:\n"
-        "  pip install tensorflow tensorflow-datasets array_record "
-        "importlib_resources pillow beautifulsoup4\n"
-        f"  tfds build {name} --file_format=array_record --data_dir={root}\n"
-        "Where Google Drive refuses the download, fetch img_align_celeba.zip, "
-        "list_eval_partition.txt, list_attr_celeba.txt, "
-        "list_landmarks_align_celeba.txt and identity_CelebA.txt from the pages of "
-        f"CelebA, put them into {root / 'downloads' / 'manual'}, and build again."
-    )
-
-
-def _fingerprint(version_dir: pathlib.Path) -> str:
-    """Hash of where the files lie and of all that changes when they do."""
-    files = sorted(path for path in version_dir.iterdir() if path.is_file())
-    stats = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]
-    info = (version_dir / "dataset_info.json").read_text()
-    identity = repr((_CACHE_FORMAT, str(version_dir.resolve()), stats, info))
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-_FILES = ("train", "train_labels", "test", "test_labels")
-
-
-def _read_cache(path: pathlib.Path) -> _Arrays | None:
-    """The arrays of `_write_cache`; None where there are none or they are damaged.
+def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
+    """The arrays of `_write_cache`; None where they are not all there, or damaged.
 
     They are mapped: what is not used is not read, and processes share the memory.
     """
     try:
-        arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in _FILES]
+        return tuple(np.load(directory / f"{n}.npy", mmap_mode="r") for n in _FILES)
     except (OSError, EOFError, ValueError):
         return None
-    train, train_labels, test, test_labels = arrays
-    return train, train_labels, test, test_labels
 
 
-def _write_cache(path: pathlib.Path, arrays: _Arrays) -> None:
-    """Writes the whole directory or none; a full or read-only disk is no error."""
+def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> None:
+    """Writes each array completely or not at all; where it cannot, that is no error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            written = pathlib.Path(scratch) / path.name
-            written.mkdir()
-            for name, array in zip(_FILES, arrays, strict=True):
-                with (written / f"{name}.npy").open("wb") as file:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())  # on disk before it has its name
-            if path.exists() and _read_cache(path) is None:  # damaged
-                shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():  # unless another process was first
-                os.replace(written, path)
-    except OSError as error:
+        for name, array in zip(_FILES, arrays, strict=True):
+            with files.replacing(directory / f"{name}.npy", parents=True) as path:
+                np.save(path, array)
+    except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning(
-            "decoded images are not kept for the next run: %s", error
+            "the images cannot be kept in %s for the next run: %s", directory, error
         )
-
-
-def _decode(name: str, version_dir: pathlib.Path) -> _Arrays:
-    """Reads and decodes both splits of a prepared TFDS data set."""
-    _require(*_TFDS_MODULES)
-    import tensorflow_datasets as tfds
-    from tqdm import tqdm
-
-    # Reads this directory and nothing else: unlike `tfds.data_source(name)`, it has no
-    # code that might download, and any version will do.
-    builder: Any = tfds.builder_from_directory(version_dir)
-    skip = {"image": tfds.decode.SkipDecoding()}
-
-    def decode(split: str) -> tuple[np.ndarray, np.ndarray]:
-        source = builder.as_data_source(
-            split=split, decoders=skip, file_format="array_record"
-        )
-        for path in builder.info.splits[split].filepaths:
-            if not path.exists():
-                raise FileNotFoundError(f"{name} is incomplete: {path} is missing")
-        images = np.empty((len(source), *_TFDS_SHAPES[name]), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        with tqdm(
-            total=len(source), desc=f"{name} {split}", delay=1, mininterval=1
-        ) as bar:
-            for start in range(0, len(source), 1000):
-                rows = range(start, min(start + 1000, len(source)))
-                for row, example in zip(rows, source.__getitems__(rows), strict=True):
-                    images[row] = _pixels(name, example["image"])
-                    labels[row] = (
-                        example["attributes"]["Male"]
-                        if name == "celeb_a"
-                        else example["label"]
-                    )
-                bar.update(len(rows))
-        return images, labels
-
-    return *decode("train"), *decode("test")
-
-
-def _pixels(name: str, encoded: bytes) -> np.ndarray:
-    """The pixels of one PNG or JPEG file."""
-    from PIL import Image
-
-    shape = _TFDS_SHAPES[name]
-    image = Image.open(io.BytesIO(encoded)).convert("L" if shape[-1] == 1 else "RGB")
-    if name == "celeb_a":  # 178 wide, 218 high
-        image = image.crop((0, 20, 178, 198))
-        image = image.resize((64, 64), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape)
 
 
 def _require(*modules: str) -> None:

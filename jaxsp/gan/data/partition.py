@@ -10,10 +10,11 @@ import functools
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from jaxsp.gan import files
 
 __all__ = [
     "by_label",
@@ -316,10 +317,8 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
                 column, row, str(count), ha="center", va="center", color=color, size=7
             )
     figure.colorbar(image, label="examples")
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        written = pathlib.Path(scratch) / path.name
-        figure.savefig(written, dpi=150, format=path.suffix[1:] or "png")
-        os.replace(written, path)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
 
 
 def _checked(labels: np.ndarray, workers: int) -> np.ndarray:
