@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1] / "jaxsp"
 
 # What each module may import of jaxsp; a package stands for all its files.
 LAYERS = {
-    "topology": set(),
+    "topology": {"_arguments"},
     "operators": set(),
-    "_arguments": {"topology"},
+    "_arguments": set(),
     "comm": {"_arguments", "compressors", "topology"},
     "compressors": {"_arguments"},
     "workers": {"comm"},

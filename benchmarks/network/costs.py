@@ -32,7 +32,7 @@ def _dense(count: int, parameters: int) -> Cost:
 def _mixing(graph: Callable[[int], Any]) -> Callable[[int, int], Cost]:
     def cost(count, parameters):
         members = graph(count).members
-        rounds = np.mean([len(w.permutations) for w in members])
+        rounds = np.mean([w.permutes for w in members])
         sent = np.mean([w.messages()[0].max() for w in members])
         return Cost(float(rounds), float(sent) * 4 * parameters)
 

@@ -1,13 +1,13 @@
-"""Mixing matrices, fixed and time-varying, with their spectra.
+r"""Mixing matrices, fixed and time-varying, with their spectra.
 
 The functions of `jaxsp.topology` make them. A topology is a doubly stochastic matrix
-W, one row for each receiving worker, stored as the rounds of communication that
-apply it:
+$W$, one row for each receiving worker, stored as the weighted permutations that it is
+the sum of:
 
-    W = diag(self_weights) + Σ_r diag(weights[r]) P_r,
+$$W = \mathrm{diag}(s) + \sum_r \mathrm{diag}(w_r) P_r.$$
 
-where P_r is a full permutation: in round r worker m receives from worker
-`permutations[r, m]`. A round costs one collective permutation.
+$P_r$ is a full permutation, in which every worker receives one payload and sends one:
+one collective permute.
 """
 
 import dataclasses
@@ -26,16 +26,18 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Topology:
-    """A fixed mixing matrix W and the rounds that apply it.
+    r"""A fixed mixing matrix $W$ and the permutations that apply it.
 
     Made by the functions of `jaxsp.topology`; compared by identity; its arrays are
-    read-only. λ₁ = 1, λ₂, … are the eigenvalues of W, J = 11ᵀ/n.
+    read-only. The eigenvalues of $W$ are $\lambda_1 = 1, \lambda_2, \dots$
 
     Attributes:
       name: what the topology is called in messages.
-      self_weights: (n,) the diagonal of W.
-      permutations: (R, n) in round r worker m receives from `permutations[r, m]`.
-      weights: (R, n) what worker m multiplies with what it receives in round r.
+      self_weights: $s$, of shape $(n,)$: the diagonal of $W$.
+      permutations: of shape $(R, n)$: in permutation $r$ worker $m$ receives from
+        worker `permutations[r, m]`.
+      weights: $w_r$, of shape $(R, n)$: what worker $m$ multiplies with what it
+        receives in permutation $r$.
 
     Example:
       >>> from jaxsp import topology
@@ -57,7 +59,7 @@ class Topology:
         shape = np.shape(self.permutations)
         if shape[1:] != (n,) or np.shape(self.weights) != shape:
             raise ValueError(
-                "permutations and weights must both be of shape (rounds, n) with n = "
+                "permutations and weights must both be of shape (permutes, n), n = "
                 f"{n} as self_weights has, got {shape} and {np.shape(self.weights)}; "
                 "from_matrix(W) makes them from a mixing matrix"
             )
@@ -78,13 +80,18 @@ class Topology:
     def __repr__(self):
         return (
             f"Topology({self.name!r}, size={self.size}, "
-            f"rounds={len(self.permutations)}, lambda2={self.lambda2:.4g})"
+            f"permutes={self.permutes}, lambda2={self.lambda2:.4g})"
         )
 
     @property
     def size(self) -> int:
-        """Number of workers n."""
+        """The number of workers $n$."""
         return len(self.self_weights)
+
+    @property
+    def permutes(self) -> int:
+        """The collective permutes $R$ of one mixing."""
+        return len(self.permutations)
 
     @property
     def members(self) -> tuple["Topology", ...]:
@@ -97,7 +104,7 @@ class Topology:
         return (self.to_matrix(),)
 
     def to_matrix(self) -> Matrix:
-        """W as a new (n, n) float64 array; row m weighs what worker m receives."""
+        """$W$ as a new float64 array; row $m$ weighs what worker $m$ receives."""
         matrix = np.diag(self.self_weights)
         worker = np.arange(self.size)
         for sources, weights in zip(self.permutations, self.weights, strict=True):
@@ -107,11 +114,11 @@ class Topology:
     def messages(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Payloads that each worker really sends and receives in one mixing.
 
-        A round in which m receives from itself costs it nothing. Edges of weight 0
-        that complete an asymmetric round are moved, and counted.
+        What a worker receives from itself costs nothing. Edges of weight 0, which
+        complete the permutations of an asymmetric graph, are moved, and counted.
 
         Returns:
-          `(sent, received)`, integer arrays of shape (n,).
+          `(sent, received)`, integer arrays of shape $(n,)$.
 
         Example:
           >>> from jaxsp import topology
@@ -124,34 +131,56 @@ class Topology:
 
     @functools.cached_property
     def is_symmetric(self) -> bool:
-        """Whether W = Wᵀ, to 1e-12."""
+        r"""Whether $W = W^\top$, to 1e-12."""
         matrix = self.to_matrix()
         return np.allclose(matrix, matrix.T, rtol=0.0, atol=1e-12)
 
     @functools.cached_property
-    def spectral_interval(self) -> tuple[float, float]:
-        """Interval (lo, hi) with every eigenvalue of W but one eigenvalue 1.
+    def is_circulant(self) -> bool:
+        """Whether each row of $W$ is the one above, shifted by one."""
+        shifts = (self.permutations - np.arange(self.size)) % self.size
+        return all(
+            (array == array[..., :1]).all()
+            for array in (shifts, self.weights, self.self_weights)
+        )
 
-        The smallest one, (λ_min, second largest λ), for symmetric W, where all are
-        real; (−|λ₂|, |λ₂|) otherwise; (0, 0) for one worker.
+    @functools.cached_property
+    def spectrum(self) -> npt.NDArray[np.floating | np.complexfloating]:
+        """The eigenvalues of $W$ but one eigenvalue 1, in any order.
+
+        Of a circulant matrix they are the Fourier transform of its first row.
+        """
+        if self.is_circulant:
+            row = np.zeros(self.size)
+            np.add.at(row, self.permutations[:, 0], self.weights[:, 0])
+            row[0] += self.self_weights[0]
+            return np.fft.fft(row)[1:]
+        if self.is_symmetric:
+            return np.linalg.eigvalsh(self.to_matrix())[:-1]
+        # J = 11ᵀ/n takes the eigenvalue 1 to 0 and moves no other one.
+        found = np.linalg.eigvals(self.to_matrix() - 1 / self.size)
+        return np.delete(found, np.abs(found).argmin())
+
+    @functools.cached_property
+    def spectral_interval(self) -> tuple[float, float]:
+        r"""An interval (lo, hi) with every eigenvalue of $W$ but one eigenvalue 1.
+
+        The smallest one for symmetric $W$, where all are real; $(-|\lambda_2|,
+        |\lambda_2|)$ otherwise; (0, 0) for one worker.
         """
         if self.size == 1:
             return 0.0, 0.0
         if self.is_symmetric:
-            eigenvalues = np.linalg.eigvalsh(self.to_matrix())
-            eigenvalues = np.clip(_snap(eigenvalues), -1.0, 1.0)
-            return float(eigenvalues[0]), float(eigenvalues[-2])
-        # J takes the place of the eigenvalue 1 and moves no other one.
-        deviation = self.to_matrix() - 1 / self.size
-        moduli = _snap(np.abs(np.linalg.eigvals(deviation)))
-        radius = min(float(moduli.max()), 1.0)
+            values = np.clip(_snap(self.spectrum.real, self.size), -1.0, 1.0)
+            return float(values.min()), float(values.max())
+        radius = float(min(_snap(np.abs(self.spectrum), self.size).max(), 1.0))
         return -radius, radius
 
     @property
     def lambda2(self) -> float:
-        """Largest |eigenvalue| of W, one eigenvalue 1 left out: |λ₂|.
+        r"""$|\lambda_2|$, the largest modulus in the spectrum without one eigenvalue 1.
 
-        For symmetric W one mixing shrinks the distance from consensus by it. It is
+        For symmetric $W$ one mixing shrinks the distance from consensus by it. It is
         1 where the graph is disconnected (or bipartite without self weights), 0 for
         one worker and for the complete graph.
         """
@@ -159,48 +188,49 @@ class Topology:
 
     @property
     def spectral_gap(self) -> float:
-        """1 − |λ₂|."""
+        r"""$1 - |\lambda_2|$."""
         return 1.0 - self.lambda2
 
     @functools.cached_property
     def chi(self) -> float:
-        """Condition number χ = σ_max / σ_min⁺ of I − W.
+        r"""The condition number $\chi = \sigma_{\max} / \sigma_{\min}^+$ of $I - W$.
 
-        For symmetric W singular values are eigenvalues, and this is the
-        λ_max(I − W) / λ_min⁺(I − W) of decentralized rates. Infinite where the graph
-        is disconnected; 1 for one worker.
+        For symmetric $W$ singular values are eigenvalues, and this is the
+        $\lambda_{\max}(I - W) / \lambda_{\min}^+(I - W)$ of decentralized rates.
+        Infinite where the graph is disconnected; 1 for one worker.
         """
         if self.size == 1:
             return 1.0
-        if self.is_symmetric:
-            lo, hi = self.spectral_interval
-            largest, smallest = 1.0 - lo, 1.0 - hi
+        if self.is_symmetric or self.is_circulant:  # W is normal
+            singular = np.abs(1 - self.spectrum)
         else:
             laplacian = np.eye(self.size) - self.to_matrix()
-            singular = _snap(np.linalg.svd(laplacian, compute_uv=False))
-            largest, smallest = float(singular[0]), float(singular[-2])
-        return largest / smallest if smallest > 0.0 else math.inf
+            singular = np.linalg.svd(laplacian, compute_uv=False)[:-1]
+        singular = _snap(singular, self.size)
+        smallest = singular.min()
+        return float(singular.max() / smallest) if smallest > 0.0 else math.inf
 
     @functools.cached_property
     def diameter(self) -> float:
-        """Hops of the longest shortest path; `math.inf` where disconnected.
+        r"""Hops of the longest shortest path; `math.inf` where disconnected.
 
-        Edges are the off-diagonal entries W[m, j] ≠ 0, directed from j to m: after
-        `diameter` mixings, and no fewer, every worker has heard from every other one.
+        Edges are the off-diagonal entries $W_{mj} \ne 0$, directed from $j$ to $m$:
+        after `diameter` mixings, and no fewer, every worker has heard from every other
+        one.
         """
         return _diameter((self,))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TimeVarying:
-    """A sequence of mixing matrices, used in turn or drawn at random.
+    r"""A sequence of mixing matrices, used in turn or drawn at random.
 
     Attributes:
       name: what the topology is called in messages.
-      members: the topologies W_1, …, W_T, all of one size.
-      random: False: step t = 0, 1, … uses `members[t % T]`. True: every step uses
-        a member drawn uniformly, from a key that all workers share, by the
-        transformation that mixes.
+      members: the topologies $W_1, \dots, W_T$, all of one size.
+      random: False: step $t = 0, 1, \dots$ uses `members[t % T]`. True: the
+        transformation that mixes draws a member for every step, uniformly, from a key
+        that all workers share.
 
     Raises:
       ValueError: no members, a member that is no `Topology`, or different sizes.
@@ -247,12 +277,12 @@ class TimeVarying:
 
     @property
     def size(self) -> int:
-        """Number of workers n."""
+        """The number of workers $n$."""
         return self.members[0].size
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """W_1, …, W_T."""
+        r"""$W_1, \dots, W_T$."""
         return tuple(member.to_matrix() for member in self.members)
 
     def to_matrix(self, index: int = 0) -> Matrix:
@@ -266,32 +296,39 @@ class TimeVarying:
 
     @functools.cached_property
     def lambda2(self) -> float:
-        """Contraction of the distance from consensus, for each step.
+        r"""The contraction of the distance from consensus, for each step.
 
-        In turn: ‖W_T ⋯ W_1 − J‖₂^{1/T}, the geometric mean over one period; 0 where a
-        period averages exactly. Drawn: √‖E[WᵀW] − J‖₂, in mean square, in the worst
-        direction. A sequence with one symmetric member has the member's own λ₂.
+        With $J = 11^\top/n$: in turn, $\|W_T \cdots W_1 - J\|_2^{1/T}$, the geometric
+        mean over one period, which is 0 where a period averages exactly; drawn,
+        $\sqrt{\|\mathbb E[W^\top W] - J\|_2}$, in mean square, in the worst direction.
+        A sequence with one symmetric member has the member's own $|\lambda_2|$.
         """
+        if self.size == 1:
+            return 0.0
         if self.random:
-            deviations = [W - 1 / self.size for W in self.matrices]
-            square = sum(D.T @ D for D in deviations) / len(deviations)
-            return float(np.sqrt(_snap(np.linalg.eigvalsh(square))[-1]))
-        product = functools.reduce(lambda product, W: W @ product, self.matrices)
-        singular = np.linalg.svd(product - 1 / self.size, compute_uv=False)
-        return float(_snap(singular)[0] ** (1 / len(self.members)))
+            square = sum(map(_gram, self.members)) / len(self.members)
+            values = np.linalg.eigvalsh(square - 1 / self.size)
+            return float(np.sqrt(_snap(values, self.size)[-1]))
+        if all(member.is_circulant for member in self.members):
+            product = np.prod([member.spectrum for member in self.members], axis=0)
+            norm = np.abs(product).max()
+        else:
+            product = functools.reduce(lambda product, W: W @ product, self.matrices)
+            norm = np.linalg.norm(product - 1 / self.size, 2)
+        return float(_snap(norm, self.size) ** (1 / len(self.members)))
 
     @property
     def spectral_gap(self) -> float:
-        """1 − λ₂, with the λ₂ of this class."""
+        r"""$1 - \lambda_2$, with the $\lambda_2$ of this class."""
         return 1.0 - self.lambda2
 
     @property
     def chi(self) -> float:
-        """χ = 1 / (1 − λ₂²), with the λ₂ of this class.
+        r"""$\chi = 1 / (1 - \lambda_2^2)$, with the $\lambda_2$ of this class.
 
-        The χ of time-varying networks: a step multiplies the squared distance from
-        consensus by 1 − 1/χ. It is not the ratio that `Topology.chi` is, which
-        is infinite for members that are not connected by themselves.
+        The $\chi$ of time-varying networks: a step multiplies the squared distance from
+        consensus by $1 - 1/\chi$. It is not the ratio that `Topology.chi` is, which is
+        infinite for members that are not connected by themselves.
 
         References:
           Kovalev, Gasanov, Gasnikov, Richtárik, *Lower bounds and optimal algorithms
@@ -306,16 +343,31 @@ class TimeVarying:
         return _diameter(self.members)
 
 
-def _snap(spectrum: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Values within rounding of −1, 0 or 1 made exact, so that they can be tested."""
-    nearest = np.rint(spectrum)
-    tolerance = 8 * len(spectrum) * np.finfo(np.float64).eps
-    return np.where(np.abs(spectrum - nearest) < tolerance, nearest, spectrum)
+def _snap(values: npt.ArrayLike, size: int) -> npt.NDArray[np.floating]:
+    """Values within rounding of -1, 0 or 1 made exact, so that they can be tested."""
+    nearest = np.rint(values)
+    tolerance = 8 * size * np.finfo(np.float64).eps
+    return np.where(np.abs(values - nearest) < tolerance, nearest, values)
+
+
+def _gram(member: Topology) -> Matrix:
+    r"""$W^\top W$, of a sparse $W$ from the pairs of nonzero numbers in its rows."""
+    if member.permutes**2 > member.size:
+        matrix = member.to_matrix()
+        return matrix.T @ matrix
+    senders = np.vstack([np.arange(member.size), member.permutations])
+    weights = np.vstack([member.self_weights, member.weights])
+    gram = np.zeros((member.size, member.size))
+    for r, s in itertools.product(range(len(senders)), repeat=2):
+        gram[senders[r], senders[s]] += weights[r] * weights[s]
+    return gram
 
 
 def _diameter(members: Sequence[Topology]) -> float:
     """Mixings until every worker has heard from every other one, or infinity."""
     heard = np.eye(members[0].size, dtype=bool)  # heard[m, j]: from j to m
+    if all(member.is_circulant for member in members):
+        heard = heard[:, :1]  # one sender stands for all
     for hops in itertools.count():
         if heard.all():
             return hops

@@ -1,14 +1,16 @@
-"""A mixing matrix as rounds of full permutations.
+r"""A mixing matrix as a weighted sum of full permutations.
 
-A collective permutation moves one payload into and one out of every worker, so
-a mixing matrix W costs as many of them as it needs permutations P_r in
+A collective permute moves one payload into and one out of every worker, so a mixing
+matrix $W$ costs as many of them as it needs permutations $P_r$ in
 
-    W = diag(s) + Σ_r diag(w_r) P_r,    P_r[m, j] = 1 where j = permutations[r, m].
+$$W = \mathrm{diag}(s) + \sum_r \mathrm{diag}(w_r) P_r, \qquad
+(P_r)_{mj} = 1 \text{ where } j = \mathtt{permutations}[r, m].$$
 
-Every edge j → m of W (an off-diagonal W[m, j] ≠ 0) has to lie in one round, and a
-round holds at most one edge into and one out of a worker: the rounds are a proper
-edge colouring of the bipartite graph of receivers and senders. König's theorem
-says that the largest degree Δ is enough, and fewer are never possible.
+Every edge $j \to m$ of $W$ (an off-diagonal $W_{mj} \ne 0$) has to lie in one
+permutation, and a permutation holds at most one edge into and one out of a worker: the
+permutations are a proper edge colouring of the bipartite graph of receivers and
+senders. König's theorem says that the largest degree $\Delta$ is enough, and fewer are
+never possible.
 
 References:
   Kőnig, *Über Graphen und ihre Anwendung auf Determinantentheorie und
@@ -26,21 +28,21 @@ __all__ = ["colour", "decompose", "matchings"]
 def decompose(
     matrix: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Writes the off-diagonal part of a square matrix as weighted permutations.
+    r"""Write the off-diagonal part of a square matrix as weighted permutations.
 
-    Where the support is circulant, every round is a cyclic shift; otherwise the
-    rounds are the colours of an edge colouring. Both give Δ rounds, Δ being the
-    largest number of off-diagonal entries in a row or a column. Rounds are made full
-    by self loops, which move nothing, and, only where a worker has more edges in
-    than out or the reverse, by edges of weight 0, which do move a payload.
+    Where the support is circulant, every permutation is a cyclic shift; otherwise they
+    are the colours of an edge colouring. Both give $\Delta$ of them, the largest number
+    of off-diagonal entries in a row or a column. Permutations are made full by self
+    loops, which move nothing, and, only where a worker has more edges in than out or
+    the reverse, by edges of weight 0, which do move a payload.
 
     Args:
-      matrix: square matrix W; W[m, j] weighs what m receives from j.
+      matrix: a square matrix $W$; $W_{mj}$ weighs what $m$ receives from $j$.
 
     Returns:
-      `(permutations, weights)`, both of shape (Δ, n): in round r worker m
-      receives from `permutations[r, m]` and weighs it with `weights[r, m]`. Weights
-      are copies of entries of W.
+      `(permutations, weights)`, both of shape $(\Delta, n)$: in permutation $r$ worker
+      $m$ receives from `permutations[r, m]` and weighs it with `weights[r, m]`. Weights
+      are copies of entries of $W$.
 
     Example:
       >>> import numpy as np
@@ -73,20 +75,20 @@ def decompose(
 
 
 def colour(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64]:
-    """Colours the edges with Δ colours, one full permutation a colour.
+    r"""Colour the edges with $\Delta$ colours, one full permutation a colour.
 
-    One edge after another takes a colour that is free at both of its ends. Where
-    there is none, a is free at the receiver and b at the sender; swapping a and b
-    along the path that leaves the sender with a frees a there too. The path reaches
-    receivers by edges of colour a only, hence never this one.
+    One edge after another takes a colour that is free at both of its ends. Where there
+    is none, some $a$ is free at the receiver and some $b$ at the sender; swapping $a$
+    and $b$ along the path that leaves the sender with $a$ frees $a$ there too. The path
+    reaches receivers by edges of colour $a$ only, hence never this one.
 
     Args:
       edges: pairs (receiver, sender) of different workers; a pair may repeat.
       n: the number of workers.
 
     Returns:
-      int [Δ, n]: in round r worker m receives from entry [r, m]. Where that is m
-      itself, nothing moves.
+      Integers of shape $(\Delta, n)$: in permutation $r$ worker $m$ receives from entry
+      `[r, m]`. Where that is $m$ itself, nothing moves.
     """
     edges = _regular(edges, n)
     colours = len(edges) // n
@@ -113,11 +115,12 @@ def colour(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64]:
 
 
 def matchings(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64] | None:
-    """As `colour`, in rounds in which workers change places in pairs.
+    r"""As `colour`, with permutations in which workers change places in pairs.
 
     Returns:
-      int [Δ, n], each round its own inverse; None where that takes more than Δ rounds
-      or is not known: if an edge has no counterpart, or the graph has an odd cycle.
+      Integers of shape $(\Delta, n)$, each row its own inverse; None where that takes
+      more than $\Delta$ or is not known: if an edge has no counterpart, or the graph
+      has an odd cycle.
     """
     if sorted(edges) != sorted((j, m) for m, j in edges):
         return None
@@ -125,12 +128,12 @@ def matchings(edges: Sequence[tuple[int, int]], n: int) -> npt.NDArray[np.int64]
     if side is None:
         return None
     found = colour([(m, j) for m, j in edges if side[m] == 0], n)
-    real, rounds = set(edges), np.tile(np.arange(n), (len(found), 1))
+    real, swaps = set(edges), np.tile(np.arange(n), (len(found), 1))
     for r, sources in enumerate(found.tolist()):
         for m, j in enumerate(sources):
             if (m, j) in real and side[m] == 0:
-                rounds[r, m], rounds[r, j] = j, m
-    return rounds
+                swaps[r, m], swaps[r, j] = j, m
+    return swaps
 
 
 def _two_sides(edges: Sequence[tuple[int, int]], n: int) -> list[int] | None:
@@ -157,7 +160,7 @@ def _two_sides(edges: Sequence[tuple[int, int]], n: int) -> list[int] | None:
 def _alternating_path(
     source: list[list[int]], target: list[list[int]], sender: int, a: int, b: int
 ) -> list[tuple[int, int, int]]:
-    """Edges (receiver, sender, colour) of the a, b, a, … path from `sender`."""
+    """Edges (receiver, sender, colour) of the path from `sender` by a, b, a, ..."""
     path = []
     while (receiver := target[a][sender]) >= 0:
         path.append((receiver, sender, a))
@@ -168,7 +171,7 @@ def _alternating_path(
 
 
 def _regular(edges: Sequence[tuple[int, int]], n: int) -> list[tuple[int, int]]:
-    """The edges and, to fill every in- and out-degree up to Δ, loops and others."""
+    r"""The edges, and loops and others that fill all degrees up to $\Delta$."""
     lack_in, lack_out = (
         np.bincount([edge[end] for edge in edges], minlength=n) for end in (0, 1)
     )
