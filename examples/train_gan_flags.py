@@ -482,8 +482,8 @@ def define(
         "inception",
         None,
         "File of the weights of the Inception network, for FID and KID beside the "
-        "other scores (slow without an accelerator); how to make it: python -m "
-        "jaxsp.gan.scores.inception --help.",
+        "other scores (slow without an accelerator); how to make it: python "
+        "tools/convert_inception.py --help.",
     )
     text(
         "workdir",

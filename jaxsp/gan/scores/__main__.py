@@ -71,7 +71,7 @@ class Config:
     inception: str | None = flag(
         None,
         "File of the weights of the Inception network, for FID and KID; how to make "
-        "it: python -m jaxsp.gan.scores.inception --help. Default: the features of a "
+        "it: python tools/convert_inception.py --help. Default: the features of a "
         "small classifier are used instead.",
     )
     seed: int = flag(
