@@ -48,7 +48,7 @@ def distances(problem, path, rounds: int | None, iterations: int) -> np.ndarray:
     workers = jaxsp.Workers(path.size, devices=jax.devices()[:1])
     rate = 0.7 / math.hypot(1.0, problem.mu)
     if rounds is None:
-        tx = methods.extra_step(rate, axis_name=workers.axis_name)
+        tx = methods.extra_step(rate, workers.axis_name)
     else:
         tx = methods.decentralized_extra_step(
             rate, path, rounds, axis_name=workers.axis_name

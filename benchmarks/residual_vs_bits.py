@@ -110,32 +110,30 @@ def rows(game: Game) -> list[Row]:
     def masha1(name, codec, q, refresh=None):
         found = theory.masha1(L, mu, q, workers=workers, refresh=refresh)
 
-        def build(rate, **where):
-            return methods.masha1(rate, codec, None, found.refresh, **where)
+        def build(rate, on):
+            return methods.masha1(rate, on(codec), found.refresh)
 
         return Row(f"MASHA1 {name}", build, times(found.learning_rate, 1, 2, 4), codec)
 
     def masha2(name, codec, delta, refresh, multipliers):
         found = theory.masha2(L, mu, delta, refresh=refresh)
 
-        def build(rate, **where):
-            return methods.masha2(rate, codec, None, refresh, **where)
+        def build(rate, on):
+            return methods.masha2(rate, on(codec), refresh)
 
         return Row(
             f"MASHA2 {name}", build, times(found.learning_rate, *multipliers), codec
         )
 
     def compressed(method):
-        return lambda rate, **where: method(rate, ten, **where)
+        return lambda rate, on: method(rate, on(ten))
 
     ceg = compressed(methods.compressed_extragradient)
     qsgda, diana = compressed(methods.qsgda), compressed(methods.diana_sgda)
     return [
         Row(
             "EG",
-            lambda rate, *, axis_name, **_: methods.extra_step(
-                rate, axis_name=axis_name
-            ),
+            lambda rate, on: methods.extra_step(rate, on(None)),
             times(eg, 1, 2, 3),
             exchanges=2,
         ),
@@ -176,12 +174,12 @@ def make_chunk(row: Row, game: Game, iterations: int, seed: int):
     is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
 
     def tx(rate):
-        return row.build(
-            lambda _: rate,
-            key=jax.random.key(seed),
-            axis_name=workers.axis_name,
-            **({} if row.compressor is None else {"schedule": "gather"}),
-        )
+        def on(codec):
+            route = None if codec is None else "gather"
+            key = jax.random.key(seed)
+            return jaxsp.channel(workers.axis_name, codec, key=key, route=route)
+
+        return row.build(lambda _: rate, on)
 
     def chunk(rate, z, state):
         def one_worker(z, state, data):

@@ -16,7 +16,7 @@ from train_gan_flags import BadFlagError, known
 import jaxsp
 from jaxsp import compressors, methods
 from jaxsp.gan import fl_gan, md_gan
-from jaxsp.transforms import alternating
+from jaxsp.transforms import alternating, optimistic_adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Method:
     same_sample: bool = False
 
 
-def _masha1(rate, compressor, down, refresh, *, key, axis_name):
-    return methods.masha1(rate, compressor, down, refresh, key=key, axis_name=axis_name)
+def _masha2(rate, channel, refresh):
+    return methods.masha2(rate, _contractive(channel), refresh)
 
 
-def _masha2(rate, compressor, down, refresh, *, key, axis_name):
-    up, down = (c and compressors.contractive(c) for c in (compressor, down))
-    return methods.masha2(rate, up, down, refresh, key=key, axis_name=axis_name)
+def _ef21_sgda(rate, channel):
+    return methods.ef21_sgda(rate, _contractive(channel))
 
 
-def _pp_masha1(rate, compressor, participants, refresh, *, key, axis_name):
-    return methods.pp_masha1(
-        rate, compressor, participants, refresh, key=key, axis_name=axis_name
+def _contractive(channel):
+    up, down = (c and compressors.contractive(c) for c in (channel.up, channel.down))
+    return dataclasses.replace(channel, up=up, down=down)
+
+
+def _rand_dp_oadam(rate, topology, rounds, *, key, axis_name):
+    gossip = jaxsp.gossip(
+        topology, rounds, axis_name=axis_name, order="combine_then_adapt", key=key
     )
-
-
-def _ef21_sgda(rate, compressor, *, key, axis_name):
-    compressor = compressors.contractive(compressor)
-    return methods.ef21_sgda(rate, compressor, key=key, axis_name=axis_name)
+    return optax.chain(optimistic_adam(rate, 0.5, 0.9), gossip)
 
 
 def _adam(rate):
@@ -93,7 +93,7 @@ _RING = {"topology": "ring", "rounds": 1}
 _LOCAL = {"sync_every": 10, "sync_epochs": None}
 _QUANTIZED = {"compressor": "quantize", "bits": 8}
 _SERVER = _QUANTIZED | {"down": "none"}
-_ANCHOR = {"compressor": "rand_k:0.1", "bits": 8, "down": "none", "refresh": None}
+_MASHA = {"compressor": "rand_k:0.1", "bits": 8, "down": "none", "refresh": None}
 METHODS = {
     # Whole gradients or parameters, exchanged in every step.
     "extra_step": Method(methods.extra_step, EXTRA),
@@ -104,7 +104,7 @@ METHODS = {
     "cp_oadam": Method(methods.cp_oadam, ADAM),
     "dp_oadam": Method(methods.dp_oadam, ADAM, _RING),
     "rand_dp_oadam": Method(
-        methods.rand_dp_oadam, ADAM, {"topology": "random_ring", "rounds": 1}
+        _rand_dp_oadam, ADAM, {"topology": "random_ring", "rounds": 1}
     ),
     # Steps of their own, averaged once in a while.
     "extra_step_local_sgd": Method(methods.extra_step_local_sgd, EXTRA, _LOCAL),
@@ -139,10 +139,10 @@ METHODS = {
     "dqgan": Method(methods.dqgan, OPTIMISTIC, _SERVER),
     "dqgan_adam": Method(methods.dqgan_adam, ADAM, _SERVER),
     "cp_oadam_gq": Method(methods.cp_oadam_gq, ADAM, _SERVER),
-    "masha1": Method(_masha1, EXTRA, _ANCHOR, unbiased=True),
-    "masha2": Method(_masha2, EXTRA, _ANCHOR | {"compressor": "top_k:0.1"}),
+    "masha1": Method(methods.masha1, EXTRA, _MASHA, unbiased=True),
+    "masha2": Method(_masha2, EXTRA, _MASHA | {"compressor": "top_k:0.1"}),
     "pp_masha1": Method(
-        _pp_masha1,
+        methods.pp_masha1,
         EXTRA,
         {"compressor": "rand_k:0.1", "bits": 8, "refresh": None, "participation": 0.5},
         unbiased=True,
@@ -276,6 +276,12 @@ def build(
 
     values = choices.values | {
         "axis_name": workers.axis_name,
+        "channel": jaxsp.channel(
+            workers.axis_name,
+            choices.values.get("compressor"),
+            choices.values.get("down"),
+            key=key,
+        ),
         "key": key,
         "weights": sizes,
         "alive": None,

@@ -20,11 +20,11 @@ from jaxsp import (
     topology,
     transforms,
 )
+from jaxsp.comm import channel
 from jaxsp.operators import MinMax, game, gradient, saddle
 from jaxsp.transforms import (
     alternating_extragradient,
     average,
-    compressed_average,
     compressed_gossip,
     error_feedback_average,
     extragradient,
@@ -43,8 +43,8 @@ __all__ = [
     "Workers",
     "alternating_extragradient",
     "average",
+    "channel",
     "comm",
-    "compressed_average",
     "compressed_gossip",
     "compressors",
     "distributed",

@@ -49,10 +49,10 @@ class Workers:
       ValueError: if `count` is not a positive integer, or does not fit the devices.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> import jaxsp
       >>> workers = jaxsp.Workers(4)
-      >>> mean = workers.map(lambda x: jaxsp.comm.mean(x, workers.axis_name))
+      >>> mean = workers.map(lambda x: jax.lax.pmean(x, workers.axis_name))
       >>> print(mean(jnp.array([1.0, 2.0, 3.0, 6.0])))
       [3. 3. 3. 3.]
     """

@@ -23,7 +23,7 @@ def up(Q, k, V):
     return np.stack([Q(m, k, v) for m, v in enumerate(V)])
 
 
-# The compressed mean, by two schedules.
+# The compressed mean, by two routes.
 
 
 def blocks(v, M):
@@ -126,58 +126,72 @@ def dqgan(w0, F, Q, lr, steps, Qs=None, one_step=False, server_extrapolates=True
     return np.stack([np.broadcast_to(half, G.shape) for half in halves]), np.stack(ws)
 
 
-# MASHA: params are z, the anchor w and all F_m(w) are in the state, w = z at the start.
-# F is called at the start, at z½, and at a refresh, at the new z.
+# MASHA: params are z; the snapshot w and all F_m(w) are in the state, w = z at first.
+# F is called at the start, at z½, and at a new snapshot: the "previous" point, the one
+# before the step whose coin says so, or the "current" one after it.
 
 
-def masha1(z0, F, Q, coins, lr, refresh, Qs=None, prox=None):
-    """Unbiased compression of the difference to the anchor, τ = 1 - refresh.
+def masha1(z0, F, Q, coins, lr, refresh, Qs=None, prox=None, snapshot="previous"):
+    """Unbiased compression of the difference to the snapshot, τ = 1 - refresh.
 
       z̄ = τz + (1 - τ)w;   z½ = prox(z̄ - γ F(w))
-      z ← prox(z̄ - γ (F(w) + Qs(mean Q(F_m(z½) - F_m(w)))));   w ← z if the coin says so
+      z ← prox(z̄ - γ (F(w) + Qs(mean Q(F_m(z½) - F_m(w)))))
 
     F(w) is the exact mean; `prox(v, γ)`, the identity if None. Returns z and w.
     """
     Qs, prox, z = Qs or exactly, prox or (lambda v, gamma: v), np.array(z0, float)
-    w, at_anchor, points = z, F(z), [(z, z)]
+    w, at_snapshot, points = z, F(z), [(z, z)]
     for k, coin in enumerate(coins):
         gamma = rate(lr, k)
         center = (1 - refresh) * z + refresh * w
-        half = prox(center - gamma * at_anchor.mean(axis=0), gamma)
-        g = Qs(k, up(Q, k, F(half) - at_anchor).mean(axis=0))
-        z = prox(center - gamma * (at_anchor.mean(axis=0) + g), gamma)
+        half = prox(center - gamma * at_snapshot.mean(axis=0), gamma)
+        g = Qs(k, up(Q, k, F(half) - at_snapshot).mean(axis=0))
+        old, z = z, prox(center - gamma * (at_snapshot.mean(axis=0) + g), gamma)
         if coin:
-            w, at_anchor = z, F(z)
+            w = old if snapshot == "previous" else z
+            at_snapshot = F(w)
         points.append((z, w))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
-def masha2(z0, F, C, coins, lr, refresh, Cs=None, feedback=True, anchor=True):
+def masha2(
+    z0,
+    F,
+    C,
+    coins,
+    lr,
+    refresh,
+    Cs=None,
+    feedback=True,
+    blend=True,
+    snapshot="previous",
+):
     """Contractive compression with error feedback at workers and server.
 
       z̄ = τz + (1 - τ)w;   z½ = z̄ - γ F(w)
       c_m = C(γ F_m(z½) - γ F_m(w) + e_m);   e_m ← γ F_m(z½) - γ F_m(w) + e_m - c_m
       c = Cs(mean c_m + e);                  e ← mean c_m + e - c
-      z ← z̄ - γ F(w) - c;                    w ← z if the coin says so
+      z ← z̄ - γ F(w) - c
 
     Residuals start at zero and outlive a refresh. The negative examples: no
-    `feedback` (residuals stay zero), no `anchor` (z̄ = z). Returns z and w.
+    `feedback` (residuals stay zero), no `blend` (z̄ = z). Returns z and w.
     """
     Cs, z = Cs or exactly, np.array(z0, float)
-    w, at_anchor, E, e, points = z, F(z), 0.0, 0.0, [(z, z)]
+    w, at_snapshot, E, e, points = z, F(z), 0.0, 0.0, [(z, z)]
     for k, coin in enumerate(coins):
         gamma = rate(lr, k)
-        center = (1 - refresh) * z + refresh * w if anchor else z
-        half = center - gamma * at_anchor.mean(axis=0)
-        P = gamma * F(half) - gamma * at_anchor + E
+        center = (1 - refresh) * z + refresh * w if blend else z
+        half = center - gamma * at_snapshot.mean(axis=0)
+        P = gamma * F(half) - gamma * at_snapshot + E
         sent = up(C, k, P)
         p = sent.mean(axis=0) + e
         c = Cs(k, p)
         if feedback:
             E, e = P - sent, p - c
-        z = center - gamma * at_anchor.mean(axis=0) - c
+        old, z = z, center - gamma * at_snapshot.mean(axis=0) - c
         if coin:
-            w, at_anchor = z, F(z)
+            w = old if snapshot == "previous" else z
+            at_snapshot = F(w)
         points.append((z, w))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
@@ -192,7 +206,7 @@ def at_batches(terms, batches):
     )
 
 
-def vr_masha1(z0, terms, batches, Q, coins, lr, refresh, Qs=None):
+def vr_masha1(z0, terms, batches, Q, coins, lr, refresh, Qs=None, snapshot="previous"):
     """MASHA1 whose differences are taken on batches[k][m], the same at z½ and at w.
 
     F_m is the mean of terms(z)[m]; F(w) is the full mean. No prox. Returns z and w.
@@ -203,14 +217,15 @@ def vr_masha1(z0, terms, batches, Q, coins, lr, refresh, Qs=None):
         center = (1 - refresh) * z + refresh * w
         half = center - rate(lr, k) * full
         g = Qs(k, up(Q, k, sampled(k, half) - sampled(k, w)).mean(axis=0))
-        z = center - rate(lr, k) * (full + g)
+        old, z = z, center - rate(lr, k) * (full + g)
         if coin:
-            w, full = z, terms(z).mean(axis=(0, 1))
+            w = old if snapshot == "previous" else z
+            full = terms(w).mean(axis=(0, 1))
         points.append((z, w))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
-def vr_masha2(z0, terms, batches, C, coins, lr, refresh, Cs=None):
+def vr_masha2(z0, terms, batches, C, coins, lr, refresh, Cs=None, snapshot="previous"):
     """MASHA2 with the differences of `vr_masha1`. Returns z and w."""
     Cs, z, sampled = Cs or exactly, np.array(z0, float), at_batches(terms, batches)
     w, full, E, e, points = z, terms(z).mean(axis=(0, 1)), 0.0, 0.0, [(z, z)]
@@ -223,30 +238,32 @@ def vr_masha2(z0, terms, batches, C, coins, lr, refresh, Cs=None):
         p = sent.mean(axis=0) + e
         c = Cs(k, p)
         E, e = P - sent, p - c
-        z = center - gamma * full - c
+        old, z = z, center - gamma * full - c
         if coin:
-            w, full = z, terms(z).mean(axis=(0, 1))
+            w = old if snapshot == "previous" else z
+            full = terms(w).mean(axis=(0, 1))
         points.append((z, w))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
-def pp_masha1(z0, F, Q, participants, coins, lr, refresh, Qs=None):
+def pp_masha1(z0, F, Q, participants, coins, lr, refresh, Qs=None, snapshot="previous"):
     """MASHA1 with g = Qs((1/b) Σ_{m in participants[k]} Q(F_m(z½) - F_m(w))).
 
     A worker drawn twice sends one message, which counts twice. F(w) is the mean over
     all M workers, who all take part in a refresh. No prox. Returns z and w.
     """
     Qs, z = Qs or exactly, np.array(z0, float)
-    w, at_anchor, points = z, F(z), [(z, z)]
+    w, at_snapshot, points = z, F(z), [(z, z)]
     for k, coin in enumerate(coins):
         drawn = list(participants[k])
         center = (1 - refresh) * z + refresh * w
-        half = center - rate(lr, k) * at_anchor.mean(axis=0)
-        sent = up(Q, k, F(half) - at_anchor)
+        half = center - rate(lr, k) * at_snapshot.mean(axis=0)
+        sent = up(Q, k, F(half) - at_snapshot)
         g = Qs(k, sent[drawn].mean(axis=0))
-        z = center - rate(lr, k) * (at_anchor.mean(axis=0) + g)
+        old, z = z, center - rate(lr, k) * (at_snapshot.mean(axis=0) + g)
         if coin:
-            w, at_anchor = z, F(z)
+            w = old if snapshot == "previous" else z
+            at_snapshot = F(w)
         points.append((z, w))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 

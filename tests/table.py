@@ -55,7 +55,7 @@ def rand_dp_oadam(z0, F, W, lr, steps):
 METHODS = [
     Row(
         "extra_step",
-        lambda t, lr, axis=AXIS: methods.extra_step(lr, axis_name=axis),
+        lambda t, lr, axis=AXIS: methods.extra_step(lr, axis),
         lambda z0, F, W, lr, n: reference.extra_step(z0, F, lr, n),
     ),
     Row(
@@ -87,12 +87,12 @@ METHODS = [
     ),
     Row(
         "extra_step_local_sgd",
-        lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(lr, 3, axis_name=axis),
+        lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(lr, 3, axis),
         lambda z0, F, W, lr, n: reference.extra_step_local_sgd(z0, F, lr, 3, n),
     ),
     Row(
         "local_extra_adam",
-        lambda t, lr, axis=AXIS: methods.local_extra_adam(lr, 3, axis_name=axis),
+        lambda t, lr, axis=AXIS: methods.local_extra_adam(lr, 3, axis),
         lambda z0, F, W, lr, n: reference.extra_adam(z0, F, lr, n, sync_every=3),
         ADAM_RATE,
     ),
@@ -108,7 +108,7 @@ METHODS = [
     ),
     Row(
         "cp_oadam",
-        lambda t, lr, axis=AXIS: methods.cp_oadam(lr, axis_name=axis),
+        lambda t, lr, axis=AXIS: methods.cp_oadam(lr, axis),
         lambda z0, F, W, lr, n: reference.cp_oadam(z0, F, lr, n),
         ADAM_RATE,
     ),
@@ -129,8 +129,8 @@ METHODS = [
 ]
 
 TRANSFORMS = [
-    Row("average", lambda t, lr, axis=AXIS: transforms.average(axis_name=axis)),
-    Row("sync", lambda t, lr, axis=AXIS: transforms.sync(2, axis_name=axis)),
+    Row("average", lambda t, lr, axis=AXIS: transforms.average(axis)),
+    Row("sync", lambda t, lr, axis=AXIS: transforms.sync(2, axis)),
     Row("gossip", lambda t, lr, axis=AXIS: transforms.gossip(t, axis_name=axis)),
     Row(
         "gossip_one_peer",
@@ -175,46 +175,46 @@ SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
 
 
-def shared(axis):
-    """What all compressed methods are given."""
-    return dict(key=KEY, axis_name=axis, schedule="gather")
+def on(axis, up, down=None, route="gather"):
+    """The channel that all compressed rows are given."""
+    return jaxsp.channel(axis, up, down, key=KEY, route=route)
 
 
 COMPRESSED_METHODS = [
-    Row(
-        "dqgan", lambda t, lr, axis=AXIS: methods.dqgan(lr, SIGN, SIGN, **shared(axis))
-    ),
+    Row("dqgan", lambda t, lr, axis=AXIS: methods.dqgan(lr, on(axis, SIGN, SIGN))),
     Row(
         "dqgan_adam",
-        lambda t, lr, axis=AXIS: methods.dqgan_adam(lr, SIGN, **shared(axis)),
+        lambda t, lr, axis=AXIS: methods.dqgan_adam(lr, on(axis, SIGN)),
         covers=("cp_oadam_gq",),
     ),
     Row(
         "masha1",
-        lambda t, lr, axis=AXIS: methods.masha1(lr, EXACT, EXACT, 0.5, **shared(axis)),
+        lambda t, lr, axis=AXIS: methods.masha1(lr, on(axis, EXACT, EXACT), 0.5),
         covers=("pp_masha1",),
     ),
     Row(
         "masha2",
-        lambda t, lr, axis=AXIS: methods.masha2(lr, SIGN, SIGN, 0.5, **shared(axis)),
+        lambda t, lr, axis=AXIS: methods.masha2(lr, on(axis, SIGN, SIGN), 0.5),
     ),
     Row(
         "vr_masha1",
-        lambda t, lr, axis=AXIS: methods.vr_masha1(
-            lr, EXACT, None, 0.5, **shared(axis)
-        ),
+        lambda t, lr, axis=AXIS: methods.vr_masha1(lr, on(axis, EXACT), 0.5),
         covers=("vr_masha2",),
     ),
     Row(
         "compressed_extragradient",
-        lambda t, lr, axis=AXIS: methods.compressed_extragradient(
-            lr, SIGN, **shared(axis)
-        ),
+        lambda t, lr, axis=AXIS: methods.compressed_extragradient(lr, on(axis, SIGN)),
         covers=("error_feedback_extragradient",),
     ),
     Row(
+        "compressed_extra_step_local_sgd",
+        lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(
+            lr, 2, on(axis, SIGN, SIGN)
+        ),
+    ),
+    Row(
         "diana_sgda",
-        lambda t, lr, axis=AXIS: methods.diana_sgda(lr, EXACT, **shared(axis)),
+        lambda t, lr, axis=AXIS: methods.diana_sgda(lr, on(axis, EXACT)),
         covers=("ef21_sgda", "qsgda"),
     ),
 ]
@@ -222,14 +222,18 @@ COMPRESSED_METHODS = [
 COMPRESSED_TRANSFORMS = [
     Row(
         "compressed_average",
-        lambda t, lr, axis=AXIS: transforms.compressed_average(SIGN, **shared(axis)),
+        lambda t, lr, axis=AXIS: transforms.average(on(axis, SIGN)),
+    ),
+    Row(
+        "compressed_sync",
+        lambda t, lr, axis=AXIS: transforms.sync(2, on(axis, SIGN, SIGN)),
     ),
     Row(
         "error_feedback_average",
         lambda t, lr, axis=AXIS: transforms.error_feedback_average(
-            SIGN, SIGN, **shared(axis)
+            on(axis, SIGN, SIGN)
         ),
-        covers=("difference_average", "two_step_feedback", "anchored_extragradient"),
+        covers=("difference_average", "two_step_feedback", "snapshot_extragradient"),
     ),
     Row(
         "compressed_gossip",
@@ -241,34 +245,36 @@ COMPRESSED_TRANSFORMS = [
 
 # Real compressors and the families that they make, for the tests of worker modes.
 FOUR_BITS = compressors.scaled(compressors.quantize(4))
-RAND = compressors.rand_k(0.5)
-ONE_SCHEDULE = {("cp_oadam_gq", "gather"), ("ef21", "gather")}
-ONE_SCHEDULE |= {("qsgda", "sharded"), ("diana", "sharded")}
+RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
+ONE_ROUTE = {("cp_oadam_gq", "gather"), ("ef21", "gather")}
+ONE_ROUTE |= {("qsgda", "sharded"), ("diana", "sharded")}
 LOSSY = [
     Row(
-        f"{name}_{schedule}",
-        lambda t, lr, axis=AXIS, build=build, schedule=schedule: build(
-            lr, dict(key=KEY, axis_name=axis, schedule=schedule)
+        f"{name}_{route}",
+        lambda t, lr, axis=AXIS, build=build, codecs=codecs, route=route: build(
+            lr, on(axis, *codecs, route=route)
         ),
         rate=rate,
     )
-    for name, rate, build in [
-        ("dqgan", 0.05, lambda lr, o: methods.dqgan(lr, FOUR_BITS, FOUR_BITS, **o)),
-        ("dqgan_adam", 0.003, lambda lr, o: methods.dqgan_adam(lr, FOUR_BITS, **o)),
-        ("cp_oadam_gq", 0.003, lambda lr, o: methods.cp_oadam_gq(lr, RAND, **o)),
-        ("masha1", 0.1, lambda lr, o: methods.masha1(lr, RAND, None, 0.3, **o)),
+    for name, rate, codecs, build in [
+        ("dqgan", 0.05, (FOUR_BITS, FOUR_BITS), methods.dqgan),
+        ("dqgan_adam", 0.003, (FOUR_BITS,), methods.dqgan_adam),
+        ("cp_oadam_gq", 0.003, (RAND,), methods.cp_oadam_gq),
+        ("masha1", 0.1, (RAND,), lambda lr, c: methods.masha1(lr, c, 0.3)),
+        ("masha2", 0.02, (TOP,), lambda lr, c: methods.masha2(lr, c, 0.3)),
         (
-            "masha2",
-            0.02,
-            lambda lr, o: methods.masha2(lr, compressors.top_k(0.5), None, 0.3, **o),
+            "local",
+            0.05,
+            (FOUR_BITS, TOP),
+            lambda lr, c: methods.extra_step_local_sgd(lr, 3, c),
         ),
-        ("qsgda", 0.05, lambda lr, o: methods.qsgda(lr, RAND, **o)),
-        ("ef21", 0.05, lambda lr, o: methods.ef21_sgda(lr, compressors.sign(), **o)),
-        ("diana", 0.05, lambda lr, o: methods.diana_sgda(lr, RAND, **o)),
+        ("qsgda", 0.05, (RAND,), methods.qsgda),
+        ("ef21", 0.05, (compressors.sign(),), methods.ef21_sgda),
+        ("diana", 0.05, (RAND,), methods.diana_sgda),
     ]
-    for schedule in ("gather", "sharded")
+    for route in ("gather", "sharded")
     # Those that differ in what they compute and not in what they send have one each.
-    if (name, schedule) not in ONE_SCHEDULE
+    if (name, route) not in ONE_ROUTE
 ]
 
 ALL = METHODS + TRANSFORMS + COMPRESSED_METHODS + COMPRESSED_TRANSFORMS

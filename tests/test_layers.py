@@ -89,6 +89,16 @@ def test_collectives_stand_in_comm_alone():
         assert room(path) == "comm" or not used & names, path
 
 
+@pytest.mark.parametrize("room", ["comm", "methods", "transforms"])
+def test_nothing_that_a_method_is_made_of_takes_more_than_six_arguments(room):
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                a = node.args
+                names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                assert len(names) <= 6, f"{path.name}: {node.name}({', '.join(names)})"
+
+
 def test_import_loads_no_heavy_package():
     code = "import sys, jaxsp; print(*sys.modules)"
     out = subprocess.run(

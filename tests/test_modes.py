@@ -10,7 +10,6 @@ import table
 
 import jaxsp
 from jaxsp import comm, compressors, methods, topology, transforms
-from jaxsp.comm import compressed
 
 N, D = 32, 6
 KEY = jax.random.key(11)
@@ -75,25 +74,28 @@ def test_a_ring_sends_one_row_each_way():
 
 def test_an_average_is_summed_on_the_device_first():
     workers, params = blocks(), jnp.zeros((N, 100), jnp.float32)
-    text = program(workers.map(lambda x: comm.mean(x, workers.axis_name)), params)
+    text = program(
+        workers.map(lambda x: comm.mean(x, comm.no_traffic(), workers.axis_name)[0]),
+        params,
+    )
     assert collectives(text) == [("all-reduce", 400)]
 
 
-@pytest.mark.parametrize("schedule", ["gather", "sharded"])
-def test_payloads_cross_once_between_two_devices(schedule):
+@pytest.mark.parametrize("route", ["gather", "sharded"])
+def test_payloads_cross_once_between_two_devices(route):
     """Eight devices with four workers each: each device gets what it has not."""
     workers, codec = blocks(), compressors.quantize(8)
     params = jnp.zeros((N, 320), jnp.float32)
 
+    channel = jaxsp.channel(workers.axis_name, codec, key=KEY, route=route)
+
     def mean(x):
-        return compressed.compressed_mean(
-            x, codec, key=KEY, axis_name=workers.axis_name, schedule=schedule
-        ).mean
+        return comm.mean(x, comm.no_traffic(), channel)[0]
 
     found = collectives(program(workers.map(mean), params))
     payload = codec.bits(jax.ShapeDtypeStruct((320,), jnp.float32)) // 8
     block = codec.bits(jax.ShapeDtypeStruct((10,), jnp.float32)) // 8
-    if schedule == "gather":
+    if route == "gather":
         assert found == [("all-gather", N * payload)]
     else:
         # From four workers to each of the 32 blocks, and then the blocks' means.
@@ -103,7 +105,7 @@ def test_payloads_cross_once_between_two_devices(schedule):
 def test_nothing_is_sent_between_two_averages():
     """The collective stands in a branch that only one step of three takes."""
     for workers in (blocks(), jaxsp.Workers(8)):
-        tx = jaxsp.sync(3, axis_name=workers.axis_name)
+        tx = jaxsp.sync(3, workers.axis_name)
         params = jnp.zeros((workers.count, 10), jnp.float32)
         state = jax.eval_shape(workers.map(tx.init), params)
         text = program(workers.map(tx.update), params, state, params)
@@ -174,11 +176,10 @@ def test_federated_average_of_some_workers_is_one_all_reduce():
     assert collectives(text) == [("all-reduce", 40)]
 
 
-def test_masha_exchanges_whole_gradients_only_when_the_anchor_moved():
+def test_masha_exchanges_whole_gradients_only_at_a_new_snapshot():
     workers = blocks()
-    tx = methods.masha1(
-        0.1, compressors.rand_k(0.1), None, 0.1, key=KEY, axis_name=workers.axis_name
-    )
+    tenth = jaxsp.channel(workers.axis_name, compressors.rand_k(0.1), key=KEY)
+    tx = methods.masha1(0.1, tenth, 0.1)
     params = jnp.zeros((N, 1000), jnp.float32)
     state = jax.eval_shape(workers.map(tx.init), params)
 

@@ -232,23 +232,31 @@ def test_multi_steps_of_equal_gradients_is_one_step(row):
 
 
 INJECTED = {
-    "extra_step": dict(factory=methods.extra_step),
+    "extra_step": dict(factory=methods.extra_step, channel=AXIS),
     "decentralized_extra_step": dict(
         factory=methods.decentralized_extra_step,
         static=("rounds",),
         topology=ring(),
         rounds=2,
     ),
-    "extra_step_local_sgd": dict(factory=methods.extra_step_local_sgd, sync_every=2),
-    "local_extra_adam": dict(factory=methods.local_extra_adam, sync_every=2),
+    "extra_step_local_sgd": dict(
+        factory=methods.extra_step_local_sgd, sync_every=2, channel=AXIS
+    ),
+    "local_extra_adam": dict(
+        factory=methods.local_extra_adam, sync_every=2, channel=AXIS
+    ),
     "dposg": dict(factory=methods.dposg, static=("rounds",), topology=ring()),
-    "cp_oadam": dict(factory=methods.cp_oadam),
+    "cp_oadam": dict(factory=methods.cp_oadam, channel=AXIS),
     "dp_oadam": dict(factory=methods.dp_oadam, static=("rounds",), topology=ring()),
     "rand_dp_oadam": dict(
         factory=methods.rand_dp_oadam,
-        static=("rounds", "key"),
+        static=("key",),
         topology=topology.random_ring(N, pool=3),
         key=table.KEY,
+    ),
+    "dqgan": dict(factory=methods.dqgan, channel=table.on(AXIS, table.SIGN)),
+    "masha1": dict(
+        factory=methods.masha1, channel=table.on(AXIS, table.EXACT), refresh=0.5
     ),
     "past_extragradient": dict(factory=transforms.past_extragradient, axis=False),
     "optimistic_adam": dict(factory=transforms.optimistic_adam, axis=False),
@@ -256,23 +264,25 @@ INJECTED = {
 
 
 def test_everything_with_a_learning_rate_is_injected():
-    with_rate = {  # of what does not compress: those are compositions of the same
+    compressed = table.COMPRESSED_METHODS + table.COMPRESSED_TRANSFORMS
+    same = {  # compositions of the same parts
+        name for row in compressed for name in (row.name, *row.covers)
+    }
+    with_rate = {
         name
         for module in (methods, transforms)
         for name in module.__all__
         if name[0].islower()
         and "learning_rate" in inspect.signature(getattr(module, name)).parameters
-        and not {"compressor", "up", "exchange"}
-        & set(inspect.signature(getattr(module, name)).parameters)
     }
-    assert with_rate == set(INJECTED)
+    assert with_rate - same == set(INJECTED) - same
 
 
 @pytest.mark.parametrize("name", INJECTED)
 def test_inject_hyperparams(name):
     spec = dict(INJECTED[name])
     factory, static = spec.pop("factory"), spec.pop("static", ())
-    if spec.pop("axis", True):
+    if spec.pop("axis", "channel" not in spec):
         spec["axis_name"] = AXIS
     tx = optax.inject_hyperparams(factory, static_args=static)(
         learning_rate=0.1, **spec

@@ -42,7 +42,7 @@ def _mixing(graph: Callable[[int], Any]) -> Callable[[int, int], Cost]:
 def _compressed(
     codec: compressors.Compressor, both_ways: bool = True, sharded: bool = True
 ) -> Callable[[int, int], Cost]:
-    """The cheaper of the two schedules of `jaxsp.comm.compressed`."""
+    """The cheaper of the two routes of `jaxsp.channel`."""
 
     def cost(count, parameters):
         matrix = worker.shape(parameters)

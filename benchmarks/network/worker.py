@@ -83,7 +83,7 @@ def _mean(factory, codec, both_ways=True):
         del count
         key = jax.random.key(0)
         down = codec if both_ways else None
-        mean = factory(codec, down, key=key, axis_name=axis)
+        mean = factory(jaxsp.channel(axis, codec, down, key=key))
         return optax.chain(mean, optax.scale(-0.1))
 
     return make
@@ -91,22 +91,22 @@ def _mean(factory, codec, both_ways=True):
 
 def _all_reduce(count, axis):
     del count
-    return optax.chain(jaxsp.average(axis_name=axis), optax.scale(-0.1))
+    return optax.chain(jaxsp.average(axis), optax.scale(-0.1))
 
 
 def _local(count, axis):
     del count
-    return optax.chain(optax.scale(-0.1), jaxsp.sync(8, axis_name=axis))
+    return optax.chain(optax.scale(-0.1), jaxsp.sync(8, axis))
 
 
 def _masha1(count, axis):
     del count
     key = jax.random.key(0)
-    codec = compressors.rand_k(0.01)
-    return jaxsp.methods.masha1(0.1, codec, None, 0.01, key=key, axis_name=axis)
+    channel = jaxsp.channel(axis, compressors.rand_k(0.01), key=key)
+    return jaxsp.methods.masha1(0.1, channel, 0.01)
 
 
-_FEEDBACK, _UNBIASED = jaxsp.error_feedback_average, jaxsp.compressed_average
+_FEEDBACK, _UNBIASED = jaxsp.error_feedback_average, jaxsp.average
 METHODS = {
     LATENCY: Method(_all_reduce, parameters=1),
     "all-reduce": Method(_all_reduce),

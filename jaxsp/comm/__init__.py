@@ -2,13 +2,15 @@
 
 A transformation sees one worker. Everything it learns of the others comes through the
 functions here, which take the name of the worker axis that `jaxsp.Workers` (or the
-user's own `vmap`, `shard_map`, `pmap`) binds. Leaves travel packed, one flat buffer a
-dtype, so that a step has as many collectives as the method has rounds, whatever the
-number of leaves of the model.
+user's own `vmap`, `shard_map`, `pmap`) binds, or a channel over it. Each takes the
+count of what has travelled so far, and returns the new one beside what arrived: what is
+counted is what is sent. Leaves travel packed between devices, so that a step has as
+many collectives as the method has rounds, whatever the number of leaves of the model.
 """
 
 from jaxsp.comm.axis import (
     AxisName,
+    between_devices,
     permute,
     send,
     shared_index,
@@ -16,29 +18,67 @@ from jaxsp.comm.axis import (
     worker_index,
     worker_key,
 )
-from jaxsp.comm.collectives import gather, mean, mix, mix_payloads, pack, transpose
+from jaxsp.comm.channels import (
+    Channel,
+    Route,
+    as_channel,
+    channel,
+    check_contractive,
+    check_key,
+    check_unbiased,
+)
+from jaxsp.comm.collectives import (
+    all_reduce,
+    buffers,
+    gather,
+    mix,
+    mix_payloads,
+    pack,
+    transpose,
+)
+from jaxsp.comm.compressed import (
+    Exchange,
+    decode,
+    encode,
+    exchange,
+    first_payloads,
+    mean,
+    no_residual,
+)
 from jaxsp.comm.traffic import (
     Traffic,
-    add_mixing,
     add_traffic,
     dense_bits,
     find_traffic,
-    mean_bits,
     no_traffic,
 )
 
 __all__ = [
     "AxisName",
+    "Channel",
+    "Exchange",
+    "Route",
     "Traffic",
-    "add_mixing",
     "add_traffic",
+    "all_reduce",
+    "as_channel",
+    "between_devices",
+    "buffers",
+    "channel",
+    "check_contractive",
+    "check_key",
+    "check_unbiased",
+    "decode",
     "dense_bits",
+    "encode",
+    "exchange",
     "find_traffic",
+    "first_payloads",
     "gather",
     "mean",
-    "mean_bits",
     "mix",
     "mix_payloads",
+    "no_residual",
     "no_traffic",
     "pack",
     "permute",

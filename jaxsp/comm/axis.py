@@ -24,6 +24,7 @@ __all__ = [
     "all_gather",
     "all_mean",
     "all_to_all",
+    "between_devices",
     "permute",
     "send",
     "shared_index",
@@ -54,6 +55,12 @@ def worker_count(axis_name: AxisName) -> int:
     return lax.axis_size(axis_name[0]) * lax.axis_size(axis_name[1])
 
 
+def between_devices(axis_name: AxisName) -> bool:
+    """Whether workers of the axis live on several devices, or all on one by `vmap`."""
+    name = axis_name if isinstance(axis_name, str) else axis_name[0]
+    return name in jax.sharding.get_abstract_mesh().manual_axes
+
+
 def worker_key(key: jax.Array, axis_name: AxisName) -> jax.Array:
     """A key of the worker's own, made from a key that all share.
 
@@ -71,7 +78,7 @@ def shared_index(index: jax.Array, axis_name: AxisName) -> jax.Array:
     one only the branch taken runs. Nothing travels for it.
     """
     for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
-        if name not in jax.sharding.get_abstract_mesh().manual_axes:  # of a `vmap`
+        if not between_devices(name):  # a `vmap`
             index = lax.pmax(jnp.asarray(index).astype(jnp.int32), name).astype(
                 jnp.result_type(index)
             )
@@ -103,7 +110,11 @@ def all_to_all(x: jax.Array, axis_name: AxisName) -> jax.Array:
     if isinstance(axis_name, str):
         if gloo.in_use(axis_name):
             return gloo.all_to_all(x, axis_name)
-        return lax.all_to_all(x, axis_name, 0, 0, tiled=True)
+        if between_devices(axis_name):
+            return lax.all_to_all(x, axis_name, 0, 0, tiled=True)
+        # Under `vmap` an all-to-all of what all workers hold alike has a wrong shape.
+        rows = lax.all_gather(x, axis_name)  # [sender, receiver, ...]
+        return jnp.take(rows, lax.axis_index(axis_name), axis=1)
     devices, block = axis_name
     count, size = lax.axis_size(devices), lax.axis_size(block)
     rows = lax.all_gather(x, block)  # [sender in block, receiver, ...]

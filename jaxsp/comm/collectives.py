@@ -1,4 +1,9 @@
-"""Collectives of trees: packed, one flat buffer a dtype, or as bytes."""
+"""Collectives of trees; each returns what it cost beside what it brought.
+
+Leaves are packed where they travel between devices, into one flat buffer a dtype or one
+of bytes, so that a step has as many collectives as its method has rounds, whatever the
+number of leaves. Over a `vmap` axis nothing travels, and leaves stay as they are.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +20,23 @@ from jaxsp.comm.axis import (
     all_gather,
     all_mean,
     all_to_all,
+    between_devices,
     permute,
     worker_count,
     worker_index,
 )
+from jaxsp.comm.traffic import Traffic, add_traffic, dense_bits
 from jaxsp.topology import TimeVarying, Topology, permutations
 
-__all__ = ["gather", "mean", "mix", "mix_payloads", "pack", "transpose"]
+__all__ = [
+    "all_reduce",
+    "buffers",
+    "gather",
+    "mix",
+    "mix_payloads",
+    "pack",
+    "transpose",
+]
 
 
 def pack(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
@@ -58,54 +73,93 @@ def pack(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
     return buffers, unpack
 
 
-def mean(tree: Any, axis_name: AxisName) -> Any:
+def buffers(
+    tree: Any, axis_name: AxisName
+) -> tuple[list[jax.Array], Callable[[Any], Any]]:
+    """What travels of a tree: packed between devices, its leaves where none are.
+
+    Args:
+      tree: a pytree of arrays.
+      axis_name: the worker axis.
+
+    Returns:
+      The arrays, and the function that turns arrays like them back into the tree.
+    """
+    if between_devices(axis_name):
+        return pack(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    return [jnp.asarray(x) for x in leaves], partial(jax.tree.unflatten, treedef)
+
+
+def all_reduce(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
     r"""The mean over workers, $\frac1M \sum_m x_m$: one all-reduce per dtype.
+
+    It costs each worker $2(M-1)/M$ times the tree, each way. That is the least with
+    which every worker can end with the mean, and what a ring all-reduce moves: each
+    worker's block goes once around to be added up, and once more to be told.
 
     Args:
       tree: this worker's arrays.
+      traffic: the count so far.
       axis_name: the worker axis.
 
     Returns:
-      The mean, of the same shapes and dtypes, alike on all workers.
+      The mean, of the same shapes and dtypes, alike on all workers; the new count.
     """
-    buffers, unpack = pack(tree)
-    return unpack([all_mean(buffer, axis_name) for buffer in buffers])
+    arrays, restore = buffers(tree, axis_name)
+    mean = restore([all_mean(x, axis_name) for x in arrays])
+    count = worker_count(axis_name)
+    bits = -(-2 * (count - 1) * dense_bits(arrays) // count)
+    return mean, add_traffic(traffic, bits, bits, axis_name)
 
 
-def gather(tree: Any, axis_name: AxisName) -> Any:
+def gather(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
     """Every worker's tree on every worker, stacked along a new leading axis.
 
-    The arrays travel as the bytes they are: one all-gather, whatever their dtypes. No
-    derivative passes.
+    Between devices the arrays travel as the bytes they are: one all-gather, whatever
+    their dtypes. No derivative passes. A worker sends and receives $M - 1$ trees.
 
     Args:
       tree: this worker's arrays, real numbers or bools.
+      traffic: the count so far.
       axis_name: the worker axis.
 
     Returns:
-      The arrays, with a leading axis of the number of workers M.
+      The arrays, with a leading axis of the number of workers M; the new count.
     """
     if not jax.tree.leaves(tree):
-        return tree
+        return tree, traffic
+    bits = (worker_count(axis_name) - 1) * dense_bits(tree)
+    traffic = add_traffic(traffic, bits, bits, axis_name)
+    if not between_devices(axis_name):
+        return jax.tree.map(lambda x: all_gather(x, axis_name), tree), traffic
     data, unpack = _pack_bytes(tree)
-    return jax.vmap(unpack)(all_gather(data, axis_name))
+    return jax.vmap(unpack)(all_gather(data, axis_name)), traffic
 
 
-def transpose(tree: Any, axis_name: AxisName) -> Any:
+def transpose(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
     """Row j of this worker's tree goes to worker j: one all-to-all of bytes.
+
+    A worker sends and receives $M - 1$ rows; its own stays where it is.
 
     Args:
       tree: arrays with a leading axis of the number of workers M.
+      traffic: the count so far.
       axis_name: the worker axis.
 
     Returns:
-      Arrays of the same shapes, of which row j came from worker j.
+      Arrays of the same shapes, of which row j came from worker j; the new count.
     """
     if not jax.tree.leaves(tree):
-        return tree
-    _, unpack = _pack_bytes(jax.tree.map(lambda x: x[0], tree))
+        return tree, traffic
+    first = jax.tree.map(lambda x: x[0], tree)
+    bits = (worker_count(axis_name) - 1) * dense_bits(first)
+    traffic = add_traffic(traffic, bits, bits, axis_name)
+    if not between_devices(axis_name):
+        return jax.tree.map(lambda x: all_to_all(x, axis_name), tree), traffic
+    _, unpack = _pack_bytes(first)
     rows = jax.vmap(lambda row: _pack_bytes(row)[0])(tree)
-    return jax.vmap(unpack)(all_to_all(rows, axis_name))
+    return jax.vmap(unpack)(all_to_all(rows, axis_name)), traffic
 
 
 def _pack_bytes(tree):
@@ -143,13 +197,24 @@ def _from_bytes(data, leaf):
 
 def mix_payloads(
     payload: Any,
+    traffic: Traffic,
     decode: Callable[[Any], Any],
     topology: Topology,
     axis_name: AxisName,
-) -> Any:
+) -> tuple[Any, Traffic]:
     r"""`mix` of what payloads stand for, $\sum_j W_{mj}\,\mathrm{decode}(c_j)$.
 
     The payloads travel, each neighbour's as it is, and are decoded where they arrive.
+
+    Args:
+      payload: what this worker sends, a pytree of arrays.
+      traffic: the count so far.
+      decode: makes a tree of a payload.
+      topology: the mixing matrix.
+      axis_name: the worker axis, of size `topology.size`.
+
+    Returns:
+      This worker's row of the mixed trees; the new count.
     """
     data, unpack = _pack_bytes(payload)
 
@@ -162,28 +227,31 @@ def mix_payloads(
     for sources, weights in _rounds(topology, axis_name):
         received = permute(data, sources, axis_name)
         total = jax.tree.map(jnp.add, total, term(weights, received))
-    return total
+    return total, _count_messages(traffic, payload, topology, axis_name)
 
 
 def mix(
     tree: Any,
+    traffic: Traffic,
     topology: Topology | TimeVarying,
     axis_name: AxisName,
     member: jax.Array | int = 0,
-) -> Any:
+) -> tuple[Any, Traffic]:
     r"""One exchange with the neighbours, $x_m \leftarrow \sum_j W_{mj} x_j$.
 
     $W = \mathrm{diag}(w_0) + \sum_r \mathrm{diag}(w_r) P_r$ is applied as one
-    `ppermute` for each full permutation $P_r$ and each dtype.
+    `ppermute` for each full permutation $P_r$ and each dtype. A worker sends the tree
+    once for each worker that is sent it, `topology.messages()`.
 
     Args:
       tree: this worker's arrays.
+      traffic: the count so far.
       topology: the mixing matrix.
       axis_name: the worker axis, of size `topology.size`.
       member: which matrix of a time-varying topology; must be the same on all workers.
 
     Returns:
-      This worker's row of `W x`, of the tree's shapes and dtypes.
+      This worker's row of `W x`, of the tree's shapes and dtypes; the new count.
 
     Raises:
       ValueError: if the topology is for another number of workers.
@@ -193,19 +261,30 @@ def mix(
             f"topology is for {topology.size} workers, but the axis {axis_name!r} has "
             f"{worker_count(axis_name)}: build it for that many."
         )
-    buffers, unpack = pack(tree)
+    arrays, restore = buffers(tree, axis_name)
 
-    def one(topology, buffers):
-        return [_weighted_permutations(topology, b, axis_name) for b in buffers]
+    def one(topology, arrays, traffic):
+        mixed = [_weighted_permutations(topology, x, axis_name) for x in arrays]
+        return mixed, _count_messages(traffic, arrays, topology, axis_name)
 
     members = topology.members
     if len(members) == 1:
-        return unpack(one(members[0], buffers))
-    return unpack(lax.switch(member, [partial(one, w) for w in members], buffers))
+        arrays, traffic = one(members[0], arrays, traffic)
+    else:
+        branches = [partial(one, w) for w in members]
+        arrays, traffic = lax.switch(member, branches, arrays, traffic)
+    return restore(arrays), traffic
+
+
+def _count_messages(traffic, payload, topology, axis_name):
+    """One mixing's messages, each of the payload's size, worker by worker."""
+    bits = dense_bits(payload)
+    sent, received = topology.messages()
+    return add_traffic(traffic, bits * sent, bits * received, axis_name)
 
 
 def _weighted_permutations(topology, x, axis_name):
-    """`diag(w_0) x + Σ_r diag(w_r) P_r x` for one vector."""
+    """`diag(w_0) x + Σ_r diag(w_r) P_r x` for one array."""
     # In half precision the weights of a row need not sum to 1, and the mean would drift
     # from mixing to mixing: what travels is x, what is added up is wider.
     wide = jnp.promote_types(x.dtype, jnp.float32)

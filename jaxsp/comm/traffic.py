@@ -5,24 +5,19 @@ limbs. Messages are counted from worker to worker, wherever the workers live: th
 share a device exchange without a network, and what a network carries is less then.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxsp.comm.axis import AxisName, worker_count, worker_index
-from jaxsp.topology import TimeVarying, Topology
+from jaxsp.comm.axis import AxisName, worker_index
 
 __all__ = [
     "Traffic",
-    "add_mixing",
     "add_traffic",
     "dense_bits",
     "find_traffic",
-    "mean_bits",
     "no_traffic",
 ]
 
@@ -65,17 +60,6 @@ def dense_bits(tree: Any) -> int:
     return sum(8 * x.dtype.itemsize * x.size for x in jax.tree.leaves(tree))
 
 
-def mean_bits(tree: Any, axis_name: AxisName) -> int:
-    r"""What `mean` makes each worker send, and receive: $2(M-1)/M$ times the tree.
-
-    That is the least with which every worker can end with the mean, what a ring
-    all-reduce moves: each worker's block goes once around to be added up, and once
-    more to be told.
-    """
-    count = worker_count(axis_name)
-    return -(-2 * (count - 1) * dense_bits(tree) // count)
-
-
 def add_traffic(
     traffic: Traffic,
     up: int | np.ndarray,
@@ -97,26 +81,6 @@ def add_traffic(
     return Traffic(
         up=_add(traffic.up, up, axis_name), down=_add(traffic.down, down, axis_name)
     )
-
-
-def add_mixing(
-    traffic: Traffic,
-    tree: Any,
-    topology: Topology | TimeVarying,
-    axis_name: AxisName,
-    member: jax.Array | int = 0,
-) -> Traffic:
-    """Count what `mix` with the same arguments sends and receives, worker by worker."""
-    bits = dense_bits(tree)
-
-    def count(topology, traffic):
-        sent, received = topology.messages()
-        return add_traffic(traffic, bits * sent, bits * received, axis_name)
-
-    members = topology.members
-    if len({tuple(np.concatenate(w.messages())) for w in members}) == 1:
-        return count(members[0], traffic)
-    return lax.switch(member, [partial(count, w) for w in members], traffic)
 
 
 def _add(limbs, bits, axis_name):

@@ -4,10 +4,7 @@ import chex
 import optax
 
 from jaxsp import comm, transforms
-from jaxsp.comm import compressed
-from jaxsp.comm.compressed import Schedule
-from jaxsp.compressors import Compressor
-from jaxsp.methods.extra_step import descent
+from jaxsp.methods.extra_step import descent, extra_step
 
 __all__ = [
     "compressed_extragradient",
@@ -19,26 +16,19 @@ __all__ = [
 
 
 def compressed_extragradient(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Extragradient with both operators compressed (CEG): stalls at a floor.
 
     $$z_{1/2} = z - \gamma \frac1M \sum_m C(F_m(z)), \qquad
     z \leftarrow z - \gamma \frac1M \sum_m C(F_m(z_{1/2})).$$
 
-    What is compressed does not go to zero where workers differ, nor does its error.
+    It is `extra_step` over a channel with compressors. What is compressed does not go
+    to zero where workers differ, nor does its error.
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      compressor: $C$, any.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
+      channel: what `jaxsp.channel` makes, with any compressors.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -46,23 +36,11 @@ def compressed_extragradient(
     Raises:
       ValueError: for a bad argument, or an `update` without `operator_fn`.
     """
-    return transforms.extragradient(
-        optax.chain(
-            transforms.compressed_average(
-                compressor, key=key, axis_name=axis_name, schedule=schedule
-            ),
-            descent(learning_rate, calls=2),
-        )
-    )
+    return extra_step(learning_rate, channel)
 
 
 def error_feedback_extragradient(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Extragradient with classical error feedback at both of its oracle calls.
 
@@ -71,10 +49,7 @@ def error_feedback_extragradient(
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      compressor: $C$, contractive.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
+      channel: what `jaxsp.channel` makes, with contractive compressors.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -84,30 +59,19 @@ def error_feedback_extragradient(
     """
     return transforms.extragradient(
         optax.chain(
-            descent(learning_rate, calls=2),
-            transforms.error_feedback_average(
-                compressor, key=key, axis_name=axis_name, schedule=schedule
-            ),
+            descent(learning_rate, calls=2), transforms.error_feedback_average(channel)
         )
     )
 
 
 def qsgda(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Quantized descent-ascent, $z \leftarrow z - \gamma \frac1M \sum_m Q(F_m(z))$.
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      compressor: $Q$, any.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
+      channel: what `jaxsp.channel` makes, with any compressors.
 
     Returns:
       The method; one oracle call an iteration.
@@ -119,22 +83,13 @@ def qsgda(
       Beznosikov, Gorbunov, Berard, Loizou, Stochastic Gradient Descent-Ascent: Unified
       Theory and New Efficient Methods, 2022, arXiv 2202.07262.
     """
-    return optax.chain(
-        transforms.compressed_average(
-            compressor, key=key, axis_name=axis_name, schedule=schedule
-        ),
-        descent(learning_rate),
-    )
+    return optax.chain(transforms.average(channel), descent(learning_rate))
 
 
 def diana_sgda(
     learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
+    channel: comm.Channel | comm.AxisName,
     step_size: chex.Numeric | None = None,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descent-ascent with DIANA's shifts: `qsgda` whose noise vanishes.
 
@@ -143,38 +98,26 @@ def diana_sgda(
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      compressor: $Q$, unbiased.
+      channel: what `jaxsp.channel` makes, with an unbiased compressor up, none down.
       step_size: $\alpha$; None is $1/q$.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
 
     Returns:
       The method; one oracle call an iteration.
 
     Raises:
-      ValueError: for a bad argument, or a compressor that is not unbiased.
+      ValueError: for a bad argument, or a channel that is not unbiased.
 
     References:
       As `qsgda`.
     """
-    compressed.check_compressor("compressor", compressor)
-    compressed.check_unbiased("compressor", compressor)
+    channel = comm.check_unbiased(comm.as_channel(channel))
     return optax.chain(
-        transforms.difference_average(
-            compressor, step_size, key=key, axis_name=axis_name, schedule=schedule
-        ),
-        descent(learning_rate),
+        transforms.difference_average(channel, step_size), descent(learning_rate)
     )
 
 
 def ef21_sgda(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descent-ascent with EF21, $g_m \leftarrow g_m + C(F_m(z) - g_m)$.
 
@@ -182,26 +125,19 @@ def ef21_sgda(
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      compressor: $C$, contractive.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
+      channel: what `jaxsp.channel` makes, with a contractive compressor up, none down.
 
     Returns:
       The method; one oracle call an iteration.
 
     Raises:
-      ValueError: for a bad argument, or a compressor that is not contractive.
+      ValueError: for a bad argument, or a channel that is not contractive.
 
     References:
       Richtárik, Sokolov, Fatkhullin, EF21: A New, Simpler, Theoretically Better, and
       Practically Faster Error Feedback, 2021, arXiv 2106.05203.
     """
-    compressed.check_compressor("compressor", compressor)
-    compressed.check_contractive("compressor", compressor)
+    channel = comm.check_contractive(comm.as_channel(channel))
     return optax.chain(
-        transforms.difference_average(
-            compressor, 1.0, key=key, axis_name=axis_name, schedule=schedule
-        ),
-        descent(learning_rate),
+        transforms.difference_average(channel, 1.0), descent(learning_rate)
     )

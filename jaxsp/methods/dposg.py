@@ -73,11 +73,10 @@ def dposg(
 
 def cp_oadam(
     learning_rate: optax.ScalarOrSchedule,
+    channel: comm.Channel | comm.AxisName,
     b1: chex.Numeric = 0.5,
     b2: chex.Numeric = 0.9,
     eps: chex.Numeric = 1e-8,
-    *,
-    axis_name: comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Centralized parallel optimistic Adam: one OAdam of the workers' mean gradient.
 
@@ -88,10 +87,10 @@ def cp_oadam(
 
     Args:
       learning_rate: a number or a schedule of the iteration.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      axis_name: the worker axis, `Workers.axis_name`.
 
     Returns:
       The method.
@@ -104,7 +103,7 @@ def cp_oadam(
       Training Generative Adversarial Nets, 2020, arXiv 1910.12999.
     """
     return optax.chain(
-        transforms.average(axis_name=axis_name),
+        transforms.average(channel),
         transforms.optimistic_adam(learning_rate, b1, b2, eps),
     )
 
@@ -115,10 +114,8 @@ def dp_oadam(
     rounds: int = 1,
     b1: chex.Numeric = 0.5,
     b2: chex.Numeric = 0.9,
-    eps: chex.Numeric = 1e-8,
     *,
     axis_name: comm.AxisName,
-    key: chex.PRNGKey | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Decentralized parallel optimistic Adam: gossip of the parameters, own OAdam.
 
@@ -127,7 +124,8 @@ def dp_oadam(
     Every worker keeps moments of its own, which are not exchanged; so on strongly
     heterogeneous operators, where workers normalize differently, it is biased. One
     oracle call an iteration; `operator_fn` is ignored. Reconstructed from the paper's
-    description.
+    description. It is `optimistic_adam` chained with `gossip(...,
+    order="combine_then_adapt")`; write that for another $\epsilon$ than $10^{-8}$.
 
     Args:
       learning_rate: a number or a schedule of the iteration.
@@ -135,53 +133,51 @@ def dp_oadam(
       rounds: $t$, the exchanges in each iteration.
       b1: decay of the first moment.
       b2: decay of the second moment.
-      eps: added to the root of the second moment.
       axis_name: the worker axis, `Workers.axis_name`.
-      key: the shared key of a random topology.
 
     Returns:
       The method; `update` needs `params`.
 
     Raises:
-      ValueError: for a bad argument.
+      ValueError: for a bad argument, or a random topology.
 
     References:
       Liu, Zhang, Mroueh, Cui, Ross, Yang, Das, A Decentralized Parallel Algorithm for
       Training Generative Adversarial Nets, 2020, arXiv 1910.12999.
     """
-    return optax.chain(
-        transforms.optimistic_adam(learning_rate, b1, b2, eps),
-        transforms.gossip(
-            topology, rounds, axis_name=axis_name, order="combine_then_adapt", key=key
-        ),
+    if isinstance(topology, TimeVarying) and topology.random:
+        raise ValueError(
+            f"topology must not be random, got {topology!r}: use rand_dp_oadam, which "
+            "has a key to draw from it."
+        )
+    gossip = transforms.gossip(
+        topology, rounds, axis_name=axis_name, order="combine_then_adapt"
     )
+    return optax.chain(transforms.optimistic_adam(learning_rate, b1, b2), gossip)
 
 
 def rand_dp_oadam(
     learning_rate: optax.ScalarOrSchedule,
     topology: TimeVarying,
-    rounds: int = 1,
     b1: chex.Numeric = 0.5,
     b2: chex.Numeric = 0.9,
-    eps: chex.Numeric = 1e-8,
     *,
     key: chex.PRNGKey,
     axis_name: comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""`dp_oadam` over a mixing matrix that is drawn anew in every iteration.
 
-    $$p_m \leftarrow \sum_j (W_k^t)_{mj}\, p_j + \mathrm{OAdam}_m(F_m(p_m)),$$
+    $$p_m \leftarrow \sum_j (W_k)_{mj}\, p_j + \mathrm{OAdam}_m(F_m(p_m)),$$
 
     with $W_k$ from `topology`, usually `jaxsp.topology.random_ring(n)`, by a key that
-    all workers share: nothing is sent to agree on it but a 4-byte all-reduce.
+    all workers share: nothing is sent to agree on it but a 4-byte all-reduce. For
+    several exchanges over each matrix chain `optimistic_adam` with `gossip`.
 
     Args:
       learning_rate: a number or a schedule of the iteration.
       topology: a random topology.
-      rounds: $t$, the exchanges in each iteration, all over that iteration's graph.
       b1: decay of the first moment.
       b2: decay of the second moment.
-      eps: added to the root of the second moment.
       key: the shared key.
       axis_name: the worker axis, `Workers.axis_name`.
 
@@ -200,6 +196,7 @@ def rand_dp_oadam(
             "topology must be random, such as jaxsp.topology.random_ring(8), got "
             f"{topology!r}: use dp_oadam for a fixed graph or a sequence."
         )
-    return dp_oadam(
-        learning_rate, topology, rounds, b1, b2, eps, key=key, axis_name=axis_name
+    gossip = transforms.gossip(
+        topology, axis_name=axis_name, order="combine_then_adapt", key=key
     )
+    return optax.chain(transforms.optimistic_adam(learning_rate, b1, b2), gossip)

@@ -1,22 +1,18 @@
 """DQGAN, its Adam form, and the baseline without feedback."""
 
+import dataclasses
+
 import chex
 import optax
 
 from jaxsp import comm, compressors, transforms
-from jaxsp.comm.compressed import Schedule
+from jaxsp.methods.dposg import cp_oadam
 
 __all__ = ["cp_oadam_gq", "dqgan", "dqgan_adam"]
 
 
 def dqgan(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: compressors.Compressor,
-    down: compressors.Compressor | None = None,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Optimistic descent with quantized steps and two-step error feedback.
 
@@ -40,11 +36,8 @@ def dqgan(
 
     Args:
       learning_rate: $\eta$, a number or a schedule of the iteration.
-      compressor: $Q$, of the steps $\eta F + e$.
-      down: the compressor of the server's mean, or None for none.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
+      channel: what `jaxsp.channel` makes. Its compressor $Q$ on the way up is of the
+        steps $\eta F + e$. Over a plain one it is optimistic descent of the mean.
 
     Returns:
       The method; `update` needs `params`.
@@ -57,12 +50,9 @@ def dqgan(
       >>> import jaxsp, optax
       >>> problem = jaxsp.problems.bilinear(4, 5, heterogeneity=0.3, seed=0)
       >>> workers = jaxsp.Workers(4)
-      >>> tx = jaxsp.methods.dqgan(
-      ...     0.2,
-      ...     jaxsp.compressors.top_k(0.2),
-      ...     key=jax.random.key(0),
-      ...     axis_name=workers.axis_name,
-      ... )
+      >>> fifth = jaxsp.compressors.top_k(0.2)
+      >>> channel = jaxsp.channel(workers.axis_name, fifth, key=jax.random.key(0))
+      >>> tx = jaxsp.methods.dqgan(0.2, channel)
       >>> def run(data):
       ...   def step(carry, _):
       ...     z, state = carry
@@ -79,27 +69,15 @@ def dqgan(
       Chen, Yang, Shen, Pang, A Distributed Training Algorithm of Generative Adversarial
       Networks with Quantized Gradients, 2020, arXiv 2010.13359 (reconstructed).
     """
-    return transforms.two_step_feedback(
-        learning_rate,
-        _contractive(compressor),
-        _contractive(down),
-        key=key,
-        axis_name=axis_name,
-        schedule=schedule,
-    )
+    return transforms.two_step_feedback(learning_rate, _contractive(channel))
 
 
 def dqgan_adam(
     learning_rate: optax.ScalarOrSchedule,
-    compressor: compressors.Compressor,
-    down: compressors.Compressor | None = None,
+    channel: comm.Channel | comm.AxisName,
     b1: chex.Numeric = 0.5,
     b2: chex.Numeric = 0.9,
     eps: chex.Numeric = 1e-8,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Adam form of `dqgan`: OAdam of a mean of compressed gradients with feedback.
 
@@ -113,14 +91,11 @@ def dqgan_adam(
 
     Args:
       learning_rate: a number or a schedule of the iteration.
-      compressor: $Q$; made a contraction if it is only unbiased.
-      down: the compressor of the server's mean, or None for none.
+      channel: what `jaxsp.channel` makes; a compressor on it that is only unbiased is
+        made a contraction.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
 
     Returns:
       The method.
@@ -129,43 +104,30 @@ def dqgan_adam(
       ValueError: for a bad argument.
     """
     return optax.chain(
-        transforms.error_feedback_average(
-            _contractive(compressor),
-            _contractive(down),
-            key=key,
-            axis_name=axis_name,
-            schedule=schedule,
-        ),
+        transforms.error_feedback_average(_contractive(channel)),
         transforms.optimistic_adam(learning_rate, b1, b2, eps),
     )
 
 
 def cp_oadam_gq(
     learning_rate: optax.ScalarOrSchedule,
-    compressor: compressors.Compressor,
-    down: compressors.Compressor | None = None,
+    channel: comm.Channel | comm.AxisName,
     b1: chex.Numeric = 0.5,
     b2: chex.Numeric = 0.9,
     eps: chex.Numeric = 1e-8,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""`cp_oadam` of compressed gradients, without feedback: a baseline.
+
+    It is `cp_oadam` over a channel with compressors,
 
     $$p \leftarrow p + \mathrm{OAdam}\big(\tfrac1M \textstyle\sum_m Q(F_m(p))\big).$$
 
     Args:
       learning_rate: a number or a schedule of the iteration.
-      compressor: $Q$, any.
-      down: the compressor of the server's mean, or None for none.
+      channel: what `jaxsp.channel` makes, with any compressors.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: how payloads travel, as in `jaxsp.compressed_average`.
 
     Returns:
       The method.
@@ -173,16 +135,11 @@ def cp_oadam_gq(
     Raises:
       ValueError: for a bad argument.
     """
-    return optax.chain(
-        transforms.compressed_average(
-            compressor, down, key=key, axis_name=axis_name, schedule=schedule
-        ),
-        transforms.optimistic_adam(learning_rate, b1, b2, eps),
-    )
+    return cp_oadam(learning_rate, channel, b1, b2, eps)
 
 
-def _contractive(compressor):
-    """The compressor as a contraction; None, and what is refused later, as it is."""
-    if not isinstance(compressor, compressors.Compressor):
-        return compressor
-    return compressors.contractive(compressor)
+def _contractive(channel):
+    """The channel with every compressor on it made a contraction."""
+    channel = comm.as_channel(channel)
+    up, down = (c and compressors.contractive(c) for c in (channel.up, channel.down))
+    return dataclasses.replace(channel, up=up, down=down)

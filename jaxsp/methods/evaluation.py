@@ -47,10 +47,10 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
             params = _where_present(
                 lambda p, z, ahead=found.ahead: _select(ahead, z, p),
                 params,
-                found.anchor,
+                found.start,
             )
         elif isinstance(found, transforms.TwoStepFeedbackState):
-            params = _where_present(lambda p, w: w, params, found.anchor)
+            params = _where_present(lambda p, w: w, params, found.shared)
     return params
 
 

@@ -1,5 +1,6 @@
 """Extra-step methods: centralized, decentralized, and with local steps."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
@@ -14,9 +15,11 @@ __all__ = [
     "local_extra_adam",
 ]
 
+Every = int | Callable[[Any], Any]
+
 
 def extra_step(
-    learning_rate: optax.ScalarOrSchedule, *, axis_name: comm.AxisName
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Centralized extra-step: extragradient with the workers' mean operator.
 
@@ -25,12 +28,12 @@ def extra_step(
 
     With $\gamma = 1/(4L)$ it converges linearly on strongly monotone problems; with
     noise, to a floor proportional to $\gamma \sigma^2 / (\mu M b)$ for batches of $b$.
-    It sends the operator twice an iteration. The formula is reconstructed from the
-    paper's statements, without constraints.
+    It sends the operator twice an iteration, as the channel does; through compressors
+    it is `compressed_extragradient`. Constraints are not part of it.
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      axis_name: the worker axis, `Workers.axis_name`.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -43,7 +46,7 @@ def extra_step(
       >>> import jaxsp, optax
       >>> problem = jaxsp.problems.quadratic(4, 3, L=4.0, mu=1.0, seed=0)
       >>> workers = jaxsp.Workers(4)
-      >>> tx = jaxsp.methods.extra_step(1 / 16, axis_name=workers.axis_name)
+      >>> tx = jaxsp.methods.extra_step(1 / 16, workers.axis_name)
       >>> def run(data):
       ...   def step(carry, _):
       ...     z, state = carry
@@ -62,9 +65,7 @@ def extra_step(
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112.
     """
     return transforms.extragradient(
-        optax.chain(
-            transforms.average(axis_name=axis_name), descent(learning_rate, calls=2)
-        )
+        optax.chain(transforms.average(channel), descent(learning_rate, calls=2))
     )
 
 
@@ -114,9 +115,8 @@ def decentralized_extra_step(
 
 def extra_step_local_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    sync_every: int,
-    *,
-    axis_name: comm.AxisName,
+    sync_every: Every,
+    channel: comm.Channel | comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Local extragradient steps, with the workers averaged every `sync_every` of them.
 
@@ -127,13 +127,14 @@ def extra_step_local_sgd(
 
     Only the full point is averaged, so heterogeneous operators leave a floor
     proportional to $\gamma$ even with $H = 1$, which is therefore not `extra_step`.
-    The theory asks for $\gamma \le 1/(21 H L)$. The formula is reconstructed; it agrees
-    with two public codes.
+    The theory asks for $\gamma \le 1/(21 H L)$.
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      sync_every: $H$, the iterations from one average to the next.
-      axis_name: the worker axis, `Workers.axis_name`.
+      sync_every: $H$, the iterations from one average to the next; it may be a schedule
+        of the iteration, as in `jaxsp.sync`.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes;
+        through compressors the changes since the last average travel, with feedback.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -147,18 +148,17 @@ def extra_step_local_sgd(
     """
     return optax.chain(
         transforms.extragradient(descent(learning_rate, calls=2)),
-        transforms.sync(sync_every, axis_name=axis_name),
+        transforms.sync(sync_every, channel),
     )
 
 
 def local_extra_adam(
     learning_rate: optax.ScalarOrSchedule,
-    sync_every: int,
+    sync_every: Every,
+    channel: comm.Channel | comm.AxisName,
     b1: float = 0.5,
     b2: float = 0.9,
     eps: float = 1e-8,
-    *,
-    axis_name: comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Local ExtraAdam steps, with the workers averaged every `sync_every` of them.
 
@@ -175,11 +175,12 @@ def local_extra_adam(
 
     Args:
       learning_rate: a number or a schedule of the iteration.
-      sync_every: $H$, the iterations from one average to the next.
+      sync_every: $H$, the iterations from one average to the next; it may be a schedule
+        of the iteration, as in `jaxsp.sync`.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      axis_name: the worker axis, `Workers.axis_name`.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -200,7 +201,7 @@ def local_extra_adam(
     rate = of_iterations(learning_rate, calls=2)
     return optax.chain(
         transforms.extragradient(optax.adam(rate, b1, b2, eps)),
-        transforms.sync(sync_every, axis_name=axis_name),
+        transforms.sync(sync_every, channel),
     )
 
 

@@ -5,15 +5,7 @@ from jaxsp.transforms.alternating_extragradient import (
     AlternatingExtragradientState,
     alternating_extragradient,
 )
-from jaxsp.transforms.anchored_extragradient import (
-    AnchoredExtragradientState,
-    anchored_extragradient,
-)
 from jaxsp.transforms.average import AverageState, average
-from jaxsp.transforms.compressed_average import (
-    CompressedAverageState,
-    compressed_average,
-)
 from jaxsp.transforms.compressed_gossip import CompressedGossipState, compressed_gossip
 from jaxsp.transforms.difference_average import (
     DifferenceAverageState,
@@ -34,15 +26,18 @@ from jaxsp.transforms.past_extragradient import (
     PastExtragradientState,
     past_extragradient,
 )
-from jaxsp.transforms.sync import SyncState, sync
+from jaxsp.transforms.snapshot_extragradient import (
+    Refresh,
+    SnapshotExtragradientState,
+    snapshot_extragradient,
+)
+from jaxsp.transforms.sync import SyncMemory, SyncState, sync
 from jaxsp.transforms.two_step_feedback import TwoStepFeedbackState, two_step_feedback
 
 __all__ = [
     "AlternatingExtragradientState",
     "AlternatingState",
-    "AnchoredExtragradientState",
     "AverageState",
-    "CompressedAverageState",
     "CompressedGossipState",
     "DifferenceAverageState",
     "ErrorFeedbackAverageState",
@@ -51,13 +46,14 @@ __all__ = [
     "GossipState",
     "OptimisticAdamState",
     "PastExtragradientState",
+    "Refresh",
+    "SnapshotExtragradientState",
+    "SyncMemory",
     "SyncState",
     "TwoStepFeedbackState",
     "alternating",
     "alternating_extragradient",
-    "anchored_extragradient",
     "average",
-    "compressed_average",
     "compressed_gossip",
     "difference_average",
     "error_feedback_average",
@@ -66,6 +62,7 @@ __all__ = [
     "gossip",
     "optimistic_adam",
     "past_extragradient",
+    "snapshot_extragradient",
     "sync",
     "two_step_feedback",
 ]

@@ -15,12 +15,12 @@ class AlternatingExtragradientState(NamedTuple):
 
     Attributes:
       ahead: whether the parameters are a half point now, a boolean scalar.
-      anchor: the point $z$ that both half-steps start from.
+      start: the point $z$ that both half-steps start from.
       base: the state of the base optimizer.
     """
 
     ahead: chex.Array
-    anchor: optax.Params
+    start: optax.Params
     base: optax.OptState
 
 
@@ -71,18 +71,18 @@ def alternating_extragradient(
         return AlternatingExtragradientState(
             ahead=jnp.zeros([], bool),
             # A copy: a loop that donates its buffers must not donate one twice.
-            anchor=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
+            start=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
             base=optimizer.init(params),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         params = _arguments.require_params(params)
-        anchor = jax.tree.map(
-            lambda a, p: jnp.where(state.ahead, a, p), state.anchor, params
+        start = jax.tree.map(
+            lambda z, p: jnp.where(state.ahead, z, p), state.start, params
         )
-        step, base = optimizer.update(updates, state.base, anchor, **extra_args)
-        target = optax.apply_updates(anchor, step)  # z½, or the next z
+        step, base = optimizer.update(updates, state.base, start, **extra_args)
+        target = optax.apply_updates(start, step)  # z½, or the next z
         updates = optax.tree.sub(target, params)
-        return updates, AlternatingExtragradientState(~state.ahead, anchor, base)
+        return updates, AlternatingExtragradientState(~state.ahead, start, base)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -8,12 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.comm.compressed import (
-    check_contractive,
-    check_exchange,
-    decode,
-    encode,
-)
 from jaxsp.compressors import Compressor
 from jaxsp.topology import Topology
 
@@ -78,8 +72,7 @@ def compressed_gossip(
             "topology must be fixed, because neighbours remember what they were sent, "
             f"got {topology!r}: use gossip for a time-varying one."
         )
-    check_exchange(compressor, None, key, axis_name, None)
-    check_contractive("compressor", compressor)
+    comm.check_contractive(comm.channel(axis_name, compressor, key=key))
     _arguments.check_probability("step_size", step_size)
 
     def init_fn(params):
@@ -99,13 +92,15 @@ def compressed_gossip(
             step_key = comm.worker_key(step_key, axis_name)
         point = optax.tree.add(params, updates)
         difference = optax.tree.sub(point, state.public)
-        payload = encode(compressor, step_key, difference)
+        payload = comm.encode(compressor, step_key, difference)
 
         def arrived(payload):
-            return decode(compressor, payload, difference)
+            return comm.decode(compressor, payload, difference)
 
         public = optax.tree.add(state.public, arrived(payload))
-        heard = comm.mix_payloads(payload, arrived, topology, axis_name)  # Σ W c_j
+        heard, traffic = comm.mix_payloads(  # Σ W c_j
+            payload, state.traffic, arrived, topology, axis_name
+        )
         neighbours = optax.tree.add(state.neighbours, heard)
         moved = jax.tree.map(
             lambda x, s, h: x + jnp.asarray(step_size, x.dtype) * (s - h),
@@ -117,7 +112,7 @@ def compressed_gossip(
             count=jnp.asarray(optax.safe_increment(state.count)),
             public=public,
             neighbours=neighbours,
-            traffic=comm.add_mixing(state.traffic, payload, topology, axis_name),
+            traffic=traffic,
         )
         return optax.tree.sub(moved, params), state
 

@@ -8,12 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.comm.compressed import (
-    Schedule,
-    check_exchange,
-    compressed_mean,
-)
-from jaxsp.compressors import Compressor
 
 
 class DifferenceAverageState(NamedTuple):
@@ -33,12 +27,7 @@ class DifferenceAverageState(NamedTuple):
 
 
 def difference_average(
-    compressor: Compressor,
-    step_size: chex.Numeric | None = None,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    channel: comm.Channel | comm.AxisName, step_size: chex.Numeric | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace every worker's update by a mean of shifts that follow the updates.
 
@@ -50,12 +39,10 @@ def difference_average(
     it is EF21.
 
     Args:
-      compressor: $C$, from `jaxsp.compressors`.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes;
+        $C$ is its compressor on the way up, and it has none on the way down.
       step_size: $\alpha$, above 0 and at most 1; None is $1/q$ for the dimension of the
         parameters if the compressor is unbiased, and 1 if it is contractive.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: as in `compressed_average`.
 
     Returns:
       The transformation.
@@ -69,7 +56,12 @@ def difference_average(
       Richtárik, Sokolov, Fatkhullin, EF21: A New, Simpler, Theoretically Better, and
       Practically Faster Error Feedback, 2021, arXiv 2106.05203.
     """
-    check_exchange(compressor, None, key, axis_name, schedule)
+    channel = comm.as_channel(channel)
+    if channel.down is not None:
+        raise ValueError(
+            "channel must have no compressor on the way down, because every worker "
+            f"follows the mean of what was sent, got {channel}: leave down out."
+        )
     if step_size is not None:
         _arguments.check_probability("step_size", step_size)
 
@@ -86,24 +78,21 @@ def difference_average(
         alpha = step_size
         if alpha is None:
             size = sum(x.size for x in jax.tree.leaves(updates))
-            alpha = 1.0 if compressor.q is None else 1 / compressor.q(max(size, 1))
-        mean, sent, _, bits, _ = compressed_mean(
-            optax.tree.sub(updates, state.shift),
-            compressor,
-            key=jax.random.fold_in(key, state.count),
-            axis_name=axis_name,
-            schedule=schedule,
+            q = None if channel.up is None else channel.up.q
+            alpha = 1.0 if q is None else 1 / q(max(size, 1))
+        made, traffic = comm.exchange(
+            optax.tree.sub(updates, state.shift), state.traffic, channel.at(state.count)
         )
 
         def follow(h, c):
             return h + jnp.asarray(alpha, h.dtype) * c
 
-        estimate = optax.tree.add(state.mean_shift, mean)  # h + (1/M) Σ c
+        estimate = optax.tree.add(state.mean_shift, made.mean)  # h + (1/M) Σ c
         return estimate, DifferenceAverageState(
             count=jnp.asarray(optax.safe_increment(state.count)),
-            shift=jax.tree.map(follow, state.shift, sent),
-            mean_shift=jax.tree.map(follow, state.mean_shift, mean),
-            traffic=comm.add_traffic(state.traffic, bits, bits, axis_name),
+            shift=jax.tree.map(follow, state.shift, made.sent),
+            mean_shift=jax.tree.map(follow, state.mean_shift, made.mean),
+            traffic=traffic,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -3,19 +3,10 @@
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.comm.compressed import (
-    Schedule,
-    check_contractive,
-    check_exchange,
-    cold,
-    compressed_mean,
-)
-from jaxsp.compressors import Compressor
 
 
 class ErrorFeedbackAverageState(NamedTuple):
@@ -24,9 +15,8 @@ class ErrorFeedbackAverageState(NamedTuple):
     Attributes:
       count: the number of updates so far, an int32 scalar.
       residual: $e_m$, what this worker's compressor has left out.
-      server_residual: this worker's part of the server's, as
-        `jaxsp.comm.compressed.compressed_mean` keeps it; `()` without a compressor on
-        the way down.
+      server_residual: this worker's part of the server's, as `jaxsp.comm.exchange`
+        keeps it; `()` without a compressor on the way down.
       previous: the payloads before, for a compressor with a warm start (`low_rank`)
         that is not sharded, else `()`.
       traffic: the bits sent and received.
@@ -40,12 +30,7 @@ class ErrorFeedbackAverageState(NamedTuple):
 
 
 def error_feedback_average(
-    compressor: Compressor,
-    down: Compressor | None = None,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    channel: comm.Channel | comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace every worker's update by the mean of compressed ones, with feedback.
 
@@ -63,28 +48,23 @@ def error_feedback_average(
     ahead too, converges.
 
     Args:
-      compressor: $C$, from `jaxsp.compressors`.
-      down: $C_s$, the compressor of the server's mean, or None for none.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: as in `compressed_average`.
+      channel: what `jaxsp.channel` makes, with contractive compressors. Over a plain
+        one it is `average`.
 
     Returns:
       The transformation.
 
     Raises:
-      ValueError: for a bad argument, an unbiased compressor, or parameters that are not
-        floating point.
+      ValueError: for a bad argument, a channel that is not contractive, or parameters
+        that are not floating point.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxsp
       >>> workers = jaxsp.Workers(1)
-      >>> tx = jaxsp.error_feedback_average(
-      ...     jaxsp.compressors.top_k(0.5),
-      ...     key=jax.random.key(0),
-      ...     axis_name=workers.axis_name,
-      ... )
+      >>> half = jaxsp.compressors.top_k(0.5)
+      >>> channel = jaxsp.channel(workers.axis_name, half, key=jax.random.key(0))
+      >>> tx = jaxsp.error_feedback_average(channel)
       >>> u = jnp.array([[3.0, 2.0]])
       >>> state = workers.map(tx.init)(u)
       >>> for _ in range(2):
@@ -97,41 +77,34 @@ def error_feedback_average(
       Karimireddy, Rebjock, Stich, Jaggi, Error Feedback Fixes SignSGD and other
       Gradient Compression Schemes, 2019, arXiv 1901.09847.
     """
-    check_exchange(compressor, down, key, axis_name, schedule)
-    for name, each in (("compressor", compressor), ("down", down)):
-        check_contractive(name, each)
+    channel = comm.check_contractive(comm.as_channel(channel))
 
     def init_fn(params):
         _arguments.check_floating(params)
-        zeros = optax.tree.zeros_like(params)
-        server = () if down is None else optax.tree.zeros_like(params)
         return ErrorFeedbackAverageState(
-            jnp.zeros([], jnp.int32),
-            zeros,
-            server,
-            () if schedule == "sharded" else cold(compressor, params),
-            comm.no_traffic(),
+            count=jnp.zeros([], jnp.int32),
+            residual=optax.tree.zeros_like(params),
+            server_residual=comm.no_residual(channel, params),
+            previous=comm.first_payloads(channel, params),
+            traffic=comm.no_traffic(),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         wanted = optax.tree.add(updates, state.residual)  # u + e
-        mean, sent, server, bits, payloads = compressed_mean(
+        made, traffic = comm.exchange(
             wanted,
-            compressor,
-            down,
-            key=jax.random.fold_in(key, state.count),
-            axis_name=axis_name,
-            schedule=schedule,
-            residual=None if down is None else state.server_residual,
+            state.traffic,
+            channel.at(state.count),
+            residual=state.server_residual,
             previous=state.previous,
         )
-        return mean, ErrorFeedbackAverageState(
+        return made.mean, ErrorFeedbackAverageState(
             count=jnp.asarray(optax.safe_increment(state.count)),
-            residual=optax.tree.sub(wanted, sent),  # e ← u + e − C(u + e)
-            server_residual=() if down is None else server,
-            previous=payloads,
-            traffic=comm.add_traffic(state.traffic, bits, bits, axis_name),
+            residual=optax.tree.sub(wanted, made.sent),  # e ← u + e − C(u + e)
+            server_residual=made.residual,
+            previous=made.payloads,
+            traffic=traffic,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -51,7 +51,7 @@ def federated_average(
     The others stand still, with the state of their optimizer, until the round ends;
     what they compute meanwhile is thrown away (the program is the same for all
     workers), and may be anything. With all workers and equal weights it is
-    `optax.chain(optimizer, jaxsp.sync(every))`.
+    `optax.chain(optimizer, jaxsp.sync(every, axis_name))`.
 
     The state of the optimizer is never sent: momentum and Adam's moments are a worker's
     own, and go on from round to round. That is our choice; in the paper workers make
@@ -154,12 +154,9 @@ def federated_average(
 
         def averaged(updates, traffic):
             moved = optax.tree.add(params, updates)
-            agreed = comm.mean(jax.tree.map(part, moved), axis_name)
-            bits = comm.mean_bits(params, axis_name)
-            return (
-                optax.tree.sub(agreed, params),
-                comm.add_traffic(traffic, bits, bits, axis_name),
-            )
+            parts = jax.tree.map(part, moved)
+            agreed, traffic = comm.all_reduce(parts, traffic, axis_name)
+            return optax.tree.sub(agreed, params), traffic
 
         def local(updates, traffic):
             return updates, traffic

@@ -124,21 +124,22 @@ def gossip(
         params = _arguments.require_params(params)
         adapt_first = order == "adapt_then_combine"
         point = optax.tree.add(params, updates) if adapt_first else params
-        buffers, unpack = comm.pack(point)
+        arrays, restore = comm.buffers(point, axis_name)
         member = schedule(state.count)
 
         def one_round(carry, step):
             before, mixed, traffic = carry  # V^{h-1}, V^h
             h, coefficients = step
             which = member(h)
-            neighbours = comm.mix(mixed, topology, axis_name, which)  # W V^h
-            traffic = comm.add_mixing(traffic, mixed, topology, axis_name, which)
+            neighbours, traffic = comm.mix(  # W V^h
+                mixed, traffic, topology, axis_name, which
+            )
             if acceleration is not None:  # α W V^h + β V^h + γ V^{h-1}
                 terms = zip(neighbours, mixed, before, strict=True)
                 neighbours = [_combine(coefficients, *term) for term in terms]
             return (mixed, neighbours, traffic), None
 
-        carry = buffers, buffers, state.traffic
+        carry = arrays, arrays, state.traffic
         if rounds <= _UNROLLED:
             for step in enumerate(recursion):
                 carry, _ = one_round(carry, step)
@@ -146,7 +147,7 @@ def gossip(
             steps = jnp.arange(rounds), jnp.asarray(recursion)
             carry, _ = lax.scan(one_round, carry, steps)
         _, mixed, traffic = carry
-        mixed = optax.tree.sub(unpack(mixed), params)  # W (z + u) − z, or W z − z
+        mixed = optax.tree.sub(restore(mixed), params)  # W (z + u) − z, or W z − z
         count = jnp.asarray(optax.safe_increment(state.count))
         updates = mixed if adapt_first else optax.tree.add(mixed, updates)
         return updates, GossipState(count, traffic)

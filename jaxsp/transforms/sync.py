@@ -1,6 +1,7 @@
 """Local steps: the workers' parameters are averaged once in a while."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -11,20 +12,42 @@ from jax import lax
 from jaxsp import _arguments, comm
 
 
+class SyncMemory(NamedTuple):
+    r"""What `sync` remembers from one compressed average to the next.
+
+    Attributes:
+      agreed: $r$, the parameters after the last average, the same on all workers.
+      residual: $e_m$, what this worker's compressor has left out.
+      server_residual: this worker's part of the server's, as `jaxsp.comm.exchange`
+        keeps it; `()` without a compressor on the way down.
+      previous: the payloads before, for a compressor with a warm start; else `()`.
+    """
+
+    agreed: optax.Params
+    residual: optax.Params
+    server_residual: optax.Params
+    previous: optax.OptState
+
+
 class SyncState(NamedTuple):
     """What `sync` keeps.
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
+      due: the number of updates at which the next average is, an int32 scalar.
+      memory: a `SyncMemory`; `()` over a plain channel.
       traffic: the bits sent and received.
     """
 
     count: chex.Array
+    due: chex.Array
+    memory: SyncMemory | tuple[()]
     traffic: comm.Traffic
 
 
 def sync(
-    every: int, *, axis_name: comm.AxisName
+    every: int | Callable[[chex.Numeric], chex.Numeric],
+    channel: comm.Channel | comm.AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Average the parameters after every `every`-th update, and leave the rest local.
 
@@ -37,23 +60,35 @@ def sync(
     update is added to the parameters, workers agree afterwards to rounding, not bit for
     bit.
 
+    Over a channel with compressors the changes since the last average travel, with
+    feedback of what compressors leave out. With $r$ the parameters that all agreed on
+    last, at first the initial ones, which must be the same on all workers,
+
+    $$d_m = z_m + u_m - r + e_m, \qquad c_m = C(d_m), \qquad e_m \leftarrow d_m - c_m,$$
+    $$c = C_s\Big(\frac1M \sum_m c_m + e\Big), \qquad
+    e \leftarrow \frac1M \sum_m c_m + e - c, \qquad
+    z_m + u_m \leftarrow r \leftarrow r + c.$$
+
     Args:
-      every: $H$, the number of updates from one average to the next. It may be a
-        hyperparameter of `optax.inject_hyperparams`.
-      axis_name: the worker axis, `Workers.axis_name`.
+      every: $H$, the number of updates from one average to the next: a positive
+        integer, a hyperparameter of `optax.inject_hyperparams`, or a schedule. A
+        schedule is asked for $H$ at the start and after every average, with the number
+        of updates so far; what it says is rounded, and is 1 at least.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes; its
+        compressors must be contractive.
 
     Returns:
       The transformation; `update` needs `params`.
 
     Raises:
-      ValueError: if `every` is not a positive integer, `axis_name` is not a name, or a
-        leaf of the parameters is not floating point.
+      ValueError: if `every` is none of the above, `channel` is neither or not
+        contractive, or a leaf of the parameters is not floating point.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxsp
       >>> workers = jaxsp.Workers(2)
-      >>> tx = jaxsp.sync(2, axis_name=workers.axis_name)
+      >>> tx = jaxsp.sync(2, workers.axis_name)
       >>> params = jnp.array([1.0, 3.0])
       >>> state = workers.map(tx.init)(params)
       >>> for _ in range(2):
@@ -64,34 +99,71 @@ def sync(
 
     References:
       Stich, Local SGD Converges Fast and Communicates Little, 2018, arXiv 1805.09767.
+      Basu, Data, Karakus, Diggavi, Qsparse-local-SGD: Distributed SGD with
+      Quantization, Sparsification and Local Computations, 2019, arXiv 1906.02367
+      (compressed changes with feedback).
     """
-    if not isinstance(every, jax.Array):
+    channel = comm.check_contractive(comm.as_channel(channel))
+    if not callable(every) and not isinstance(every, jax.Array):
         every = _arguments.check_count("every", every)
-    _arguments.check_axis_name(axis_name)
+
+    def steps_from(count):
+        """H, the updates from this one to the next average."""
+        if not callable(every):
+            return jnp.asarray(every, jnp.int32)
+        return jnp.maximum(jnp.round(jnp.asarray(every(count))), 1).astype(jnp.int32)
 
     def init_fn(params):
         _arguments.check_floating(params)
-        return SyncState(count=jnp.zeros([], jnp.int32), traffic=comm.no_traffic())
+        count = jnp.zeros([], jnp.int32)
+        memory: Any = ()
+        if not channel.plain:
+            memory = SyncMemory(
+                agreed=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
+                residual=optax.tree.zeros_like(params),
+                server_residual=comm.no_residual(channel, params),
+                previous=comm.first_payloads(channel, params),
+            )
+        return SyncState(count, steps_from(count), memory, comm.no_traffic())
+
+    def exchanged(point, memory, traffic, step):
+        """The point that all agree on."""
+        if channel.plain:
+            agreed, traffic = comm.mean(point, traffic, channel)  # (1/M) Σ (z_j + u_j)
+            return agreed, memory, traffic
+        change = optax.tree.add(
+            optax.tree.sub(point, memory.agreed), memory.residual
+        )  # z + u − r + e
+        made, traffic = comm.exchange(
+            change,
+            traffic,
+            channel.at(step),
+            residual=memory.server_residual,
+            previous=memory.previous,
+        )
+        agreed = optax.tree.add(memory.agreed, made.mean)  # r + c
+        residual = optax.tree.sub(change, made.sent)  # e ← d − C(d)
+        memory = SyncMemory(agreed, residual, made.residual, made.payloads)
+        return agreed, memory, traffic
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = _arguments.require_params(params)
-
-        def averaged(updates, traffic):
-            moved = optax.tree.add(params, updates)
-            agreed = comm.mean(moved, axis_name)  # (1/M) Σ (z_j + u_j)
-            bits = comm.mean_bits(params, axis_name)
-            return (
-                optax.tree.sub(agreed, params),
-                comm.add_traffic(traffic, bits, bits, axis_name),
-            )
-
-        def local(updates, traffic):
-            return updates, traffic
-
         count = jnp.asarray(optax.safe_increment(state.count))
-        due = comm.shared_index(count % every == 0, axis_name)
-        updates, traffic = lax.cond(due, averaged, local, updates, state.traffic)
-        return updates, SyncState(count=count, traffic=traffic)
+
+        def averaged(updates):
+            point = optax.tree.add(params, updates)
+            agreed, memory, traffic = exchanged(
+                point, state.memory, state.traffic, state.count
+            )
+            due = count + steps_from(count)
+            return optax.tree.sub(agreed, params), due, memory, traffic
+
+        def local(updates):
+            return updates, state.due, state.memory, state.traffic
+
+        is_due = comm.shared_index(count >= state.due, channel.axis_name)
+        updates, *kept = lax.cond(is_due, averaged, local, updates)
+        return updates, SyncState(count, *kept)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -8,13 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxsp import _arguments, comm
-from jaxsp.comm.compressed import (
-    Schedule,
-    check_contractive,
-    check_exchange,
-    compressed_mean,
-)
-from jaxsp.compressors import Compressor
 
 
 class TwoStepFeedbackState(NamedTuple):
@@ -22,29 +15,22 @@ class TwoStepFeedbackState(NamedTuple):
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
-      anchor: $w$, the same on all workers.
+      shared: $w$, the same on all workers.
       residual: $e_m$, what this worker's compressor has left out.
-      server_residual: this worker's part of the server's, as
-        `jaxsp.comm.compressed.compressed_mean` keeps it; `()` without a compressor on
-        the way down.
+      server_residual: this worker's part of the server's, as `jaxsp.comm.exchange`
+        keeps it; `()` without a compressor on the way down.
       traffic: the bits sent and received.
     """
 
     count: chex.Array
-    anchor: optax.Params
+    shared: optax.Params
     residual: optax.Updates
     server_residual: optax.Updates
     traffic: comm.Traffic
 
 
 def two_step_feedback(
-    learning_rate: optax.ScalarOrSchedule,
-    compressor: Compressor,
-    down: Compressor | None = None,
-    *,
-    key: chex.PRNGKey,
-    axis_name: comm.AxisName,
-    schedule: Schedule | None = None,
+    learning_rate: optax.ScalarOrSchedule, channel: comm.Channel | comm.AxisName
 ) -> optax.GradientTransformationExtraArgs:
     r"""Past extragradient with the residual in the look ahead and in the push.
 
@@ -62,27 +48,22 @@ def two_step_feedback(
     Args:
       learning_rate: $\eta$, a number or a schedule. $\eta_k$ belongs to both lines of
         iteration $k$, as in `past_extragradient`.
-      compressor: $C$, contractive.
-      down: $C_s$, contractive, or None for none.
-      key: a key that all workers share.
-      axis_name: the worker axis, `Workers.axis_name`.
-      schedule: as in `compressed_average`.
+      channel: what `jaxsp.channel` makes, with contractive compressors $C$ up and $C_s$
+        down. Over a plain one it is optimistic descent of the mean.
 
     Returns:
       The transformation; `update` needs `params`.
 
     Raises:
-      ValueError: for a bad argument, a compressor that is not contractive, or
-        parameters that are not floating point.
+      ValueError: for a bad argument, a channel that is not contractive, or parameters
+        that are not floating point.
 
     References:
       Chen, Yang, Shen, Pang, A Distributed Training Algorithm of Generative Adversarial
       Networks with Quantized Gradients, 2020, arXiv 2010.13359.
     """
     _arguments.check_learning_rate(learning_rate)
-    check_exchange(compressor, down, key, axis_name, schedule)
-    for name, each in (("compressor", compressor), ("down", down)):
-        check_contractive(name, each)
+    channel = comm.check_contractive(comm.as_channel(channel))
 
     def scaled(count, tree):
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
@@ -90,12 +71,11 @@ def two_step_feedback(
 
     def init_fn(params):
         _arguments.check_floating(params)
-        zeros = optax.tree.zeros_like(params)
         return TwoStepFeedbackState(
             count=jnp.zeros([], jnp.int32),
-            anchor=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
-            residual=zeros,
-            server_residual=() if down is None else optax.tree.zeros_like(params),
+            shared=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
+            residual=optax.tree.zeros_like(params),
+            server_residual=comm.no_residual(channel, params),
             traffic=comm.no_traffic(),
         )
 
@@ -104,27 +84,26 @@ def two_step_feedback(
         params = _arguments.require_params(params)
         count = jnp.asarray(optax.safe_increment(state.count))
         push = optax.tree.add(scaled(state.count, updates), state.residual)  # η F + e
-        mean, sent, server, bits, _ = compressed_mean(
+        made, traffic = comm.exchange(
             push,
-            compressor,
-            down,
-            key=jax.random.fold_in(key, state.count),
-            axis_name=axis_name,
-            schedule=schedule,
-            residual=None if down is None else state.server_residual,
+            state.traffic,
+            channel.at(state.count),
+            residual=state.server_residual,
         )
-        anchor = optax.tree.sub(state.anchor, mean)  # w ← w − (1/M) Σ C(p)
-        residual = optax.tree.sub(push, sent)  # e ← p − C(p)
-        left = residual if down is None else optax.tree.add(residual, server)
+        shared = optax.tree.sub(state.shared, made.mean)  # w ← w − (1/M) Σ C(p)
+        residual = optax.tree.sub(push, made.sent)  # e ← p − C(p)
+        left = residual
+        if channel.down is not None:
+            left = optax.tree.add(residual, made.residual)
         half = jax.tree.map(
-            lambda w, f, e: w - (f + e), anchor, scaled(count, updates), left
+            lambda w, f, e: w - (f + e), shared, scaled(count, updates), left
         )  # w½ = w − (η F + e)
         state = TwoStepFeedbackState(
             count=count,
-            anchor=anchor,
+            shared=shared,
             residual=residual,
-            server_residual=() if down is None else server,
-            traffic=comm.add_traffic(state.traffic, bits, bits, axis_name),
+            server_residual=made.residual,
+            traffic=traffic,
         )
         return optax.tree.sub(half, params), state
 

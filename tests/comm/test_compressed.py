@@ -1,4 +1,4 @@
-"""The compressed mean in both schedules: NumPy, modes, and bytes in the program."""
+"""The mean over a channel, on both routes: NumPy, modes, and bytes in the program."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsp
-from jaxsp import compressors
+from jaxsp import comm, compressors
 from jaxsp.comm import compressed
 
 N = 8
@@ -52,7 +52,7 @@ def own_key(compressor, key, m):
 
 
 def messages(compressor, key, X):
-    """What arrives of every worker's vector, as the gather schedule draws it."""
+    """What arrives of every worker's vector, as the route "gather" draws it."""
     arrived = arrivals(compressor)
     return np.stack(
         [arrived(m, own_key(compressor, key, m), x) for m, x in enumerate(X)]
@@ -60,7 +60,7 @@ def messages(compressor, key, X):
 
 
 def block_messages(compressor, key, X):
-    """The same for the sharded schedule, `[worker, block, size]`."""
+    """The same for the route "sharded", `[worker, block, size]`."""
     size = -(-X.shape[1] // N)
     padded = np.pad(X, ((0, 0), (0, size * N - X.shape[1]))).reshape(N, N, size)
     out, arrived = np.zeros_like(padded), arrivals(compressor)
@@ -76,20 +76,17 @@ def modes_of(codec):
     return MODES if both else ["vmap"]
 
 
-def run(mode, codec, schedule, X, key, down=None, residual=None):
-    fn = workers(mode).map(
-        lambda x, e: compressed.compressed_mean(
-            x,
-            codec,
-            down,
-            key=key,
-            axis_name=AXIS,
-            schedule=schedule,
-            residual=None if residual is None else e,
-        )[:3]
-    )
+def run(mode, codec, route, X, key, down=None, residual=None):
+    """The mean, what each worker sent, and the server's residual, if it has one."""
+    channel = jaxsp.channel(AXIS, codec, down, key=key, route=route)
+
+    def one_worker(x, e):
+        start = () if residual is None else e
+        return comm.exchange(x, comm.no_traffic(), channel, residual=start)[0][:3]
+
     e = jnp.zeros_like(X) if residual is None else residual
-    return [np.asarray(a) for a in jax.jit(fn)(jnp.asarray(X), e)]
+    fn = jax.jit(workers(mode).map(one_worker))
+    return jax.tree.map(np.asarray, fn(jnp.asarray(X), e))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -117,35 +114,36 @@ def test_sharded_is_the_mean_of_the_messages_of_blocks(x64, codec):
         assert (mean == mean[0]).all()
 
 
-@pytest.mark.parametrize("schedule", ["gather", "sharded"])
-def test_identity_both_ways_is_the_mean(x64, schedule):
+@pytest.mark.parametrize("route", ["gather", "sharded"])
+def test_identity_both_ways_is_the_mean(x64, route):
     X = np.random.default_rng(0).normal(size=(N, 37))
     identity = compressors.identity()
-    mean, _, e = run("vmap", identity, schedule, X, jax.random.key(0), identity)
+    mean, _, e = run("vmap", identity, route, X, jax.random.key(0), identity)
     np.testing.assert_allclose(mean, np.tile(X.mean(0), (N, 1)), atol=1e-14)
     np.testing.assert_array_equal(e, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("schedule", ["gather", "sharded"])
-def test_what_the_server_leaves_out_is_the_mean_of_the_parts(x64, mode, schedule):
+@pytest.mark.parametrize("route", ["gather", "sharded"])
+def test_what_the_server_leaves_out_is_the_mean_of_the_parts(x64, mode, route):
     X = np.random.default_rng(0).normal(size=(N, 37))
     top, identity = compressors.top_k(0.3), compressors.identity()
-    mean, _, parts = run(mode, identity, schedule, X, jax.random.key(0), top)
+    mean, _, parts = run(mode, identity, route, X, jax.random.key(0), top)
     np.testing.assert_allclose(mean[0] + parts.mean(0), X.mean(0), atol=1e-14)
     assert np.abs(parts).max() > 0
     again, _, left = run(
-        mode, identity, schedule, X, jax.random.key(0), top, jnp.asarray(parts)
+        mode, identity, route, X, jax.random.key(0), top, jnp.asarray(parts)
     )
     expected = X.mean(0) + parts.mean(0)
     np.testing.assert_allclose(again[0] + left.mean(0), expected, atol=1e-14)
 
 
 def test_cheapest_moves_fewer_bits():
-    x = [jnp.zeros(10_000)]
+    x, key = [jnp.zeros(10_000)], jax.random.key(0)
     four, sparse = compressors.quantize(4), compressors.top_k(0.001)
-    assert compressed.cheapest(four, four, x, 8) == "sharded"
-    assert compressed.cheapest(sparse, None, x, 8) == "gather"
+    both_ways = jaxsp.channel(AXIS, four, four, key=key)
+    assert compressed.cheapest(both_ways, x, 8) == "sharded"
+    assert compressed.cheapest(jaxsp.channel(AXIS, sparse, key=key), x, 8) == "gather"
 
 
 # ---------------------------------------------------------- bytes in the program
@@ -175,13 +173,11 @@ def collective_bytes(text):
     return total
 
 
-@pytest.mark.parametrize("schedule", ["gather", "sharded"])
+@pytest.mark.parametrize("route", ["gather", "sharded"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_accounted_bits_are_the_bytes_of_the_collectives(codec, schedule):
+def test_accounted_bits_are_the_bytes_of_the_collectives(codec, route):
     codec, team, d = CODECS[codec](), workers("shard_map"), 4000
-    tx = jaxsp.compressed_average(
-        codec, key=jax.random.key(0), axis_name=AXIS, schedule=schedule
-    )
+    tx = jaxsp.average(jaxsp.channel(AXIS, codec, key=jax.random.key(0), route=route))
     u = jnp.ones((N, d))
     state = jax.jit(team.map(tx.init))(u)
     update = jax.jit(team.map(tx.update)).lower(u, state).compile()
@@ -194,12 +190,13 @@ def test_accounted_bits_are_the_bytes_of_the_collectives(codec, schedule):
 def test_four_bits_both_ways_send_at_most_a_byte_a_parameter():
     team, d = workers("shard_map"), 1_000_000
     four = compressors.quantize(4)
-    tx = jaxsp.methods.dqgan(0.1, four, four, key=jax.random.key(0), axis_name=AXIS)
+    both_ways = jaxsp.channel(AXIS, four, four, key=jax.random.key(0))
+    tx = jaxsp.methods.dqgan(0.1, both_ways)
     w = jax.ShapeDtypeStruct((N, d), jnp.float32)
     state = jax.eval_shape(team.map(tx.init), w)
     text = jax.jit(team.map(tx.update)).lower(w, state, w).compile().as_text()
     assert 0.8 * d < collective_bytes(text) <= d
-    average = jaxsp.average(axis_name=AXIS)
+    average = jaxsp.average(AXIS)
     state = jax.eval_shape(team.map(average.init), w)
     text = jax.jit(team.map(average.update)).lower(w, state).compile().as_text()
     assert collective_bytes(text) == 7 * d

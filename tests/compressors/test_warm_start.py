@@ -14,9 +14,8 @@ def left_out(workers, steps):
     basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     matrix = (basis * 0.8 ** np.arange(40)) @ basis.T
     u = jnp.asarray(np.stack([matrix] * 2), jnp.float32)
-    tx = jaxsp.error_feedback_average(
-        compressors.low_rank(2), key=jax.random.key(0), axis_name=workers.axis_name
-    )
+    rank_2, key = compressors.low_rank(2), jax.random.key(0)
+    tx = jaxsp.error_feedback_average(jaxsp.channel(workers.axis_name, rank_2, key=key))
     state = jax.jit(workers.map(tx.init))(u)
     update = jax.jit(workers.map(tx.update))
     out = []
@@ -41,12 +40,22 @@ def test_error_feedback_starts_from_the_last_payload():
         assert int(bits.up[0]) == 12 * 2 * 80 * 32  # two factors of 40 x 2
 
 
-def test_the_schedule_that_was_asked_for_is_kept():
+def test_the_route_that_was_asked_for_is_kept():
     """Blocks of a vector have no payload of the whole to start from."""
+    rank_2, key = compressors.low_rank(2), jax.random.key(0)
     tx = jaxsp.error_feedback_average(
-        compressors.low_rank(2),
-        key=jax.random.key(0),
-        axis_name="workers",
-        schedule="sharded",
+        jaxsp.channel("workers", rank_2, key=key, route="sharded")
     )
     assert tx.init(jnp.zeros((40, 40))).previous == ()
+
+
+def test_a_model_without_leaves_keeps_its_state():
+    """A partition whose label nobody has leaves nothing to send."""
+    workers = jaxsp.Workers(2, devices=jax.devices()[:1])
+    rank_2, key = compressors.low_rank(2), jax.random.key(0)
+    tx = jaxsp.error_feedback_average(jaxsp.channel(workers.axis_name, rank_2, key=key))
+    state = tx.init({})
+    _, after = jax.eval_shape(
+        workers.map(lambda _: tx.update({}, state, {})), jnp.zeros(2)
+    )
+    assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -50,21 +50,21 @@ def sent_down(compressor, split):
 
 
 def exchange_keys(key, k, split):
-    """The keys of update k; `compressed_average` draws participants from one too."""
+    """The keys of update k; `split` in `average`, which draws participants too."""
     key_k = jax.random.fold_in(key, k)
     if split:
-        key_k, _ = jax.random.split(key_k)
+        key_k = jax.random.fold_in(key_k, 0)
     return jax.random.split(jax.random.fold_in(key_k, 0))
 
 
 def messages(compressor, key, split=False):
-    """Q(m, k, v) as the gather schedule draws it from the exchange's key."""
+    """Q(m, k, v) as the route "gather" draws it from the channel's key."""
     arrived = sent_up(compressor, split)
     return lambda m, k, v: np.asarray(arrived(key, m, k, jnp.asarray(v)))
 
 
 def averaged(compressor, key):
-    """The same for `compressed_average`."""
+    """The same for `average`."""
     return messages(compressor, key, split=True)
 
 
@@ -76,8 +76,8 @@ def server(compressor, key, split):
 
 @functools.cache
 def coins(refresh):
-    """Whether the anchor is renewed, iteration by iteration."""
-    _, coin_key = jax.random.split(KEY)
+    """Whether the snapshot is taken anew, iteration by iteration."""
+    coin_key = jax.random.fold_in(KEY, 1)
     return [
         bool(jax.random.bernoulli(jax.random.fold_in(coin_key, k), refresh))
         for k in range(STEPS)
@@ -151,18 +151,23 @@ CONTRACTIVE = {
     "scaled": compressors.scaled(compressors.rand_k(0.5)),
 }
 RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
-gather = dict(key=KEY, axis_name=AXIS, schedule="gather")
 
 
+def gather(up, down=None):
+    """A channel on which every payload goes to everyone."""
+    return jaxsp.channel(AXIS, up, down, key=KEY, route="gather")
+
+
+@pytest.mark.parametrize("snapshot", ["previous", "current"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", UNBIASED)
-def test_masha1(x64, codec, two_way, mode):
+def test_masha1(x64, codec, two_way, mode, snapshot):
     game, up = Game(), UNBIASED[codec]
     down = UNBIASED["natural"] if two_way else None
-    tx = methods.masha1(0.1, up, down, 0.3, **gather)
+    tx = methods.masha1(0.1, gather(up, down), 0.3, snapshot=snapshot)
     ours, _ = trajectory(mode, tx, game)
-    exchange_key, _ = jax.random.split(KEY)
+    exchange_key = jax.random.fold_in(KEY, 0)
     theirs = loops.masha1(
         start_point(),
         game,
@@ -171,6 +176,7 @@ def test_masha1(x64, codec, two_way, mode):
         0.1,
         0.3,
         Qs=server(down, exchange_key, True) if two_way else None,
+        snapshot=snapshot,
     )
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
@@ -180,15 +186,16 @@ def spread(out):
     return np.repeat(points(out)[:, None], M, axis=1)
 
 
+@pytest.mark.parametrize("snapshot", ["previous", "current"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", CONTRACTIVE)
-def test_masha2(x64, codec, two_way, mode):
+def test_masha2(x64, codec, two_way, mode, snapshot):
     game, up = Game(), CONTRACTIVE[codec]
     down = TOP if two_way else None
-    tx = methods.masha2(0.02, up, down, 0.3, **gather)
+    tx = methods.masha2(0.02, gather(up, down), 0.3, snapshot=snapshot)
     ours, _ = trajectory(mode, tx, game)
-    exchange_key, _ = jax.random.split(KEY)
+    exchange_key = jax.random.fold_in(KEY, 0)
     theirs = loops.masha2(
         start_point(),
         game,
@@ -197,6 +204,7 @@ def test_masha2(x64, codec, two_way, mode):
         0.02,
         0.3,
         Cs=server(down, exchange_key, False) if two_way else None,
+        snapshot=snapshot,
     )
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
@@ -207,7 +215,7 @@ def test_masha2(x64, codec, two_way, mode):
 def test_dqgan(x64, codec, two_way, mode):
     game, up = Game(), CONTRACTIVE[codec]
     down = TOP if two_way else None
-    tx = methods.dqgan(0.05, up, down, **gather)
+    tx = methods.dqgan(0.05, gather(up, down))
     ours, shown = trajectory(mode, tx, game)
     halves, w = loops.dqgan(
         start_point(),
@@ -228,7 +236,7 @@ def test_dqgan_takes_a_schedule_of_the_iteration(x64):
     def rate(k):
         return 0.1 / (1 + jnp.asarray(k, float) / 20)
 
-    ours, _ = trajectory("vmap", methods.dqgan(rate, up, **gather), game)
+    ours, _ = trajectory("vmap", methods.dqgan(rate, gather(up)), game)
     halves, _ = loops.dqgan(start_point(), game, messages(up, KEY), rate, STEPS)
     np.testing.assert_allclose(ours, halves, rtol=0, atol=1e-12)
 
@@ -249,15 +257,16 @@ ALL = {
 
 
 @pytest.mark.parametrize(
-    ("two_way", "schedule"), [(False, "gather"), (True, "gather"), (True, "sharded")]
+    ("two_way", "route"), [(False, "gather"), (True, "gather"), (True, "sharded")]
 )
 @pytest.mark.parametrize("codec", ALL)
 def test_mean_half_point_of_dqgan_is_uncompressed_whatever_the_codec(
-    x64, codec, two_way, schedule
+    x64, codec, two_way, route
 ):
     game, codec = Game(affine=True, same=True), ALL[codec]()
     down = compressors.top_k(0.3) if two_way else None
-    tx = methods.dqgan(0.2, codec, down, key=KEY, axis_name=AXIS, schedule=schedule)
+    channel = jaxsp.channel(AXIS, codec, down, key=KEY, route=route)
+    tx = methods.dqgan(0.2, channel)
     ours, _ = trajectory("vmap", tx, game, 100)
     theirs = loops.optimistic(start_point(), game, 0.2, 100)
     scale = max(1.0, np.abs(ours).max())  # the workers' own points may be far apart
@@ -273,10 +282,10 @@ def test_feedback_in_the_push_alone_diverges_where_dqgan_converges(x64, codec):
     H = np.block([[np.zeros_like(B), B], [-B.T, np.zeros_like(B)]])
     codec = {"top_k": lambda: compressors.top_k(0.1), "sign": compressors.sign}[codec]()
     one_step = optax.chain(
-        transforms.error_feedback_average(codec, **gather),
+        transforms.error_feedback_average(gather(codec)),
         transforms.past_extragradient(rate),
     )
-    two_step = methods.dqgan(rate, codec, **gather)
+    two_step = methods.dqgan(rate, gather(codec))
 
     def end(tx, steps=4000):
         def one_worker(z):
@@ -298,12 +307,12 @@ def test_feedback_in_the_push_alone_diverges_where_dqgan_converges(x64, codec):
 @pytest.mark.parametrize("mode", MODES)
 def test_pp_masha1(x64, mode):
     game, up, b = Game(), RAND, 3
-    tx = methods.pp_masha1(0.05, up, b, 0.2, **gather)
+    tx = methods.pp_masha1(0.05, gather(up), b, 0.2)
     ours, _ = trajectory(mode, tx, game)
-    exchange_key, _ = jax.random.split(KEY)
+    exchange_key = jax.random.fold_in(KEY, 0)
     participants = []
     for k in range(STEPS):
-        _, draw_key = jax.random.split(jax.random.fold_in(exchange_key, k))
+        draw_key = jax.random.fold_in(jax.random.fold_in(exchange_key, k), 1)
         participants.append(np.asarray(jax.random.randint(draw_key, (b,), 0, M)))
     theirs = loops.pp_masha1(
         start_point(),
@@ -339,7 +348,7 @@ def test_variance_reduced_masha(x64, which, mode):
     batches = rng.integers(0, R, size=(STEPS, M, 2))
     up = {"vr_masha1": RAND, "vr_masha2": TOP}[which]
     rate = {"vr_masha1": 0.05, "vr_masha2": 0.02}[which]
-    tx = getattr(methods, which)(rate, up, None, 0.2, **gather)
+    tx = getattr(methods, which)(rate, gather(up), 0.2)
 
     def one_worker(z, H, h, shift, tilt, batches):
         def F(z):
@@ -364,7 +373,7 @@ def test_variance_reduced_masha(x64, which, mode):
     ours = jax.jit(workers(mode).map(one_worker))(
         start, game.H, game.h, shift, tilt, jnp.asarray(batches.swapaxes(0, 1))
     )
-    exchange_key, _ = jax.random.split(KEY)
+    exchange_key = jax.random.fold_in(KEY, 0)
     draw = averaged if which == "vr_masha1" else messages
     theirs = getattr(loops, which)(
         start_point(),
@@ -383,9 +392,10 @@ def test_masha_without_compression_and_always_renewed_is_extragradient(x64):
     game = Game()
     theirs = spread(loops.extragradient(start_point(), game, 0.1, STEPS))
     for method in (methods.masha1, methods.masha2):
-        tx = method(0.1, compressors.identity(), None, 1.0, **gather)
-        ours, _ = trajectory("vmap", tx, game)
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+        for channel in (gather(compressors.identity()), jaxsp.channel(AXIS, key=KEY)):
+            tx = method(0.1, channel, 1.0, snapshot="current")
+            ours, _ = trajectory("vmap", tx, game)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_masha1_with_a_projection(x64):
@@ -394,9 +404,9 @@ def test_masha1_with_a_projection(x64):
     def prox(z, gamma):
         return jnp.clip(z, -0.5, 0.5)
 
-    tx = methods.masha1(0.05, up, None, 0.5, prox=prox, **gather)
+    tx = methods.masha1(0.05, gather(up), 0.5, prox=prox)
     ours, _ = trajectory("vmap", tx, game)
-    exchange_key, _ = jax.random.split(KEY)
+    exchange_key = jax.random.fold_in(KEY, 0)
     theirs = loops.masha1(
         start_point(),
         game,
@@ -417,23 +427,23 @@ def test_baselines(x64, name, mode):
     z0, rate = start_point(), 0.05
     tx, theirs = {
         "ceg": lambda: (
-            methods.compressed_extragradient(rate, rand, **gather),
+            methods.compressed_extragradient(rate, gather(rand)),
             loops.ceg(z0, game, averaged(rand, KEY), rate, STEPS),
         ),
         "eg_ef": lambda: (
-            methods.error_feedback_extragradient(rate, top, **gather),
+            methods.error_feedback_extragradient(rate, gather(top)),
             loops.eg_ef(z0, game, messages(top, KEY), rate, STEPS),
         ),
         "qsgda": lambda: (
-            methods.qsgda(rate, rand, **gather),
+            methods.qsgda(rate, gather(rand)),
             loops.qsgda(z0, game, averaged(rand, KEY), rate, STEPS),
         ),
         "diana_sgda": lambda: (
-            methods.diana_sgda(rate, rand, **gather),
+            methods.diana_sgda(rate, gather(rand)),
             loops.diana_sgda(z0, game, messages(rand, KEY), rate, 0.5, STEPS),
         ),
         "ef21_sgda": lambda: (
-            methods.ef21_sgda(rate, top, **gather),
+            methods.ef21_sgda(rate, gather(top)),
             loops.ef21_sgda(z0, game, messages(top, KEY), rate, STEPS),
         ),
     }[name]()
@@ -472,54 +482,50 @@ def test_compressed_gossip_is_choco(x64, graph, mode):
     assert spread_ratio < 0.5
 
 
+SIGN, NATURAL = compressors.sign(), compressors.natural()
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (
-            lambda: methods.masha1(0.1, compressors.sign(), None, 0.5, **gather),
-            r"up must be unbiased, and sign\(\) is not",
+            lambda: methods.masha1(0.1, gather(SIGN), 0.5),
+            r"channel must be unbiased, and sign\(\) is not",
         ),
         (
-            lambda: methods.masha1(
-                0.1, compressors.natural(), compressors.sign(), 0.5, **gather
-            ),
-            "down must be unbiased",
+            lambda: methods.masha1(0.1, gather(NATURAL, SIGN), 0.5),
+            r"channel must be unbiased, and sign\(\) is not",
         ),
         (
-            lambda: methods.masha2(0.1, compressors.rand_k(0.1), None, 0.5, **gather),
-            r"up must be contractive.*scaled\(",
+            lambda: methods.masha2(0.1, gather(RAND), 0.5),
+            r"channel must be contractive.*scaled\(",
         ),
+        (lambda: methods.masha1(0.1, AXIS, 0.5), "key must be a typed key"),
+        (lambda: methods.masha2(0.1, None, 0.5), r"jaxsp\.channel"),
         (
-            lambda: jaxsp.error_feedback_average(compressors.rand_k(0.1), **gather),
-            "compressor must be contractive",
+            lambda: jaxsp.error_feedback_average(gather(RAND)),
+            "channel must be contractive",
         ),
+        (lambda: methods.diana_sgda(0.1, gather(TOP)), "channel must be unbiased"),
+        (lambda: methods.ef21_sgda(0.1, gather(RAND)), "channel must be contractive"),
+        (lambda: methods.ef21_sgda(0.1, gather(TOP, TOP)), "no compressor on the way"),
         (
-            lambda: methods.diana_sgda(0.1, compressors.top_k(0.1), **gather),
-            "compressor must be unbiased",
-        ),
-        (
-            lambda: methods.ef21_sgda(0.1, compressors.rand_k(0.1), **gather),
-            "compressor must be contractive",
-        ),
-        (
-            lambda: methods.masha1(0.1, compressors.natural(), None, 0.0, **gather),
+            lambda: methods.masha1(0.1, gather(NATURAL), 0.0),
             "refresh must be above 0",
         ),
         (
-            lambda: methods.masha1(0.1, compressors.natural(), None, 1.5, **gather),
+            lambda: methods.masha1(0.1, gather(NATURAL), 1.5),
             "refresh must be above 0 and at most 1",
         ),
-        (lambda: methods.dqgan(0.1, "top_k", **gather), "jaxsp.compressors.top_k"),
         (
-            lambda: methods.dqgan(
-                0.1, compressors.sign(), key=KEY, axis_name=AXIS, schedule="tree"
-            ),
-            "schedule",
+            lambda: methods.masha1(0.1, gather(NATURAL), 0.5, snapshot="old"),
+            'snapshot must be "previous" or "current"',
         ),
         (
-            lambda: methods.pp_masha1(0.1, compressors.natural(), 0, 0.5, **gather),
+            lambda: methods.pp_masha1(0.1, gather(NATURAL), 0, 0.5),
             "participants",
         ),
+        (lambda: jaxsp.average(AXIS, participants=2), "key must be a typed key"),
     ],
 )
 def test_bad_arguments(build, message):
@@ -528,7 +534,7 @@ def test_bad_arguments(build, message):
 
 
 def test_the_minibatch_forms_ask_for_the_full_operator():
-    tx = methods.vr_masha1(0.1, compressors.natural(), None, 0.5, **gather)
+    tx = methods.vr_masha1(0.1, gather(compressors.natural()), 0.5)
     z = jnp.ones((1, 4))
     one = jaxsp.Workers(1, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="full_operator_fn"):

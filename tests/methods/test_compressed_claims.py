@@ -13,10 +13,14 @@ from jaxsp import compressors, methods, theory
 M, D, RATIO = 5, 20, 0.01
 KEY = jax.random.key(0)
 WORKERS = jaxsp.Workers(M, devices=jax.devices()[:1])
-gather = dict(key=KEY, axis_name=WORKERS.axis_name, schedule="gather")
 _, Z_STAR, A = loops.near_bilinear(M, D, RATIO, 0)
 B = loops.near_bilinear(M, D, RATIO, 0)[0](np.zeros(D))  # F_m(0)
 START = Z_STAR + np.random.default_rng(9).standard_normal(D)
+
+
+def gather(up, down=None, key=KEY):
+    """A channel on which every payload goes to everyone."""
+    return jaxsp.channel(WORKERS.axis_name, up, down, key=key, route="gather")
 
 
 def errors(tx, steps, matrices=A, offsets=B, start=START, solution=Z_STAR):
@@ -65,9 +69,8 @@ MASHA1 = {
 def test_masha1_is_linear_at_the_theory_step(x64, name):
     up, down, q, q_server, refresh = MASHA1[name]
     step = theory.masha1(1.0, RATIO, q, q_server, workers=M, refresh=refresh)
-    tx = methods.masha1(
-        step.learning_rate, up(), down and down(), step.refresh, **gather
-    )
+    channel = gather(up(), down and down())
+    tx = methods.masha1(step.learning_rate, channel, step.refresh)
     assert errors(tx, 7000)[-1] < 1e-11
 
 
@@ -80,19 +83,18 @@ def test_masha2_is_linear(x64, codec, rate, two_way):
     if two_way:
         rate *= 0.4 if "top" in codec.name else 1.0
     down = codec if two_way else None
-    tx = methods.masha2(rate, codec, down, 0.1, **gather)
+    tx = methods.masha2(rate, gather(codec, down), 0.1)
     assert errors(tx, 30_000 if two_way else 7000)[-1] < 1e-11
 
 
-def test_masha2_without_feedback_or_without_the_anchor_diverges(x64):
+def test_masha2_without_feedback_or_without_the_snapshot_diverges(x64):
     """The same game, step and compressor with which the right method converges."""
     top, rate = compressors.top_k(0.1), 0.1265
-    without_feedback = jaxsp.transforms.anchored_extragradient(
+    without_feedback = jaxsp.transforms.snapshot_extragradient(
         rate,
-        optax.chain(optax.scale(rate), jaxsp.compressed_average(top, **gather)),
-        0.1,
-        key=KEY,
-        axis_name=WORKERS.axis_name,
+        optax.chain(optax.scale(rate), jaxsp.average(gather(top))),
+        jaxsp.transforms.Refresh(0.1, KEY),
+        WORKERS.axis_name,
     )
     assert not errors(without_feedback, 7000)[-1] < 1e6
     reference = loops.masha2(
@@ -102,17 +104,18 @@ def test_masha2_without_feedback_or_without_the_anchor_diverges(x64):
         np.random.default_rng(3).random(3000) < 0.1,
         rate,
         0.1,
-        anchor=False,
+        blend=False,
     )[0]
     assert not np.linalg.norm(reference[-1] - Z_STAR) < 1e6
 
 
 def test_compressing_operators_and_not_differences_stalls(x64):
-    tx = methods.compressed_extragradient(0.1, compressors.natural(), **gather)
+    tx = methods.compressed_extragradient(0.1, gather(compressors.natural()))
     assert errors(tx, 7000)[-2000:].min() > 1e-2
 
 
-def test_contraction_is_never_slower_than_guaranteed(x64):
+@pytest.mark.parametrize("snapshot", ["previous", "current"])
+def test_contraction_is_never_slower_than_guaranteed(x64, snapshot):
     """E V⁺ ≤ (1 − γμ/2) V, V = τ|z−z*|² + |w−z*|², as a mean over 400 draws."""
     mu, q = 0.1, 4.0
     F, solution, matrices = loops.near_bilinear(M, D, mu, 1)
@@ -122,15 +125,8 @@ def test_contraction_is_never_slower_than_guaranteed(x64):
     rate, steps = step.learning_rate, 30
 
     def potential(key):
-        tx = methods.masha1(
-            rate,
-            compressors.rand_k(1 / q),
-            None,
-            step.refresh,
-            key=key,
-            axis_name=WORKERS.axis_name,
-            schedule="gather",
-        )
+        channel = gather(compressors.rand_k(1 / q), key=key)
+        tx = methods.masha1(rate, channel, step.refresh, snapshot=snapshot)
 
         def one_worker(A, b):
             def F(z):
@@ -140,9 +136,11 @@ def test_contraction_is_never_slower_than_guaranteed(x64):
                 z, state = carry
                 updates, state = tx.update(F(z), state, z, operator_fn=F)
                 z = optax.apply_updates(z, updates)
-                anchor = jnp.where(state.stale, z, state.anchor)
+                w = state.snapshot
+                if snapshot == "current":
+                    w = jnp.where(state.stale, z, w)
                 V = (1 - step.refresh) * jnp.sum((z - solution) ** 2)
-                return (z, state), V + jnp.sum((anchor - solution) ** 2)
+                return (z, state), V + jnp.sum((w - solution) ** 2)
 
             z = jnp.asarray(start)
             return jax.lax.scan(one_step, (z, tx.init(z)), length=steps)[1]
@@ -169,10 +167,10 @@ def test_diana_and_ef21_reach_what_qsgda_does_not(x64):
         return path[-500:].max()
 
     natural = compressors.natural()
-    assert end(methods.diana_sgda(0.03, natural, **gather)) < 1e-3
+    assert end(methods.diana_sgda(0.03, gather(natural))) < 1e-3
     contraction = compressors.scaled(natural)
-    assert end(methods.ef21_sgda(0.03, contraction, **gather)) < 1e-3
-    assert end(methods.qsgda(0.03, natural, **gather)) > 1e-2
+    assert end(methods.ef21_sgda(0.03, gather(contraction))) < 1e-3
+    assert end(methods.qsgda(0.03, gather(natural))) > 1e-2
 
 
 def test_noise_of_dqgan_falls_with_the_number_of_workers(x64):
@@ -180,9 +178,8 @@ def test_noise_of_dqgan_falls_with_the_number_of_workers(x64):
 
     def floor(count):
         workers = jaxsp.Workers(count, devices=jax.devices()[:1])
-        tx = methods.dqgan(
-            0.05, compressors.top_k(0.3), key=KEY, axis_name=workers.axis_name
-        )
+        top = compressors.top_k(0.3)
+        tx = methods.dqgan(0.05, jaxsp.channel(workers.axis_name, top, key=KEY))
         H = jnp.array([[0.3, 1.0], [-1.0, 0.3]])
         H = jnp.kron(jnp.eye(5), H)
 

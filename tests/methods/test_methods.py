@@ -77,7 +77,7 @@ def test_dposg_of_identical_workers_is_optimistic_descent(x64, graph, rounds):
 def test_local_extra_adam_sends_points_and_no_moments(x64):
     """Far apart in what they see, workers meet in z and in nothing else."""
     game = table.make_game(N, D)
-    tx = methods.local_extra_adam(table.ADAM_RATE, 4, axis_name=table.AXIS)
+    tx = methods.local_extra_adam(table.ADAM_RATE, 4, table.AXIS)
     path, (extra, sync) = table.trajectory(MODES["vmap"](N), tx, game, start(), 12)
     apart = np.ptp(path, axis=1).max(axis=1)
     np.testing.assert_array_equal(np.flatnonzero(apart < 1e-12), [0, 4, 8, 12])
@@ -171,7 +171,7 @@ def test_eval_params_looks_into_partitions_and_chains(x64):
 
 def test_eval_params_of_other_methods_is_params():
     z = jnp.ones(3)
-    tx = methods.cp_oadam(0.1, axis_name=table.AXIS)
+    tx = methods.cp_oadam(0.1, table.AXIS)
     assert methods.eval_params(tx.init(z), z) is z
 
 
@@ -196,27 +196,27 @@ def test_local_steps_leave_a_floor_even_when_averaged_every_time(x64):
         return float(jaxsp.metrics.distance(z, problem.z_star))
 
     def local(rate, every):
-        return methods.extra_step_local_sgd(rate, every, axis_name=workers.axis_name)
+        return methods.extra_step_local_sgd(rate, every, workers.axis_name)
 
     floor, half = end(problem, local(0.1, 1)), end(problem, local(0.05, 1))
     assert floor > 1e-3
     assert 0.4 < half / floor < 0.6
     assert end(same, local(0.1, 4)) < 1e-12
-    centralized = methods.extra_step(0.25, axis_name=workers.axis_name)
+    centralized = methods.extra_step(0.25, workers.axis_name)
     assert end(problem, centralized) < 1e-12
 
 
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: methods.extra_step(-0.1, axis_name="w"), "learning_rate"),
-        (lambda: methods.extra_step("0.1", axis_name="w"), "learning_rate"),
-        (lambda: methods.extra_step(0.1, axis_name=None), "axis_name"),
-        (lambda: methods.extra_step_local_sgd(0.1, 0, axis_name="w"), "every"),
-        (lambda: methods.local_extra_adam(-0.1, 2, axis_name="w"), "learning_rate"),
-        (lambda: methods.local_extra_adam(0.1, 0, axis_name="w"), "every"),
-        (lambda: methods.local_extra_adam(0.1, 2, b2=1.0, axis_name="w"), "b2"),
-        (lambda: methods.local_extra_adam(0.1, 2, eps=-1.0, axis_name="w"), "eps"),
+        (lambda: methods.extra_step(-0.1, "w"), "learning_rate"),
+        (lambda: methods.extra_step("0.1", "w"), "learning_rate"),
+        (lambda: methods.extra_step(0.1, None), "channel must be the name"),
+        (lambda: methods.extra_step_local_sgd(0.1, 0, "w"), "every"),
+        (lambda: methods.local_extra_adam(-0.1, 2, "w"), "learning_rate"),
+        (lambda: methods.local_extra_adam(0.1, 0, "w"), "every"),
+        (lambda: methods.local_extra_adam(0.1, 2, "w", b2=1.0), "b2"),
+        (lambda: methods.local_extra_adam(0.1, 2, "w", eps=-1.0), "eps"),
         (lambda: methods.dposg(0.1, np.eye(3), axis_name="w"), "from_matrix"),
         (
             lambda: methods.dposg(0.1, topology.ring(3), 1.5, axis_name="w"),
@@ -226,8 +226,8 @@ def test_local_steps_leave_a_floor_even_when_averaged_every_time(x64):
             lambda: methods.dposg(0.1, topology.random_ring(8), axis_name="w"),
             "key",
         ),
-        (lambda: methods.cp_oadam(0.1, b1=1.0, axis_name="w"), "b1"),
-        (lambda: methods.cp_oadam(0.1, eps=-1.0, axis_name="w"), "eps"),
+        (lambda: methods.cp_oadam(0.1, "w", b1=1.0), "b1"),
+        (lambda: methods.cp_oadam(0.1, "w", eps=-1.0), "eps"),
         (
             lambda: methods.rand_dp_oadam(
                 0.1, topology.ring(8), key=jax.random.key(0), axis_name="w"

@@ -46,7 +46,7 @@ def gossip(workers):
 
 
 def average(workers):
-    return jaxsp.methods.cp_oadam(1e-2, axis_name=workers.axis_name)
+    return jaxsp.methods.cp_oadam(1e-2, workers.axis_name)
 
 
 def compressed(workers):

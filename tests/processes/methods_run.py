@@ -66,7 +66,9 @@ def check_exchanges(workers):
         copied = workers.permute(workers.shard(x), np.full(n, n - 1))
         np.testing.assert_array_equal(workers.fetch(copied), x[np.full(n, n - 1)])
         if dtype is not bool:
-            turned = on_all(lambda row: comm.transpose(row, axis), x)
+            turned = on_all(
+                lambda row: comm.transpose(row, comm.no_traffic(), axis)[0], x
+            )
             np.testing.assert_array_equal(turned, x.swapaxes(0, 1))
     odd = np.full((n, 2), np.nan, np.float32)
     odd[0], odd[1] = -0.0, np.inf
@@ -86,7 +88,7 @@ def check_derivatives(workers):
     for each in (workers, virtual):
 
         def disagreement(row, axis=each.axis_name):
-            return ((row - comm.mix(row, graph, axis)) ** 2).sum()
+            return ((row - comm.mix(row, comm.no_traffic(), graph, axis)[0]) ** 2).sum()
 
         def both(row, loss=disagreement):
             return jax.grad(loss)(row), jax.jvp(loss, (row,), (jnp.ones_like(row),))[1]
@@ -110,7 +112,11 @@ def check_mixing(workers):
         topology.from_matrix(table.graphs(n)["asymmetric"].to_matrix()),
     ):
         mixed = jax.jit(
-            workers.map(lambda r, g=graph: comm.mix(r, g, workers.axis_name))
+            workers.map(
+                lambda r, g=graph: comm.mix(r, comm.no_traffic(), g, workers.axis_name)[
+                    0
+                ]
+            )
         )
         np.testing.assert_allclose(
             workers.fetch(mixed(x)), graph.to_matrix() @ x, rtol=0, atol=1e-5

@@ -62,7 +62,7 @@ def test_two_alternating_updates_are_one_iteration(x64, optimizer):
     )
 
 
-def test_eval_params_after_an_odd_update_is_the_anchor(x64):
+def test_eval_params_after_an_odd_update_is_the_start_of_both_half_steps(x64):
     game, z0 = flat_game()
     tx = jaxsp.alternating_extragradient(optax.sgd(0.1))
     path, state = table.trajectory(ONE, tx, game, z0, 7)
@@ -141,7 +141,7 @@ def test_averaging_goes_inside_to_touch_both_gradients(x64):
     game = table.make_game(8, 4)
     z0 = np.tile(np.random.default_rng(3).normal(size=4), (8, 1))
     workers = jaxsp.Workers(8, devices=jax.devices()[:1])
-    average = jaxsp.average(axis_name=table.AXIS)
+    average = jaxsp.average(table.AXIS)
     inside = jaxsp.extragradient(optax.chain(average, optax.sgd(0.1)))
     before = optax.chain(average, jaxsp.extragradient(optax.sgd(0.1)))
     theirs = reference.extra_step(z0, game.stacked, 0.1, 20)

@@ -78,7 +78,7 @@ def test_of_all_alike_it_is_the_optimizer_and_sync(x64, optimizer):
     game, z0 = table.make_game(N, D), np.ones((N, D))
     workers = WORKERS["vmap"]()
     ours, state = table.trajectory(workers, federated(optimizer, 3), game, z0, 40)
-    chain = optax.chain(optimizer, jaxsp.sync(3, axis_name=AXIS))
+    chain = optax.chain(optimizer, jaxsp.sync(3, AXIS))
     theirs, (inner, sync) = table.trajectory(workers, chain, game, z0, 40)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-14)
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-13)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference_compressed
 
 import jaxsp
+from jaxsp import compressors
 
 WORKERS = {
     "vmap": lambda: jaxsp.Workers(8, devices=jax.devices()[:1]),
@@ -18,7 +20,7 @@ WORKERS = {
 @pytest.mark.parametrize("every", [1, 3])
 def test_workers_meet_after_every_so_many_updates(mode, every):
     workers = WORKERS[mode]()
-    tx = jaxsp.sync(every, axis_name=workers.axis_name)
+    tx = jaxsp.sync(every, workers.axis_name)
     z = workers.shard(jnp.arange(8.0))
     state = jax.jit(workers.map(tx.init))(z)
     update = jax.jit(workers.map(tx.update))
@@ -36,7 +38,7 @@ def test_workers_meet_after_every_so_many_updates(mode, every):
 def test_between_averages_the_program_sends_nothing():
     """The all-reduce stands inside a conditional, not beside it."""
     workers = jaxsp.Workers(8)
-    tx = jaxsp.sync(4, axis_name=workers.axis_name)
+    tx = jaxsp.sync(4, workers.axis_name)
     z = jnp.ones((8, 3))
     state = jax.jit(workers.map(tx.init))(z)
     text = jax.jit(workers.map(tx.update)).lower(z, state, z).compile().as_text()
@@ -48,7 +50,7 @@ def test_between_averages_the_program_sends_nothing():
 
 def test_every_may_be_an_injected_hyperparameter():
     workers = WORKERS["vmap"]()
-    tx = optax.inject_hyperparams(jaxsp.sync)(every=2, axis_name=workers.axis_name)
+    tx = optax.inject_hyperparams(jaxsp.sync)(every=2, channel=workers.axis_name)
     z = jnp.arange(8.0)
     state = jax.jit(workers.map(tx.init))(z)
     step = jax.jit(workers.map(tx.update))
@@ -60,7 +62,113 @@ def test_every_may_be_an_injected_hyperparameter():
     assert [s < 1e-6 for s in spread] == [False, True, False, True]
 
 
+def meetings(every, updates):
+    """After which updates the workers are at one point."""
+    workers = WORKERS["vmap"]()
+    tx = jaxsp.sync(every, workers.axis_name)
+
+    def one_worker(z):
+        def step(carry, _):
+            z, state = carry
+            push = jnp.asarray(jax.lax.axis_index(workers.axis_name), z.dtype) + 1
+            updates, state = tx.update(push, state, z)
+            return (z + updates, state), z + updates
+
+        return jax.lax.scan(step, (z, tx.init(z)), length=updates)[1]
+
+    path = np.asarray(jax.jit(workers.map(one_worker))(jnp.arange(8.0)))
+    return [k for k in range(1, updates + 1) if np.ptp(path[:, k - 1]) < 1e-4]
+
+
+def test_every_may_be_a_schedule_of_the_update():
+    """Seldom at first, then more and more often; at least after every update."""
+
+    def every(count):
+        return jnp.where(count < 8, 4, jnp.where(count < 12, 2, 0.2))
+
+    assert meetings(every, 15) == [4, 8, 10, 12, 13, 14, 15]
+    assert meetings(lambda count: 5, 16) == meetings(5, 16) == [5, 10, 15]
+
+
+def loop(z, pushes, every, Q, Qs, steps):
+    """Local moves; changes since the last average through Q and Qs, with feedback."""
+    M = len(z)
+    agreed, E, e, path = z[0], np.zeros_like(z), 0.0, []
+    for k in range(1, steps + 1):
+        z = z + pushes[k - 1]
+        if k % every == 0:
+            change = z - agreed + E
+            sent = np.stack([Q(v) for v in change])
+            wanted = sent.mean(0) + e
+            c = Qs(wanted)
+            E, e, agreed = change - sent, wanted - c, agreed + c
+            z = np.tile(agreed, (M, 1))
+        path.append(z)
+    return np.stack(path)
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("mode", WORKERS)
+def test_compressed_averages_are_the_loop(x64, mode, two_way):
+    workers, d, steps = WORKERS[mode](), 12, 30
+    top = compressors.top_k(0.25)
+    channel = jaxsp.channel(
+        workers.axis_name,
+        top,
+        compressors.sign() if two_way else None,
+        key=jax.random.key(0),
+        route="gather",
+    )
+    tx = jaxsp.sync(3, channel)
+    rng = np.random.default_rng(0)
+    start, pushes = rng.normal(size=d), rng.normal(size=(steps, 8, d))
+
+    def one_worker(z, pushes):
+        def step(carry, push):
+            z, state = carry
+            updates, state = tx.update(push, state, z)
+            return (z + updates, state), z + updates
+
+        return jax.lax.scan(step, (z, tx.init(z)), pushes)[1]
+
+    ours = jax.jit(workers.map(one_worker))(
+        jnp.tile(start, (8, 1)), jnp.asarray(pushes.swapaxes(0, 1))
+    )
+    theirs = loop(
+        np.tile(start, (8, 1)),
+        pushes,
+        3,
+        lambda v: reference_compressed.top_k(3)(v),
+        (lambda v: reference_compressed.scaled_sign(v)) if two_way else (lambda v: v),
+        steps,
+    )
+    np.testing.assert_allclose(np.asarray(ours).swapaxes(0, 1), theirs, atol=1e-12)
+
+
+def test_feedback_brings_across_what_a_compressor_leaves_out():
+    """Workers that stand still arrive at the mean of where they were pushed to."""
+    workers = WORKERS["vmap"]()
+    top, key = compressors.top_k(0.1), jax.random.key(0)
+    tx = jaxsp.sync(1, jaxsp.channel(workers.axis_name, top, key=key))
+    z = jnp.zeros((8, 20))
+    push = jnp.asarray(np.random.default_rng(0).normal(size=(8, 20)), jnp.float32)
+    state = workers.map(tx.init)(z)
+    update = jax.jit(workers.map(tx.update))
+    for k in range(60):
+        updates, state = update(push if k == 0 else 0 * push, state, z)
+        z = z + updates
+    np.testing.assert_allclose(z, jnp.tile(push.mean(0), (8, 1)), atol=1e-6)
+    each = 2 * (32 + 32) * 7  # two values and two indices to seven workers
+    assert int(jaxsp.metrics.bits_sent(state).up[0]) <= 60 * each
+
+
+def test_a_channel_that_is_not_contractive_is_refused():
+    rand, key = compressors.rand_k(0.5), jax.random.key(0)
+    with pytest.raises(ValueError, match="channel must be contractive"):
+        jaxsp.sync(2, jaxsp.channel("workers", rand, key=key))
+
+
 @pytest.mark.parametrize("every", [0, -2, 1.5, None, True])
 def test_every_must_be_a_positive_integer(every):
     with pytest.raises(ValueError, match="every"):
-        jaxsp.sync(every, axis_name="workers")
+        jaxsp.sync(every, "workers")

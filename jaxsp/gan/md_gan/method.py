@@ -68,18 +68,20 @@ class MDGan:
 
     Example:
       >>> import jax, optax, jaxsp
-      >>> from jaxsp.gan import data, losses, md_gan, models, partition, train
+      >>> from jaxsp.gan import data, losses, md_gan, models
+      >>> from jaxsp.gan.data import partition
+      >>> from jaxsp.gan.training.loop import TrainConfig, train
       >>> mixture = data.load("mixture_ring")
       >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(4, jax.devices()[:1])
       >>> adam = optax.adam(1e-3, b1=0.5)
-      >>> result = train.train(
+      >>> result = train(
       ...     gan,
       ...     losses.non_saturating(gan),
       ...     md_gan.MDGan(adam, adam, batches_k=2, swap_every=5),
       ...     workers,
       ...     mixture,
       ...     partition.iid(mixture.train_labels, 4, seed=0),
-      ...     train.TrainConfig(steps=10, log_every=10),
+      ...     TrainConfig(steps=10, log_every=10),
       ...     progress=False,
       ... )
       >>> result.history[-1]["bits_down"] > 10 * 2 * 16 * 2 * 32  # and two swaps

@@ -119,16 +119,17 @@ def plan(
 
     Example:
       >>> import jax, jaxsp, numpy as np
-      >>> from jaxsp.gan import losses, models, train
+      >>> from jaxsp.gan import losses, models
+      >>> from jaxsp.gan.training.loop import TrainConfig
       >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(2, jax.devices()[:1])
       >>> found = plan(
-      ...     jaxsp.methods.cp_oadam(1e-3, axis_name=workers.axis_name),
+      ...     jaxsp.methods.cp_oadam(1e-3, workers.axis_name),
       ...     gan,
       ...     losses.non_saturating(gan),
       ...     workers,
       ...     jax.ShapeDtypeStruct((2, 100, 2), np.float32),
       ...     [100, 60],
-      ...     train.TrainConfig(steps=30, batch_size=8),
+      ...     TrainConfig(steps=30, batch_size=8),
       ... )
       >>> found.steps_per_epoch
       10.0

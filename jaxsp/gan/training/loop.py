@@ -221,18 +221,20 @@ def train(
 
     Example:
       >>> import jax, jaxsp
-      >>> from jaxsp.gan import data, losses, models, partition, train
+      >>> from jaxsp.gan import data, losses, models
+      >>> from jaxsp.gan.data import partition
+      >>> from jaxsp.gan.training.loop import TrainConfig, train
       >>> mixture = data.load("mixture_ring")
       >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(2, jax.devices()[:1])
-      >>> method = jaxsp.methods.cp_oadam(1e-3, axis_name=workers.axis_name)
-      >>> result = train.train(
+      >>> method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
+      >>> result = train(
       ...     gan,
       ...     losses.non_saturating(gan),
       ...     method,
       ...     workers,
       ...     mixture,
       ...     [np.arange(100), np.arange(100, 200)],
-      ...     train.TrainConfig(steps=10, log_every=5),
+      ...     TrainConfig(steps=10, log_every=5),
       ...     progress=False,
       ... )
       >>> [record["step"] for record in result.history]

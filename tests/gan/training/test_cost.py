@@ -32,7 +32,7 @@ def planned(method, devices=1, steps=10, rows=100, sizes=(100, 60), **kwargs):
 
 def descent(axis):
     """Plain steps along the mean, which cost next to nothing beside the gradients."""
-    return optax.chain(jaxsp.average(axis_name=axis), optax.sgd(0.1))
+    return optax.chain(jaxsp.average(axis), optax.sgd(0.1))
 
 
 def md(axis):

@@ -182,8 +182,8 @@ def test_the_second_gradient_costs_nothing_where_it_is_not_used():
     shares, sizes = jnp.zeros((COUNT, 20, 2)), jnp.full(COUNT, 20)
     calls = {}
     for name, method in {
-        "one": jaxsp.methods.cp_oadam(1e-2, axis_name=AXIS),
-        "two": jaxsp.methods.extra_step(1e-2, axis_name=AXIS),
+        "one": jaxsp.methods.cp_oadam(1e-2, AXIS),
+        "two": jaxsp.methods.extra_step(1e-2, AXIS),
     }.items():
         state = step.init_state(GAN, method, WORKERS, jax.random.key(0))
         traced.clear()
@@ -354,7 +354,7 @@ METHODS = {
         key=jax.random.key(5),
         axis_name=AXIS,
     ),
-    "extra_step_local_sgd": jaxsp.methods.extra_step_local_sgd(1e-2, 3, axis_name=AXIS),
+    "extra_step_local_sgd": jaxsp.methods.extra_step_local_sgd(1e-2, 3, AXIS),
 }
 
 
@@ -689,7 +689,7 @@ def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path)
         far = jnp.linalg.norm(points - jnp.asarray(angles)[labels], axis=-1).max()
         return far + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves((x, y)))
 
-    method = jaxsp.methods.cp_oadam(1e-3, axis_name=workers.axis_name)
+    method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
     parts = partition.iid(mixture.train_labels, 2, seed=0)
     arguments = (method, workers, mixture, parts)
     settings = config(steps=2, log_every=1, eval_every=10)

@@ -1,4 +1,4 @@
-"""Extragradient around an anchor, where only differences to it are exchanged: MASHA."""
+"""Extragradient around a snapshot, where only differences to it travel: MASHA."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,65 +12,79 @@ from jax import lax
 from jaxsp import _arguments, comm
 
 
-class AnchoredExtragradientState(NamedTuple):
-    r"""What `anchored_extragradient` keeps.
+class Refresh(NamedTuple):
+    r"""When a snapshot is taken anew, and of what.
+
+    Attributes:
+      probability: $1 - \tau$, above 0 and at most 1.
+      key: a key that all workers share, for the coin.
+      snapshot: `"previous"` takes the point before the step, `"current"` the one after.
+    """
+
+    probability: chex.Numeric
+    key: chex.PRNGKey
+    snapshot: Literal["previous", "current"] = "previous"
+
+
+class SnapshotExtragradientState(NamedTuple):
+    r"""What `snapshot_extragradient` keeps.
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
-      stale: whether the anchor moves to the parameters before the next step.
-      anchor: $w$, the same on all workers.
+      stale: whether the next update exchanges the operators at a new snapshot.
+      snapshot: $w$, the same on all workers.
       field: $F(w)$, the mean over workers.
       own_field: $F_m(w)$ of this worker; `()` if differences are of minibatches.
       exchange: the state of the transformation that exchanges differences.
-      traffic: the bits sent and received to renew the anchor.
+      traffic: the bits sent and received at new snapshots.
     """
 
     count: chex.Array
     stale: chex.Array
-    anchor: optax.Params
+    snapshot: optax.Params
     field: optax.Updates
     own_field: optax.Updates
     exchange: optax.OptState
     traffic: comm.Traffic
 
 
-def anchored_extragradient(
+def snapshot_extragradient(
     learning_rate: optax.ScalarOrSchedule,
     exchange: optax.GradientTransformation,
-    refresh: chex.Numeric,
-    *,
-    key: chex.PRNGKey,
+    refresh: Refresh,
     axis_name: comm.AxisName,
+    *,
     differences: Literal["full", "minibatch"] = "full",
     prox: Callable[[Any, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Extragradient around an anchor, whose operator is known to all.
+    r"""Extragradient around a snapshot, at which all know the operator.
 
     $$\bar z = \tau z + (1 - \tau) w, \qquad
     z_{1/2} = \mathrm{prox}\big(\bar z - \gamma F(w)\big), \qquad
-    z \leftarrow \mathrm{prox}\big(\bar z - \gamma F(w) - s\big),$$
+    z^+ = \mathrm{prox}\big(\bar z - \gamma F(w) - s\big),$$
 
     where $s$ is what `exchange` makes of the workers' $F_m(z_{1/2}) - F_m(w)$, to stand
     for $\gamma$ times their mean. Then one coin, the same for all workers, decides with
-    probability $1 - \tau$ whether the anchor moves: $w \leftarrow z$, at which the
-    workers exchange $F_m(w)$ uncompressed. That happens at the beginning of the next
-    update, inside a conditional: without it nothing is computed and nothing is sent
-    (under `vmap`, where a conditional on a worker's state evaluates both sides, it is
-    computed). The first update begins so, with $w = z$.
+    probability $1 - \tau$ whether there is a new snapshot: $w \leftarrow z$, the point
+    before the step, or $w \leftarrow z^+$. At a new one the workers exchange $F_m(w)$
+    uncompressed. That happens at the beginning of the next update, inside a
+    conditional: without it nothing is computed and nothing is sent (under `vmap`, where
+    a conditional on a worker's state evaluates both sides, it is computed). The first
+    update begins so, with $w = z$.
 
     The gradient given to `update` is not used, and costs nothing where the whole step
-    is compiled: `operator_fn` is called at $z_{1/2}$, and at a new anchor.
+    is compiled: `operator_fn` is called at $z_{1/2}$, and at a new snapshot.
 
     Args:
       learning_rate: $\gamma$, a number or a schedule of the iteration.
-      exchange: a transformation of the differences, as `compressed_average` chained
-        with a scaling by $\gamma$.
-      refresh: $1 - \tau$, above 0 and at most 1.
-      key: a key that all workers share, for the coin.
+      exchange: a transformation of the differences, such as `average` chained with a
+        scaling by $\gamma$.
+      refresh: when the snapshot is taken anew, and of what.
       axis_name: the worker axis, `Workers.axis_name`.
-      differences: `"full"` takes $F_m(w)$ from when the anchor moved; `"minibatch"`
-        takes both operators of a difference from `operator_fn`, hence from one
-        minibatch, and $F_m(w)$ from `full_operator_fn`, which `update` then needs too.
+      differences: `"full"` takes $F_m(w)$ from when the snapshot was taken;
+        `"minibatch"` takes both operators of a difference from `operator_fn`, hence
+        from one minibatch, and $F_m(w)$ from `full_operator_fn`, which `update` then
+        needs too.
       prox: `prox(point, gamma)`, such as a projection; None for none.
 
     Returns:
@@ -85,23 +99,28 @@ def anchored_extragradient(
       Guarantees, 2022, arXiv 2110.03313.
     """
     _arguments.check_learning_rate(learning_rate)
-    _arguments.check_probability("refresh", refresh)
-    _arguments.check_key("key", key)
+    _arguments.check_probability("refresh", refresh.probability)
+    _arguments.check_key("key", refresh.key)
     _arguments.check_axis_name(axis_name)
+    if refresh.snapshot not in ("previous", "current"):
+        raise ValueError(
+            f'snapshot must be "previous" or "current", got {refresh.snapshot!r}.'
+        )
     if differences not in ("full", "minibatch"):
         raise ValueError(
             f'differences must be "full" or "minibatch", got {differences!r}.'
         )
     exchange = optax.with_extra_args_support(exchange)
     minibatch = differences == "minibatch"
+    after_step = refresh.snapshot == "current"
     project = (lambda point, _: point) if prox is None else prox
 
     def init_fn(params):
         _arguments.check_floating(params)
-        return AnchoredExtragradientState(
+        return SnapshotExtragradientState(
             count=jnp.zeros([], jnp.int32),
             stale=jnp.ones([], bool),
-            anchor=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
+            snapshot=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
             field=optax.tree.zeros_like(params),
             own_field=() if minibatch else optax.tree.zeros_like(params),
             exchange=exchange.init(params),
@@ -120,46 +139,50 @@ def anchored_extragradient(
         del updates
         params = _arguments.require_params(params)
         operator = _arguments.require_operator(operator_fn)
-        at_anchor = (
+        full_operator = (
             _arguments.require_operator(full_operator_fn, "full_operator_fn")
             if minibatch
             else operator
         )
 
         def renewed():
-            own = at_anchor(params)  # F_m(w), w = z
-            bits = comm.mean_bits(own, axis_name)
-            traffic = comm.add_traffic(state.traffic, bits, bits, axis_name)
-            field = comm.mean(own, axis_name)  # F(w)
-            return params, field, () if minibatch else own, traffic
+            w = params if after_step else state.snapshot
+            own = full_operator(w)  # F_m(w)
+            field, traffic = comm.all_reduce(own, state.traffic, axis_name)  # F(w)
+            return w, field, () if minibatch else own, traffic
 
-        def kept():
-            return state.anchor, state.field, state.own_field, state.traffic
+        def unchanged():
+            return state.snapshot, state.field, state.own_field, state.traffic
 
         stale = comm.shared_index(state.stale, axis_name)
-        anchor, field, own, traffic = lax.cond(stale, renewed, kept)
+        snapshot, field, own, traffic = lax.cond(stale, renewed, unchanged)
 
         rate = learning_rate
         if callable(learning_rate):
             rate = learning_rate(state.count)
 
         def blend(z, w, f):
-            p = jnp.asarray(refresh, z.dtype)
+            p = jnp.asarray(refresh.probability, z.dtype)
             return (1 - p) * z + p * w - jnp.asarray(rate, z.dtype) * f
 
-        base = jax.tree.map(blend, params, anchor, field)  # z̄ − γ F(w)
+        base = jax.tree.map(blend, params, snapshot, field)  # z̄ − γ F(w)
         half = project(base, rate)  # z½
-        past = operator(anchor) if minibatch else own
+        past = operator(snapshot) if minibatch else own
         difference = optax.tree.sub(operator(half), past)
         step, exchanged = exchange.update(
             difference, state.exchange, params, **extra_args
         )
-        point = project(optax.tree.sub(base, step), rate)  # z
-        coin = jax.random.bernoulli(jax.random.fold_in(key, state.count), refresh)
-        state = AnchoredExtragradientState(
+        point = project(optax.tree.sub(base, step), rate)  # z⁺
+        step_key = jax.random.fold_in(refresh.key, state.count)
+        coin = jax.random.bernoulli(step_key, refresh.probability)
+        if not after_step:  # w ← z, whose operators the next update exchanges
+            snapshot = jax.tree.map(
+                lambda z, w: jnp.where(coin, z, w), params, snapshot
+            )
+        state = SnapshotExtragradientState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             stale=coin,
-            anchor=anchor,
+            snapshot=snapshot,
             field=field,
             own_field=own,
             exchange=exchanged,
