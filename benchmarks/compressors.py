@@ -1,16 +1,16 @@
 """Compressors: time and bytes for 10 million numbers, beside a copy of them.
 
+    python benchmarks/compressors.py [--size 10000000] [--repeats 15]
+
 For each codec, one compiled function makes the payload and another what it decompresses
 to; a third does both and subtracts the result, which is what error feedback needs. The
 copy takes turns with them, and a ratio is the median over turns.
 """
 
-import argparse
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+from common import command_line, in_turns, print_table
 
 from jaxsp import compressors
 
@@ -32,60 +32,48 @@ CODECS = (
 )
 
 
-def milliseconds(function, *arguments) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return (time.perf_counter() - start) * 1e3
-
-
-def measure(codec: compressors.Compressor, x: jax.Array, repeats: int) -> dict:
-    """Median milliseconds, and median ratios to the copy of the same turn."""
+def measure(codec: compressors.Compressor, x: jax.Array, repeats: int):
+    """Seconds to copy `x`, to compress it, to decompress it, and for the residual."""
     key = jax.random.key(1)
 
     def residual(key, x):
         payload = codec.compress(key, x)
         return payload, x - codec.decompress(payload, x)
 
-    payload = jax.jit(codec.compress)(key, x)
+    compress, subtract = jax.jit(codec.compress), jax.jit(residual)
+    decompress = jax.jit(lambda payload: codec.decompress(payload, x))
+    copy, payload = jax.jit(jnp.copy), compress(key, x)
     calls = {
-        "copy": (jax.jit(jnp.copy), x),
-        "compress": (jax.jit(codec.compress), key, x),
-        "decompress": (jax.jit(lambda p: codec.decompress(p, x)), payload),
-        "residual": (jax.jit(residual), key, x),
+        "copy": lambda: copy(x),
+        "compress": lambda: compress(key, x),
+        "decompress": lambda: decompress(payload),
+        "residual": lambda: subtract(key, x),
     }
-    for call in calls.values():
-        milliseconds(*call)
-    turns = [{k: milliseconds(*c) for k, c in calls.items()} for _ in range(repeats)]
-    median = {k: statistics.median(t[k] for t in turns) for k in calls}
-    there_and_back = [(t["compress"] + t["decompress"]) / t["copy"] for t in turns]
-    median["ratio"] = statistics.median(there_and_back)
-    median["residual_ratio"] = statistics.median(
-        t["residual"] / t["copy"] for t in turns
-    )
-    return median
+    return in_turns(calls, repeats)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--size", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     x = jax.random.normal(jax.random.key(0), (arguments.size,))
     print(f"{arguments.size:,} float32 numbers on {jax.devices()[0].device_kind}")
-    print(
-        "| codec | payload MB | copy ms | compress ms | decompress ms | there and "
-        "back, copies | with x − x̂, copies | MB/s |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for codec in CODECS:
+
+    def row(codec):
         t = measure(codec, x, arguments.repeats)
-        speed = x.nbytes / 1e3 / (t["compress"] + t["decompress"])
-        print(
-            f"| {codec} | {codec.bits(x) / 8e6:.2f} | {t['copy']:.1f} | "
-            f"{t['compress']:.1f} | {t['decompress']:.1f} | {t['ratio']:.1f} | "
-            f"{t['residual_ratio']:.1f} | {speed:.0f} |",
-            flush=True,
-        )
+        both = t["compress"] + t["decompress"]
+        return [
+            *(codec, f"{codec.bits(x) / 8e6:.2f}"),
+            *(f"{1e3 * np.median(t[k]):.1f}" for k in t if k != "residual"),
+            f"{np.median(both / t['copy']):.1f}",
+            f"{np.median(t['residual'] / t['copy']):.1f}",
+            f"{x.nbytes / 1e6 / np.median(both):.0f}",
+        ]
+
+    head = ["codec", "payload MB", "copy ms", "compress ms", "decompress ms"]
+    head += ["there and back, copies", "with x − x̂, copies", "MB/s"]
+    print_table(head, map(row, CODECS))
 
 
 if __name__ == "__main__":

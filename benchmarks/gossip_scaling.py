@@ -6,12 +6,10 @@ Steps run in one compiled loop of `gossip` updates on one device. The counts tak
 in every repeat, so that noise of the machine falls on all alike.
 """
 
-import argparse
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+from common import command_line, in_turns, print_table
 
 import jaxsp
 
@@ -34,34 +32,28 @@ def make_run(count: int, size: int, steps: int):
 
     params = jnp.arange(count * size, dtype=jnp.float32).reshape(count, size)
     fn = jax.jit(workers.map(run))
-    jax.block_until_ready(fn(params))
-    return lambda: jax.block_until_ready(fn(params))
+    return lambda: fn(params)
 
 
 def measure(size: int, repeats: int, counts=COUNTS) -> dict[int, float]:
     """Median nanoseconds per step and worker for each number of workers."""
     # The same amount of work in every timing.
     steps = {n: max(2, 200_000_000 // (n * size * 10)) for n in counts}
-    runs = {n: make_run(n, size, steps[n]) for n in counts}
-    times = {n: [] for n in counts}
-    for _ in range(repeats):
-        for n in counts:
-            start = time.perf_counter()
-            runs[n]()
-            times[n].append((time.perf_counter() - start) / (steps[n] * n) * 1e9)
-    return {n: statistics.median(times[n]) for n in counts}
+    runs = {str(n): make_run(n, size, steps[n]) for n in counts}
+    seconds = in_turns(runs, repeats)
+    return {n: np.median(seconds[str(n)]) / (steps[n] * n) * 1e9 for n in counts}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--size", type=int, default=10_000, help="numbers a worker")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     found = measure(arguments.size, arguments.repeats)
-    print("| workers | ns per step and worker | next to 8 workers |")
-    print("| --- | --- | --- |")
-    for n, ns in found.items():
-        print(f"| {n} | {ns:,.0f} | {ns / found[COUNTS[0]]:.2f} |")
+    print_table(
+        ["workers", "ns per step and worker", "next to 8 workers"],
+        ([n, f"{ns:,.0f}", f"{ns / found[COUNTS[0]]:.2f}"] for n, ns in found.items()),
+    )
 
 
 if __name__ == "__main__":

@@ -16,15 +16,14 @@ The left panel has the distance for one L/μ, the right one the exchanges until 
 1e-3 of what it was, with the smallest multiple H of Δ/2 that comes so far.
 """
 
-import argparse
 import math
-import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import command_line, print_table, save
 
 import jaxsp
 from jaxsp import methods, problems
@@ -131,9 +130,10 @@ def measure_ratios(
 
 
 def plot(paths, table, workers: int, ratio: float, picture: pathlib.Path):
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2))
+    figure = Figure(figsize=(13, 5.2))
+    left, right = figure.subplots(1, 2)
     for i, (name, (exchanges, distance)) in enumerate(paths.items()):
         style = {"color": "black", "linewidth": 2} if i == 0 else {"color": f"C{i - 1}"}
         left.plot(np.maximum(exchanges, 1), distance, label=name, **style)
@@ -170,32 +170,29 @@ def plot(paths, table, workers: int, ratio: float, picture: pathlib.Path):
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=9)
     figure.tight_layout()
-    partial = picture.with_name("." + picture.name)
-    figure.savefig(partial, dpi=120)
-    plt.close(figure)
-    os.replace(partial, picture)
+    save(figure, picture)
 
 
-def print_table(table):
-    names = list(next(iter(table.values())))
-    print("| L/μ | " + " | ".join(names) + " | extra_step / floor |")
-    print("| " + " | ".join(["---"] * (len(names) + 2)) + " |")
-    for ratio, row in table.items():
-        cells = ["—" if row[n] is None else f"{row[n]:,.0f}" for n in names]
-        both = row["extra_step"] is not None and row["floor"]
-        times = f"{row['extra_step'] / row['floor']:.1f}" if both else "—"
-        print(f"| {ratio:g} | " + " | ".join([*cells, times]) + " |")
+def print_ratios(table):
+    def row(ratio, found):
+        cells = ["—" if n is None else f"{n:,.0f}" for n in found.values()]
+        both = found["extra_step"] is not None and found["floor"]
+        times = f"{found['extra_step'] / found['floor']:.1f}" if both else "—"
+        return [f"{ratio:g}", *cells, times]
+
+    head = ["L/μ", *next(iter(table.values())), "extra_step / floor"]
+    print_table(head, (row(*each) for each in table.items()))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--ratios", type=float, nargs="+", default=[5, 10, 20, 40, 80])
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     ratio = sorted(arguments.ratios)[len(arguments.ratios) // 2]
     table = measure_ratios(arguments.workers, arguments.ratios)
-    print_table(table)
+    print_ratios(table)
     paths = measure_paths(arguments.workers, ratio)
     plot(paths, table, arguments.workers, ratio, PICTURE)
 

@@ -40,19 +40,19 @@ share memory is up to the compiler: they differ between its versions, and betwee
 worker's program and a tenth of ten workers'.
 """
 
-import argparse
 import json
 import math
-import os
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from common import command_line, print_table
 
 import jaxsp
 from jaxsp.gan import fl_gan, losses, md_gan, models
+from jaxsp.gan.files import replacing
 from jaxsp.gan.training import cost, loop
 
 WORKERS = 10
@@ -189,10 +189,7 @@ def print_tables(rows: dict[str, dict[str, Any]]) -> None:
     """
 
     def table(head, cells):
-        print("| " + " | ".join(head) + " |")
-        print("| " + " | ".join(["---"] * len(head)) + " |")
-        for name, row in cells.items():
-            print("| " + " | ".join([name, *row]) + " |")
+        print_table(head, ([name, *row] for name, row in cells.items()))
         print()
 
     def pair(found, less=0):
@@ -260,7 +257,7 @@ def print_tables(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     known = cases()
     parser.add_argument("--models", nargs="+", choices=known, default=list(known))
     parser.add_argument("--batches", nargs="+", type=int, default=[10, 100])
@@ -275,9 +272,8 @@ def main():
     }
     print_tables(rows)
     if arguments.output is not None:
-        unfinished = arguments.output.with_name(arguments.output.name + ".tmp")
-        unfinished.write_text(json.dumps(rows, indent=2) + "\n")
-        os.replace(unfinished, arguments.output)
+        with replacing(arguments.output) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ Every method runs with three steps. The table has the step of the theory where t
 one, and the best of the three; the plot has the former for two methods only.
 """
 
-import argparse
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -31,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import command_line, print_table, save
 
 import jaxsp
 from jaxsp import compressors, methods, theory
@@ -266,38 +265,29 @@ def measure_all(workers: int, size: int, block: int, **options) -> dict[str, dic
     return found
 
 
-def print_table(found: dict[str, dict[str, Run]]):
+def print_runs(found: dict[str, dict[str, Run]]):
     """Markdown: the step of the theory, and the best."""
-    print(
-        f"| method | step | iterations | floats to {ACCURACY:g} | Mbit up | end "
-        "| Mbit counted |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    rows = []
     for name, runs in found.items():
-        chosen = best(runs)
-        for step in ["theory", chosen] if chosen != "theory" else [chosen]:
+        for step in dict.fromkeys(["theory", best(runs)]):
             if step not in runs:
                 continue
-            run = runs[step]
-            done = run.reached is not None
-            cells = [
-                name,
-                f"{step}, γ = {run.rate:.3g}",
-                f"{run.reached:,}" if done else "—",
-                f"{run.floats[-1]:,.0f}" if done else "—",
-                f"{run.bits[-1] / 1e6:,.3g}" if done else "—",
-                f"{run.residual[-1]:.1e}",
-                f"{run.counted[-1] / 1e6:,.4g}",
-            ]
-            print("| " + " | ".join(cells) + " |")
+            run, sent = runs[step], ["—"] * 3
+            if run.reached is not None:
+                sent = [f"{run.reached:,}", f"{run.floats[-1]:,.0f}"]
+                sent += [f"{run.bits[-1] / 1e6:,.3g}"]
+            row = [name, f"{step}, γ = {run.rate:.3g}", *sent]
+            rows += [[*row, f"{run.residual[-1]:.1e}", f"{run.counted[-1] / 1e6:,.4g}"]]
+    head = ["method", "step", "iterations", f"floats to {ACCURACY:g}", "Mbit up"]
+    print_table([*head, "end", "Mbit counted"], rows)
 
 
 def plot(panels: dict[str, dict[str, dict[str, Run]]], path: pathlib.Path):
     """A panel for each game, a line for each method at its best step."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.5 * len(panels), 5.2), squeeze=False
-    )
+    figure = Figure(figsize=(6.5 * len(panels), 5.2))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for ax, (title, found) in zip(axes[0], panels.items(), strict=True):
         for i, (name, runs) in enumerate(found.items()):
             step = best(runs)
@@ -324,14 +314,11 @@ def plot(panels: dict[str, dict[str, dict[str, Run]]], path: pathlib.Path):
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8, loc="lower left")
     figure.tight_layout()
-    partial = path.with_name("." + path.name)
-    figure.savefig(partial, dpi=120)
-    plt.close(figure)
-    os.replace(partial, path)
+    save(figure, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--game", nargs="+", default=["40x100", "10x10000"])
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -341,7 +328,7 @@ def main():
         block = 50 if size <= 1000 else 10
         found = measure_all(workers, size, block)
         print(f"\nM = {workers}, d = {size:,}\n")
-        print_table(found)
+        print_runs(found)
         panels[f"M = {workers}, d = {size:,}"] = found
     plot(panels, PICTURE)
 

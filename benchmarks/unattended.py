@@ -8,7 +8,7 @@ over four processes with one worker in each and with two. A run that hangs is ki
 after `timeout` seconds and counts as a failure.
 """
 
-import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+
+from common import command_line, print_table
 
 __all__ = ["MODES", "main"]
 
@@ -74,30 +76,27 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--python", default=sys.executable, help="the interpreter")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a run")
     flags = parser.parse_args(arguments)
-    failed = False
-    print("| workers | method | ms a step | s in all | score |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
-    for mode, (launcher, where) in MODES.items():
-        for name, method in METHODS.items():
-            found = run(
-                flags.python, launcher, (*where, *method), flags.steps, flags.timeout
-            )
-            if "failed" in found:
-                failed = True
-                print(f"| {mode} | {name} | {found['failed']} | | |", flush=True)
-                continue
-            step = 1000 * float(found["seconds"]) / flags.steps
-            print(
-                f"| {mode} | {name} | {step:.3g} | {found['wall']:.0f} "
-                f"| {found['score']:.3g} |",
-                flush=True,
-            )
-    return int(failed)
+    failed = []
+
+    def row(mode, name):
+        launcher, where = MODES[mode]
+        said = (*where, *METHODS[name])
+        found = run(flags.python, launcher, said, flags.steps, flags.timeout)
+        if "failed" in found:
+            failed.append((mode, name))
+            return [mode, name, found["failed"], "", ""]
+        step = 1000 * float(found["seconds"]) / flags.steps
+        numbers = [f"{step:.3g}", f"{found['wall']:.0f}", f"{found['score']:.3g}"]
+        return [mode, name, *numbers]
+
+    head = ["workers", "method", "ms a step", "s in all", "score"]
+    print_table(head, itertools.starmap(row, itertools.product(MODES, METHODS)))
+    return bool(failed)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,53 @@
 """The benchmarks run, on sizes at which their numbers still mean something."""
 
-import importlib.util
+import importlib
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsp import compressors
+from jaxsp.gan import losses as gan_losses
 from jaxsp.gan import models
 
 ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
-def load(name):
-    """A script of `benchmarks/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load(monkeypatch):
+    """A script of `benchmarks/` as a module, as where it is run."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module
 
 
-def test_gossip_costs_are_positive():
+def test_gossip_costs_are_positive(load):
     found = load("gossip_scaling").measure(size=100, repeats=1, counts=(8, 16))
     assert set(found) == {8, 16}
     assert min(found.values()) > 0
 
 
-def test_masha1_needs_fewer_floats_than_extragradient(x64, tmp_path):
+def test_the_step_by_hand_is_the_librarys(load, monkeypatch):
+    bench = load("step_overhead")
+    gan, devices = models.mlp((8, 8, 1), width=16), jax.devices()[:1]
+    found = bench.measure(gan, devices, repeats=3)
+    assert [times.shape for times in found.values()] == [(3,), (3,)]
+    step, _ = bench.by_hand(gan_losses.non_saturating(gan), devices)
+    wrong = lambda z: jax.tree.map(lambda v: 1e-3 * jnp.ones_like(v), z)  # noqa: E731
+    monkeypatch.setattr(bench, "by_hand", lambda *_: (step, wrong))
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        bench.measure(gan, devices, repeats=1)
+
+
+def test_compressing_a_copy_costs_something(load):
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    found = load("compressors").measure(compressors.sign(), x, repeats=2)
+    assert list(found) == ["copy", "compress", "decompress", "residual"]
+    assert min(times.min() for times in found.values()) > 0
+
+
+def test_masha1_needs_fewer_floats_than_extragradient(x64, tmp_path, load):
     bench = load("residual_vs_bits")
     workers, size = 10, 20
     game = bench.make_game(workers, size, 10)
@@ -46,12 +68,12 @@ def test_masha1_needs_fewer_floats_than_extragradient(x64, tmp_path):
     assert masha1.bits[-1] == 64 * (masha1.floats[-1] + masha1.reached)
     assert masha1.floats[-1] < eg.floats[-1] / 2
 
-    bench.print_table(found)
+    bench.print_runs(found)
     bench.plot({"game": found}, tmp_path / "plot.png")
     assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
 
 
-def test_no_method_is_below_the_lower_bound(x64, tmp_path):
+def test_no_method_is_below_the_lower_bound(x64, tmp_path, load):
     bench = load("lower_bound")
     paths = bench.measure_paths(4, 4.0, multiples=(4,), iterations=60)
     at, bound = paths["lower bound"]
@@ -67,12 +89,12 @@ def test_no_method_is_below_the_lower_bound(x64, tmp_path):
         assert row["floor"] < row["extra_step"] < row["decentralized"]
     growth = table[8.0]["extra_step"] / table[4.0]["extra_step"]
     assert growth == pytest.approx(2, rel=0.2)
-    bench.print_table(table)
+    bench.print_ratios(table)
     bench.plot(paths, table, 4, 4.0, tmp_path / "plot.png")
     assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
 
 
-def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys):
+def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys, load):
     bench = load("md_gan_cost")
 
     def with_generator(width):
