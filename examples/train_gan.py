@@ -45,7 +45,7 @@ from train_gan_flags import BadFlagError, known, naming
 from train_gan_methods import METHODS
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, data, losses, md_gan, models, scores
+from jaxsp.gan import data, losses, md_gan, models, scores
 from jaxsp.gan.data import partition
 from jaxsp.gan.training import checkpoint, cost, loop
 
@@ -168,7 +168,7 @@ def run(
       loop.TrainingDivergedError: if a loss or a parameter is no longer finite.
     """
     train_gan_flags.set_devices(devices)
-    with agreement.alike():
+    with distributed.raise_together():
         chosen = METHODS[known("method", method, METHODS)]
         given = {
             "topology": topology,
@@ -264,7 +264,7 @@ def run(
                 f"--dry_run prepares no data, and {dataset} is not prepared yet: write "
                 "--data_dir=DIR if it lies elsewhere, or leave --dry_run out once."
             ) from None
-    with agreement.alike():
+    with distributed.raise_together():
         with naming("workers", workers, ValueError):
             parts = split(loaded.train_labels, workers, seed=seed)
         sizes = np.array([len(part) for part in parts])
@@ -319,7 +319,7 @@ def run(
         print(f"nothing to resume in {directory}: starting at step 0")
 
     evaluate = None
-    with agreement.alike():
+    with distributed.raise_together():
         if _is_main():
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
@@ -355,7 +355,7 @@ def _model(sample_shape: Sequence[int]) -> str:
 
 def _is_main():
     """Whether this process tells and writes; does not look for devices if alone."""
-    return agreement.alone() or distributed.is_main()
+    return distributed.is_alone() or distributed.is_main()
 
 
 def _shapes_of_shares(loaded, sizes, classes):
@@ -445,13 +445,13 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
         _begin(values, arguments, again)
         result = run(**arguments)
     except BadFlagError as error:
-        return _end(error, _complain(error, 2, once=agreement.agreed(error)))
+        return _end(error, _complain(error, 2, once=distributed.raised_in_all(error)))
     except loop.TrainingDivergedError as error:
         said = f"training diverged: {error}"
-        return _end(agreement.in_all(error), _complain(said, 1, once=True))
+        return _end(distributed.in_all(error), _complain(said, 1, once=True))
     except distributed.DistributedError as error:
         # Of another process that has said so itself, or nobody could begin.
-        once = agreement.agreed(error)
+        once = distributed.raised_in_all(error)
         return _end(error, _complain(" ".join(str(error).split()), 2, once=once))
     if result is None or result.signal is None:
         return 0
@@ -486,7 +486,7 @@ def _begin(values, arguments, again):
 
 def _end(error, code):
     """The exit code; what all processes end with they end with together."""
-    if agreement.agreed(error):
+    if distributed.raised_in_all(error):
         distributed.finalize()
     return code
 

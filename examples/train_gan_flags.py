@@ -11,8 +11,8 @@ import jax
 from absl import flags
 
 import jaxsp
-from jaxsp import compressors, topology
-from jaxsp.gan import agreement, data
+from jaxsp import compressors, distributed, topology
+from jaxsp.gan import data
 from jaxsp.gan.data import partition
 
 MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
@@ -235,7 +235,7 @@ def _rows_and_columns(text: str, argument: str, workers: int) -> tuple[int, int]
 
 def set_devices(devices: str) -> None:
     """Show as many CPU devices as asked for, where JAX has not looked for any yet."""
-    if devices.isdecimal() and int(devices) > 0 and agreement.alone():
+    if devices.isdecimal() and int(devices) > 0 and distributed.is_alone():
         with contextlib.suppress(RuntimeError):  # the devices are in use already
             jax.config.update("jax_num_cpu_devices", int(devices))
 
@@ -263,7 +263,7 @@ def read_workers(
             f"--devices={devices}: write auto or a number that divides "
             f"--workers={count}, from 1 to --devices={count}, one for each worker."
         )
-    if not agreement.alone():
+    if not distributed.is_alone():
         visible = jax.local_devices()[:1] if dry_run else jax.devices()
         if method == "standalone" and not dry_run:
             raise BadFlagError(

@@ -182,7 +182,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
     cycles = max(task.steps // cycle, LEAST)
     if task.rate is not None:
         # What a step will take at least; all processes count alike to agree on steps.
-        bits = jaxsp.distributed.largest(max(before)) / WARM_UP
+        bits = jaxsp.distributed.process_max(max(before)) / WARM_UP
         fit = task.seconds * task.rate / max(int(bits), 1)
         cycles = max(min(cycles, int(fit)), LEAST)
     found = {"seconds": [], "up": [], "down": [], "cycle": cycle}

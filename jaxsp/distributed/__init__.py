@@ -9,21 +9,39 @@ when another one dies, and ends with one line that names it and exit code 75.
 from jaxsp.distributed.collective import (
     barrier,
     is_main,
-    largest,
     process_count,
     process_index,
+    process_max,
 )
 from jaxsp.distributed.rendezvous import DistributedError
 from jaxsp.distributed.run import EXIT_CODE, finalize, initialize
+from jaxsp.distributed.together import (
+    Signals,
+    anywhere,
+    check_same,
+    combine,
+    in_all,
+    is_alone,
+    raise_together,
+    raised_in_all,
+)
 
 __all__ = [
     "EXIT_CODE",
     "DistributedError",
+    "Signals",
+    "anywhere",
     "barrier",
+    "check_same",
+    "combine",
     "finalize",
+    "in_all",
     "initialize",
+    "is_alone",
     "is_main",
-    "largest",
     "process_count",
     "process_index",
+    "process_max",
+    "raise_together",
+    "raised_in_all",
 ]

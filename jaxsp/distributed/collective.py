@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsp.distributed.rendezvous import DistributedError
 
-__all__ = ["barrier", "is_main", "largest", "process_count", "process_index"]
+__all__ = ["barrier", "is_main", "process_count", "process_index", "process_max"]
 
 
 def process_index() -> int:
@@ -26,7 +26,7 @@ def is_main() -> bool:
     return process_index() == 0
 
 
-def largest(values: Any) -> np.ndarray:
+def process_max(values: Any) -> np.ndarray:
     """The elementwise maximum over all processes, every one of which must call this.
 
     Args:
@@ -40,8 +40,8 @@ def largest(values: Any) -> np.ndarray:
 
     Example:
       >>> import jaxsp
-      >>> from jaxsp.distributed import largest
-      >>> largest([3, 1])
+      >>> from jaxsp.distributed import process_max
+      >>> process_max([3, 1])
       array([3, 1])
     """
     array = np.asarray(values)

@@ -367,12 +367,12 @@ def test_alone_nothing_is_done(bare):
     jaxsp.distributed.finalize()
     assert jaxsp.distributed.process_count() == 1
     assert jaxsp.distributed.is_main()
-    np.testing.assert_array_equal(jaxsp.distributed.largest([[3], [4]]), [[3], [4]])
+    np.testing.assert_array_equal(jaxsp.distributed.process_max([[3], [4]]), [[3], [4]])
 
 
 def test_the_maximum_is_of_integers():
     with pytest.raises(ValueError, match="values must be integers, got float64"):
-        jaxsp.distributed.largest([0.5])
+        jaxsp.distributed.process_max([0.5])
 
 
 def test_the_launcher_s_environment_is_read(bare):

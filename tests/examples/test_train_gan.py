@@ -193,7 +193,7 @@ def test_in_many_processes_workers_are_on_all_devices(
     )
     read = script.train_gan_flags
     monkeypatch.setattr(read, "jax", two)
-    monkeypatch.setattr(read.agreement, "alone", lambda: False)
+    monkeypatch.setattr(read.distributed, "is_alone", lambda: False)
     monkeypatch.setattr(read.jaxsp, "Workers", lambda count, devices: (count, devices))
     if isinstance(found, str):
         with pytest.raises(script.BadFlagError, match=found):

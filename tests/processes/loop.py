@@ -48,7 +48,7 @@ assert np.all(np.asarray(x.addressable_data(0)) == (count - 1) / 2)
 
 if event == "end":
     big = 1 << 40
-    both = jaxsp.distributed.largest([number - 5, -number * big])
+    both = jaxsp.distributed.process_max([number - 5, -number * big])
     np.testing.assert_array_equal(both, [count - 6, 0])
     jaxsp.distributed.barrier("the same")
     try:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, files
+from jaxsp.gan import files
 from jaxsp.gan.data import official, prepared
 
 __all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
@@ -98,11 +98,11 @@ def load(
         ImportError: if a package of `jaxsp[gan]` is missing.
         distributed.DistributedError: if another process has raised an error.
     """
-    if agreement.alone():
+    if distributed.is_alone():
         return _load(name, data_dir, download)
     found: Any = None
     for turn in (True, False):
-        with agreement.alike():
+        with distributed.raise_together():
             if distributed.is_main() == turn:
                 found = _load(name, data_dir, download)
     return found

@@ -20,7 +20,6 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from jaxsp import distributed
-from jaxsp.gan import agreement
 from jaxsp.gan.training import plots, shards
 from jaxsp.gan.training.program import named_leaves, with_named_leaves
 
@@ -115,19 +114,19 @@ def check_shared(workdir: str | os.PathLike) -> None:
     Args:
       workdir: the run directory, which exists where process 0 runs.
     """
-    if agreement.alone():
+    if distributed.is_alone():
         return
     main, number = distributed.is_main(), secrets.randbits(30)
-    number = int(distributed.largest([number if main else 0])[0])
+    number = int(distributed.process_max([number if main else 0])[0])
     token = pathlib.Path(workdir) / f".shared.{number}"
-    with agreement.alike():
+    with distributed.raise_together():
         if main:
             token.touch()
     deadline = time.monotonic() + _PATIENCE
     while not (seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)  # a network file system may take its time
     blind = distributed.process_count() - distributed.process_index()
-    found = int(distributed.largest([0 if seen else blind])[0])
+    found = int(distributed.process_max([0 if seen else blind])[0])
     if main:
         token.unlink(missing_ok=True)
     if found:
@@ -137,7 +136,7 @@ def check_shared(workdir: str | os.PathLike) -> None:
             f"{distributed.process_count() - found} does not see there what process 0 "
             "writes. Choose another directory."
         )
-        raise agreement.in_all(error)
+        raise distributed.in_all(error)
 
 
 def _difference(name, value, saved):

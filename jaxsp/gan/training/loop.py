@@ -8,7 +8,7 @@ what the checkpoint's parameters come down to.
 
 Over many processes all call `train` alike. Each holds the data of its own workers,
 process 0 writes and scores, and whatever decides how long they go on is agreed on:
-`jaxsp.gan.agreement`.
+`jaxsp.distributed`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, data, md_gan, models
+from jaxsp.gan import data, md_gan, models
 from jaxsp.gan.data import partition
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.step import program as local_program
@@ -241,7 +241,7 @@ def train(
       [0, 5, 10]
     """
     main = distributed.is_main()
-    agreement.check_same(
+    distributed.check_same(
         "train",
         {
             "config": config,
@@ -253,7 +253,7 @@ def train(
             "resume": resume,
         },
     )
-    with agreement.alike():
+    with distributed.raise_together():
         _check_arguments(gan, workers, dataset, parts, config)
         _check_processes(method, workers)
         shares, sizes = _stack(gan, dataset, parts, workers.local)
@@ -264,7 +264,7 @@ def train(
         "conditional": bool(gan.num_classes),
         "data_crc32": _crc32(shares, sizes, workers),
     }
-    with agreement.alike():
+    with distributed.raise_together():
         if workdir is not None and main:
             checkpoint.check_directory(workdir, settings, resume, may_differ=_ELASTIC)
 
@@ -281,19 +281,21 @@ def train(
         if workdir is not None:
             workdir = pathlib.Path(workdir)
             free = {k: getattr(config, k) for k in _FREE}
-            with agreement.alike():
+            with distributed.raise_together():
                 if main:
                     workdir.mkdir(parents=True, exist_ok=True)
             checkpoint.check_shared(workdir)
-            with agreement.alike():
+            with distributed.raise_together():
                 if main and not (workdir / "config.json").exists():
                     # First of all: without it nobody could tell whose the rest is.
                     checkpoint.write_config(workdir, settings, free)
             checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
             saved = checkpoints.latest
-            agreement.check_same("train", {f"the last checkpoint in {workdir}": saved})
+            distributed.check_same(
+                "train", {f"the last checkpoint in {workdir}": saved}
+            )
             if saved is not None:
-                with agreement.alike():
+                with distributed.raise_together():
                     if saved > config.steps:
                         raise checkpoint.WorkdirError(
                             f"steps must be at least {saved}, which the run in "
@@ -306,7 +308,7 @@ def train(
                     now = settings["data_crc32"]
                     if note.get("data_crc32_format", 1) < _CRC32_FORMAT:
                         now = _padded_crc32(gan, dataset, parts)
-                    with agreement.alike():
+                    with distributed.raise_together():
                         checkpoint.check_equal(
                             "data_crc32", note["data_crc32"], now, workdir
                         )
@@ -323,20 +325,20 @@ def train(
                             adopted,
                             program.adopted,
                         )
-            with agreement.alike():
+            with distributed.raise_together():
                 if main:
                     checkpoint.write_config(workdir, settings, free)
                 if main and (step == 0 or adopted):
                     counts = partition.table(dataset.train_labels, parts)
                     partition.plot(counts, workdir / "partition.png")
-        with agreement.alike():
+        with distributed.raise_together():
             recorder = Recorder(
                 gan, dataset, config, program, eval_key, score, callback, workdir, step
             )
         stack.callback(recorder.close)
         bar = plots.Progress(config.steps, step, enabled=progress and main)
         stack.callback(bar.close)
-        signals = stack.enter_context(agreement.Signals())
+        signals = stack.enter_context(distributed.Signals())
         shares, sizes = workers.shard_local((shares, sizes))
 
         def fail(what, at):
@@ -491,7 +493,7 @@ def _crc32(shares, sizes, workers):
         for leaf in leaves:
             crc = zlib.crc32(np.ascontiguousarray(leaf[row, :size]).data, crc)
         sums[worker] = crc
-    every = agreement.combined(sums, workers.count)
+    every = distributed.combine(sums, workers.count)
     return zlib.crc32(every.astype("<u4").tobytes())
 
 

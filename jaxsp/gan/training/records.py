@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxsp import distributed
-from jaxsp.gan import agreement, models
+from jaxsp.gan import models
 from jaxsp.gan.training import plots
 
 __all__ = ["Recorder", "add_bits"]
@@ -107,10 +107,10 @@ class Recorder:
         }
         x = self._program.generator(state) if scored else None
         enough = False
-        with agreement.alike():
+        with distributed.raise_together():
             if self._main:
                 enough = self._write(line, x)
-        return agreement.anywhere(enough)
+        return distributed.anywhere(enough)
 
     def _write(self, line, x):
         """The line, with scores and pictures of the generator `x`; whether to stop."""

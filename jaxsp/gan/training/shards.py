@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxsp.gan import agreement
+from jaxsp import distributed
 
 __all__ = ["Handler", "Restore", "Save", "place"]
 
@@ -45,7 +45,7 @@ class Handler(ocp.CheckpointHandler):
           directory: where; it exists, and no process has written there.
           args: the arrays.
         """
-        with agreement.alike():  # not committed unless all have written
+        with distributed.raise_together():  # not committed unless all have written
             self._save(pathlib.Path(directory), jax.process_index(), args.item)
 
     def _save(self, directory, number, item):
@@ -80,7 +80,7 @@ class Handler(ocp.CheckpointHandler):
         Raises:
           ValueError: if an array is not there, or not whole.
         """
-        with agreement.alike():
+        with distributed.raise_together():
             found = _read_index(pathlib.Path(directory))
             names = [name for name, _ in _named(args.item)]
             leaves, treedef = jax.tree.flatten(args.item)

@@ -16,36 +16,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsp import distributed
+from jaxsp.distributed.collective import process_count, process_index, process_max
+from jaxsp.distributed.rendezvous import DistributedError
 
 __all__ = [
     "Signals",
-    "agreed",
-    "alike",
-    "alone",
     "anywhere",
     "check_same",
-    "combined",
+    "combine",
     "in_all",
+    "is_alone",
+    "raise_together",
+    "raised_in_all",
 ]
 
 _LONGEST_MESSAGE = 2_000  # bytes
 _MARK = "_jaxsp_raised_in_all_processes"
 
 
-def alone() -> bool:
+def is_alone() -> bool:
     """Whether this is the only process; does not look for JAX's devices if it is."""
-    return not jax.distributed.is_initialized() or distributed.process_count() == 1
+    return not jax.distributed.is_initialized() or process_count() == 1
 
 
 @contextlib.contextmanager
-def alike() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """What raises in one process raises in all.
 
     The block must not call what all processes do together. Where it raised the error is
-    the same as ever, elsewhere it is a `distributed.DistributedError` that says what.
+    the same as ever, elsewhere it is a `DistributedError` that says what.
     """
-    if alone():
+    if is_alone():
         yield
         return
     error = None
@@ -53,8 +54,8 @@ def alike() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    mine, count = distributed.process_index(), distributed.process_count()
-    failed = count - int(distributed.largest([0 if error is None else count - mine])[0])
+    mine, count = process_index(), process_count()
+    failed = count - int(process_max([0 if error is None else count - mine])[0])
     if failed == count:
         return
     message = np.zeros(_LONGEST_MESSAGE, np.uint8)
@@ -63,10 +64,10 @@ def alike() -> Iterator[None]:
         text = f"{'' if said else type(error).__name__ + ': '}{error}"
         text = text.encode()[:_LONGEST_MESSAGE]
         message[: len(text)] = np.frombuffer(text, np.uint8)
-    text = bytes(distributed.largest(message).astype(np.uint8)).rstrip(b"\0")
+    text = bytes(process_max(message).astype(np.uint8)).rstrip(b"\0")
     if error is None:
         said = text.decode(errors="replace")
-        error = distributed.DistributedError(f"process {failed}: {said}")
+        error = DistributedError(f"process {failed}: {said}")
     raise in_all(error)
 
 
@@ -76,7 +77,7 @@ def in_all(error: Exception) -> Exception:
     return error
 
 
-def agreed(error: BaseException | None) -> bool:
+def raised_in_all(error: BaseException | None) -> bool:
     """Whether an error, or one that it was made of, was raised in all processes."""
     while error is not None:
         if getattr(error, _MARK, False):
@@ -87,10 +88,10 @@ def agreed(error: BaseException | None) -> bool:
 
 def anywhere(fact: bool) -> bool:
     """Whether it is so in any process."""
-    return bool(distributed.largest([int(fact)])[0])
+    return bool(process_max([int(fact)])[0])
 
 
-def combined(values: Mapping[int, int], size: int) -> np.ndarray:
+def combine(values: Mapping[int, int], size: int) -> np.ndarray:
     """A vector of which each process knows some entries.
 
     Args:
@@ -103,7 +104,7 @@ def combined(values: Mapping[int, int], size: int) -> np.ndarray:
     vector = np.zeros(size, np.int64)
     for position, value in values.items():
         vector[position] = value
-    return distributed.largest(vector)
+    return process_max(vector)
 
 
 def check_same(what: str, values: Mapping[str, Any]) -> None:
@@ -113,10 +114,10 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
       what: the function that is called, for the message.
       values: by name what must be equal: arrays, or what `repr` tells apart.
     """
-    if alone():
+    if is_alone():
         return
     sums = np.array([_crc32(value) for value in values.values()], np.int64)
-    differ = distributed.largest(sums) != -distributed.largest(-sums)
+    differ = process_max(sums) != -process_max(-sums)
     if differ.any():
         names = [name for name, is_bad in zip(values, differ, strict=True) if is_bad]
         raise in_all(
@@ -145,7 +146,7 @@ class Signals:
 
     def __init__(self):
         self._caught: list[signal.Signals] = []
-        self._alone = alone()
+        self._alone = is_alone()
         self._agreed: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
@@ -184,7 +185,7 @@ class Signals:
           For each the smallest of all processes.
         """
         mine = int(self._caught[0]) if self._caught else 0
-        number, *negative = distributed.largest([mine, *(-n for n in least)]).tolist()
+        number, *negative = process_max([mine, *(-n for n in least)]).tolist()
         if number:
             self._agreed = signal.Signals(number)
         return [-n for n in negative]

@@ -1,4 +1,4 @@
-"""What processes agree on, where there is one; many are in test_gan_processes.py."""
+"""What processes agree on, where there is one; many are in the tests of training."""
 
 import os
 import signal
@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from jaxsp import distributed
-from jaxsp.gan import agreement
+from jaxsp.distributed import together
 
 
 def test_alone_an_error_is_what_it_is():
-    assert agreement.alone()
-    with pytest.raises(KeyError, match="lost") as caught, agreement.alike():
+    assert distributed.is_alone()
+    with pytest.raises(KeyError, match="lost") as caught, distributed.raise_together():
         raise KeyError("lost")
-    assert not agreement.agreed(caught.value)
+    assert not distributed.raised_in_all(caught.value)
 
 
 def test_an_error_made_of_an_agreed_one_is_agreed():
-    first = agreement.in_all(ValueError("first"))
-    assert agreement.agreed(first)
+    first = distributed.in_all(ValueError("first"))
+    assert distributed.raised_in_all(first)
 
     def again():
         try:
@@ -29,17 +29,17 @@ def test_an_error_made_of_an_agreed_one_is_agreed():
 
     with pytest.raises(OSError, match="second") as caught:
         again()
-    assert agreement.agreed(caught.value)
-    assert not agreement.agreed(OSError("another"))
-    assert not agreement.agreed(None)
+    assert distributed.raised_in_all(caught.value)
+    assert not distributed.raised_in_all(OSError("another"))
+    assert not distributed.raised_in_all(None)
 
 
 def test_alone_all_know_what_one_knows():
-    assert agreement.anywhere(True)
-    assert not agreement.anywhere(False)
-    vector = agreement.combined({2: 2**32 - 1, 0: 5}, 4)
+    assert distributed.anywhere(True)
+    assert not distributed.anywhere(False)
+    vector = distributed.combine({2: 2**32 - 1, 0: 5}, 4)
     assert vector.tolist() == [5, 0, 2**32 - 1, 0]
-    agreement.check_same("fit", {"anything": np.zeros(3)})
+    distributed.check_same("fit", {"anything": np.zeros(3)})
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def three(monkeypatch):
     """Process 1 of three, whose others are said to have given certain numbers."""
     others = []
 
-    def largest(values):
+    def process_max(values):
         return np.max([np.asarray(values, np.int64), *others.pop(0)], axis=0)
 
-    monkeypatch.setattr(agreement, "alone", lambda: False)
-    monkeypatch.setattr(distributed, "largest", largest)
-    monkeypatch.setattr(distributed, "process_count", lambda: 3)
-    monkeypatch.setattr(distributed, "process_index", lambda: 1)
+    monkeypatch.setattr(together, "is_alone", lambda: False)
+    monkeypatch.setattr(together, "process_max", process_max)
+    monkeypatch.setattr(together, "process_count", lambda: 3)
+    monkeypatch.setattr(together, "process_index", lambda: 1)
     return others
 
 
@@ -65,28 +65,28 @@ def test_the_first_process_that_failed_says_why(three):
         pytest.raises(
             distributed.DistributedError, match=r"process 2: why\?"
         ) as caught,
-        agreement.alike(),
+        distributed.raise_together(),
     ):
         pass
-    assert agreement.agreed(caught.value)
+    assert distributed.raised_in_all(caught.value)
     # Its own error stays, whoever else failed.
     three += [[[3], [0]], [message, np.zeros(2_000)]]
-    with pytest.raises(OSError, match="mine"), agreement.alike():
+    with pytest.raises(OSError, match="mine"), distributed.raise_together():
         raise OSError("mine")
     three += [[[0], [0]]]
-    with agreement.alike():
+    with distributed.raise_together():
         pass
     assert not three
 
 
 def test_a_long_message_is_cut(three):
     three += [[[0], [0]], [np.zeros(2_000), np.zeros(2_000)]]
-    with pytest.raises(ValueError, match="long"), agreement.alike():
+    with pytest.raises(ValueError, match="long"), distributed.raise_together():
         raise ValueError("long" * 1_000)
 
 
 def test_signals_are_seen_when_all_agree(three):
-    with agreement.Signals() as signals:
+    with distributed.Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.seen is None
         three += [[[0, -4], [15, -9]]]
@@ -100,20 +100,20 @@ def test_signals_are_seen_when_all_agree(three):
 def test_what_differs_is_named(three):
     for name in ("sizes", "config"):
         values = {"config": {"a": (1, "x")}, "sizes": [np.arange(3)]}
-        sums = np.array([agreement._crc32(value) for value in values.values()])
+        sums = np.array([together._crc32(value) for value in values.values()])
         other = sums + np.array([name == "config", name == "sizes"])
         three += [[sums, other], [-sums, -other]]
         with pytest.raises(ValueError, match=f"^fit must .* and {name} is not the"):
-            agreement.check_same("fit", values)
+            distributed.check_same("fit", values)
 
 
 def test_what_is_compared_depends_on_values_shapes_and_words():
-    same = agreement._crc32({"a": np.arange(6), "b": "text"})
-    assert same == agreement._crc32({"a": np.arange(6), "b": "text"})
+    same = together._crc32({"a": np.arange(6), "b": "text"})
+    assert same == together._crc32({"a": np.arange(6), "b": "text"})
     for other in (
         {"a": np.arange(6)[::-1], "b": "text"},
         {"a": np.arange(6).reshape(2, 3), "b": "text"},
         {"a": np.arange(6), "b": "tent"},
         {"a": np.arange(6), "b": None, "c": 1},
     ):
-        assert agreement._crc32(other) != same
+        assert together._crc32(other) != same
