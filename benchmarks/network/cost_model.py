@@ -21,7 +21,6 @@ References:
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -29,8 +28,9 @@ from typing import Any, NamedTuple
 
 import namespaces
 import numpy as np
-from costs import BESIDES, COSTS, Cost, cost
-from worker import LATENCY
+from methods import BESIDES, LATENCY, METHODS, Cost, cost
+from report import table
+from scipy.optimize import linprog
 
 __all__ = ["Fit", "Net", "check", "extrapolate", "fit", "main", "plot"]
 
@@ -81,7 +81,7 @@ def _compute(result):
     what one of the all-reduce of one number takes.
     """
     points = [p for p in result["points"] if p["rate"] == "none"]
-    free = {p["method"]: p["least_ms"] / 1e3 for p in points if p["method"] in COSTS}
+    free = {p["method"]: p["least_ms"] / 1e3 for p in points if p["method"] in METHODS}
     if LATENCY not in free:
         raise ValueError(
             f"measured must have the method {LATENCY!r} without a limit, got "
@@ -150,15 +150,15 @@ def fit(result: dict[str, Any], rate: str, held_out: Sequence[str] = HELD_OUT) -
 def _least_absolute(left, right):
     """The x >= 0 that minimizes Σ |left x - right|, for two unknowns.
 
-    Some solution passes through two of the points, or through one at x_0 = 0.
+    A linear program: the residuals are between −e and e, and Σ e is minimized.
     """
-    found = [np.array([0.0, b / a]) for (_, a), b in zip(left, right, strict=True)]
-    for i, j in itertools.combinations(range(len(right)), 2):
-        pair = left[[i, j]]
-        if abs(np.linalg.det(pair)) > 1e-12 * np.abs(pair).max() ** 2:
-            found.append(np.linalg.solve(pair, right[[i, j]]))
-    inside = [x for x in found if x[0] >= 0]
-    return min(inside, key=lambda x: np.abs(left @ x - right).sum())
+    one = np.eye(len(right))
+    found = linprog(
+        np.append([0, 0], np.ones(len(right))),
+        np.block([[left, -one], [-left, -one]]),
+        np.concatenate([right, -right]),
+    )
+    return found.x[:2]
 
 
 def check(
@@ -233,8 +233,8 @@ def extrapolate(
         for count in counts:
             once = cost(name, count, parameters)
             if name in BESIDES:
-                more = BESIDES[name](count, parameters)
-                once = Cost(once.rounds + more.rounds, once.bytes + more.bytes)
+                whole = np.array(cost("all-reduce", count, parameters))
+                once = Cost(*(once + whole / BESIDES[name]))
             seconds = model.step(once, rate, compute, net.latency / 1e3)
             found[name].append(1e3 * seconds)
     return found
@@ -243,30 +243,21 @@ def extrapolate(
 # ------------------------------------------------------------------ tables and a plot
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def plot(
     tables: dict[str, dict[str, list[float]]],
     counts: Sequence[int],
     path: pathlib.Path,
 ) -> None:
     """Draw the extrapolated steps, a panel for each network."""
-    import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(tables), figsize=(4.6 * len(tables), 4.8), sharey=True, squeeze=False
-    )
-    colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    styles = ("-", "--", ":")
-    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        for i, (name, times) in enumerate(table.items()):
-            axis.plot(counts, times, styles[i % 3], color=colours[i], label=name)
+    figure = Figure(figsize=(4.6 * len(tables), 4.8))
+    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)
+    colours, styles = colormaps["tab20"], ("-", "--", ":")
+    for axis, (title, lines) in zip(axes[0], tables.items(), strict=True):
+        for i, (name, times) in enumerate(lines.items()):
+            axis.plot(counts, times, styles[i % 3], color=colours(i), label=name)
         axis.set(xscale="log", yscale="log", title=title, xlabel="workers")
         axis.set_xticks(counts, [str(n) for n in counts], rotation=60)
         axis.minorticks_off()
@@ -276,7 +267,6 @@ def plot(
     figure.legend(handles, names, loc="lower center", ncol=4, frameon=False)
     figure.tight_layout(rect=(0, 0.17, 1, 1))
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _nets(text):
@@ -326,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         for row in rows
     ]
-    print(markdown(["method", "rate", "used to", "ms", "model ms", "error"], cells))
+    print(table(["method", "rate", "used to", "ms", "model ms", "error"], cells))
     errors = [abs(row["error"]) for row in rows if not row["fitted"]]
     if errors:
         print(
@@ -334,10 +324,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{100 * np.median(errors):.1f} %, largest {100 * max(errors):.1f} %."
         )
     tables = {str(n): extrapolate(result, model, n, flags.workers) for n in nets}
-    for title, table in tables.items():
+    for title, lines in tables.items():
         print(f"\nModel, milliseconds a step, {title}:\n")
-        cells = [[k, *(f"{ms:,.0f}" for ms in times)] for k, times in table.items()]
-        print(markdown(["workers", *map(str, flags.workers)], cells))
+        cells = [[k, *(f"{ms:,.0f}" for ms in times)] for k, times in lines.items()]
+        print(table(["workers", *map(str, flags.workers)], cells))
     if flags.plot is not None:
         plot(tables, flags.workers, flags.plot)
 

@@ -13,40 +13,35 @@ which is not throttled, and nothing but the step times is measured.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import methods
 import namespaces
+import processes
 import report
 import worker
+from task import Task
+
+from jaxsp.gan.files import replacing
 
 __all__ = ["METHODS", "main", "measure"]
 
 PORT = 29_400
-METHODS = (*worker.METHODS, *worker.GANS)
-LAST_WORDS = 5.0  # seconds that the others have to say what they miss
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+METHODS = (*methods.METHODS, *worker.GANS)
 WORKER = pathlib.Path(worker.__file__)
 
 
 def measure(
+    task: Task,
     rates: Sequence[str],
-    processes: int = 4,
-    parameters: int = 1_000_000,
-    methods: Sequence[str] = METHODS,
-    steps: int = 10,
-    seconds: float = 60.0,
     mtu: int = 1500,
     tcp: str = "reno",
     loopback: bool = False,
@@ -54,90 +49,80 @@ def measure(
     """Measure methods at some rates.
 
     Args:
+      task: what each process does; what differs between processes and rates is set
+        here.
       rates: as `tc` writes them; `"none"` for links without limits.
-      processes: how many, with one worker each.
-      parameters: float32 numbers in the model, but for GANs.
-      methods: some of `METHODS`.
-      steps: how many to measure of each method.
-      seconds: what a method may take at a rate; it then does fewer steps.
       mtu: the largest packet, in bytes.
       tcp: the congestion control.
       loopback: talk over the machine's loopback, without namespaces; `rates` are then
         not used.
 
     Returns:
-      The setting, and `points`, one for each rate and method, as
-      `report.summary` makes them.
+      The setting, and `points`, one for each rate and method, as `report.summary` makes
+      them.
 
     Raises:
       ValueError: if an argument is not of the above.
       RuntimeError: if the network cannot be made, or a process fails.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
+    unknown = [name for name in task.methods if name not in METHODS]
+    if unknown or not task.methods:
         raise ValueError(
             f"methods must be some of {', '.join(METHODS)}, got "
             f"{', '.join(unknown) or 'none'}."
         )
-    for name, value, least in (
-        ("processes", processes, 2),
-        ("parameters", parameters, 1),
-        ("steps", steps, 1),
-        ("seconds", seconds, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    least = {"num_processes": 2, "parameters": 1, "steps": 1, "seconds": 0}
+    for name, minimum in least.items():
+        if (value := getattr(task, name)) < minimum:
+            name = name.removeprefix("num_")
+            raise ValueError(f"{name} must be at least {minimum}, got {value}.")
     limits = {
         rate: None if rate == "none" else namespaces.parse_rate(rate) for rate in rates
     }
-    network = namespaces.Network(processes, None, mtu, tcp)
+    network = namespaces.Network(task.num_processes, None, mtu, tcp)
     result = {
         "machine": report.machine(),
         "throttled": not loopback,
-        "processes": processes,
-        "parameters": parameters,
+        "processes": task.num_processes,
+        "parameters": task.parameters,
         "mtu": None if loopback else mtu,
         "tcp": None if loopback else tcp,
         "points": [],
     }
-    task = worker.Task(
-        coordinator=f"127.0.0.1:{_free_port()}",
-        num_processes=processes,
-        process_id=0,
-        methods=list(methods),
-        parameters=parameters,
-        steps=steps,
-        seconds=seconds,
-        rate=None,
-        interface=None,
-        directory="",
-    )
     if loopback:
+        with socket.socket() as listener:  # to find a free port
+            listener.bind(("127.0.0.1", 0))
+            where = f"127.0.0.1:{listener.getsockname()[1]}"
+        task = dataclasses.replace(task, coordinator=where)
         result["points"] = _points(task, "none", lambda process, argv: argv)
         return result
+    task = dataclasses.replace(
+        task, coordinator=f"{network.addresses[0]}:{PORT}", interface="eth0"
+    )
     with network:
         for rate, bits in limits.items():
             network.set_rate(None if bits is None else rate)
-            at_rate = dataclasses.replace(
-                task,
-                coordinator=f"{network.addresses[0]}:{PORT}",
-                rate=bits,
-                interface="eth0",
-            )
+            at_rate = dataclasses.replace(task, rate=bits)
             result["points"] += _points(at_rate, rate, network.command)
     return result
 
 
-def _points(task, rate, command):
+def _points(
+    task: Task, rate: str, command: Callable[[int, list[str]], list[str]]
+) -> list[dict[str, Any]]:
     """Run the processes of a task, and sum up what they found."""
     print(f"rate {rate}:", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="jaxsp-net-") as directory:
-        task = dataclasses.replace(task, directory=directory)
-        _run(task, command)
-        paths = (
-            pathlib.Path(directory) / f"process-{i}.json"
-            for i in range(task.num_processes)
-        )
+    with tempfile.TemporaryDirectory(prefix="jaxsp-net-") as name:
+        directory = pathlib.Path(name)
+
+        def argv(process):
+            own = dataclasses.replace(task, process_id=process, directory=name)
+            said = [str(os.getpid()), json.dumps(dataclasses.asdict(own))]
+            return command(process, [sys.executable, str(WORKER), *said])
+
+        ids = range(task.num_processes)
+        processes.run([argv(i) for i in ids], directory)
+        paths = (directory / f"process-{i}.json" for i in ids)
         found = [json.loads(path.read_text()) for path in paths]
     return [
         {"method": name, "rate": rate}
@@ -146,71 +131,8 @@ def _points(task, rate, command):
     ]
 
 
-# ------------------------------------------------------------------ the processes
-
-
-def _run(
-    task: worker.Task,
-    command: Callable[[int, list[str]], list[str]],
-) -> None:
-    """Run a process for each worker, and end them all when one fails."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
-    environment.pop("XLA_FLAGS", None)
-    running = []
-    try:
-        for process in range(task.num_processes):
-            own = dataclasses.replace(task, process_id=process)
-            argv = [sys.executable, str(WORKER), str(os.getpid())]
-            argv += [json.dumps(dataclasses.asdict(own))]
-            log = pathlib.Path(task.directory) / f"process-{process}.log"
-            with log.open("w") as stderr:
-                running.append(
-                    subprocess.Popen(
-                        command(process, argv),
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=stderr,
-                        stderr=None if process == 0 else stderr,
-                        start_new_session=True,
-                    )
-                )
-        codes = [None]
-        while None in codes and not any(codes):
-            time.sleep(0.1)
-            codes = [each.poll() for each in running]
-        if any(codes):
-            time.sleep(LAST_WORDS)
-            process = next(i for i, code in enumerate(codes) if code)
-            log = pathlib.Path(task.directory) / f"process-{process}.log"
-            said = log.read_text().strip().splitlines()[-5:]
-            raise RuntimeError(
-                f"process {process} ended with exit code {codes[process]}: "
-                + "\n".join(said)
-            )
-    finally:
-        for each in running:
-            if each.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(each.pid, signal.SIGKILL)
-        for each in running:
-            each.wait()
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _on_signal(number, frame):
-    """Leave through every `finally`, once: what was made is removed there."""
-    del frame
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(128 + number)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the command line says, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rate", default="100mbit,10mbit", help="of links, each way")
     parser.add_argument("--processes", type=int, default=4)
@@ -228,29 +150,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     why = None if flags.loopback else namespaces.unavailable()
     if why is not None:
         print(f"No throttled network: {why}. Loopback instead.", file=sys.stderr)
-    handlers = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    task = Task(
+        num_processes=flags.processes,
+        methods=[m for m in flags.methods.split(",") if m],
+        parameters=flags.parameters,
+        steps=flags.steps,
+        seconds=flags.seconds,
+    )
+    rates = ["none", *(r for r in flags.rate.split(",") if r)]
+    loopback = flags.loopback or why is not None
     try:
-        result = measure(
-            ["none", *(r for r in flags.rate.split(",") if r)],
-            flags.processes,
-            flags.parameters,
-            [m for m in flags.methods.split(",") if m],
-            flags.steps,
-            flags.seconds,
-            flags.mtu,
-            flags.tcp,
-            loopback=flags.loopback or why is not None,
-        )
+        with processes.leaving_on_signals():
+            result = measure(task, rates, flags.mtu, flags.tcp, loopback)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     print(report.markdown(result))
     if flags.output is not None:
-        unfinished = flags.output.with_name(flags.output.name + ".tmp")
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(unfinished, flags.output)
+        with replacing(flags.output) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

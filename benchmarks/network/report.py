@@ -1,6 +1,5 @@
 """What `measure.py` makes of its measurements: numbers for each method, and tables."""
 
-import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -9,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import methods
 import numpy as np
-import worker
 
-__all__ = ["machine", "markdown", "summary"]
+__all__ = ["machine", "markdown", "summary", "table"]
 
 
 def summary(found: Sequence[dict[str, Any]], rate: float | None) -> dict[str, Any]:
@@ -30,69 +29,63 @@ def summary(found: Sequence[dict[str, Any]], rate: float | None) -> dict[str, An
       `wire_bytes` a step, the largest mean; `wire_ratio`, bytes on the wire to bytes
       accounted, of all processes and steps. What needs a rate is None without one.
     """
-
-    def cycles(values, cycle):
-        return np.mean(np.reshape(values, (-1, cycle)), axis=1)
-
-    def median(values, cycle):
-        return float(np.median(cycles(values, cycle)))
-
+    cycle = found[0]["cycle"]
+    cycles = {  # [process, cycle]
+        name: np.array([each[name] for each in found]).reshape(len(found), -1, cycle)
+        for name in ("seconds", "up", "down")
+    }
+    cycles = {name: values.mean(axis=2) for name, values in cycles.items()}
     steps = len(found[0]["seconds"])
-    step_ms = 1e3 * max(median(each["seconds"], each["cycle"]) for each in found)
-    accounted = max(
-        median(each[way], each["cycle"]) / 8 for each in found for way in ("up", "down")
-    )
+    step_ms = 1e3 * np.median(cycles["seconds"], axis=1).max()
+    accounted = max(np.median(cycles[w], axis=1).max() for w in ("up", "down")) / 8
     result: dict[str, Any] = {
         "steps": steps,
-        "step_ms": step_ms,
-        "least_ms": 1e3 * max(cycles(e["seconds"], e["cycle"]).min() for e in found),
-        "accounted_bytes": accounted,
-        "wire_bytes": None,
-        "wire_ratio": None,
-        "limit_ms": None,
-        "limit_ratio": None,
+        "step_ms": float(step_ms),
+        "least_ms": float(1e3 * cycles["seconds"].min(axis=1).max()),
+        "accounted_bytes": float(accounted),
     }
-    if rate is not None:
-        sent = [max(each["sent"], each["received"]) / steps for each in found]
-        counted = sum(sum(each["up"]) for each in found) / 8
-        result["wire_bytes"] = max(sent)
-        result["wire_ratio"] = sum(each["sent"] for each in found) / max(counted, 1)
-        result["limit_ms"] = accounted * 8 / rate * 1e3
-        result["limit_ratio"] = step_ms / result["limit_ms"]
-    return result
+    rated = ("wire_bytes", "wire_ratio", "limit_ms", "limit_ratio")
+    if rate is None:
+        return result | dict.fromkeys(rated)
+    wire = max(max(each["sent"], each["received"]) for each in found) / steps
+    counted = sum(sum(each["up"]) for each in found) / 8
+    sent = sum(each["sent"] for each in found)
+    limit_ms = float(accounted * 8 / rate * 1e3)
+    numbers = (wire, sent / max(counted, 1), limit_ms, float(step_ms) / limit_ms)
+    return result | dict(zip(rated, numbers, strict=True))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result of `measure` as a Markdown table for each rate."""
-    lines = []
+    """The result of `measure.measure` as a Markdown table for each rate."""
+    parts = []
     if not result["throttled"]:
-        lines += ["Over loopback, not throttled: step times only.", ""]
+        parts += ["Over loopback, not throttled: step times only."]
     free = {p["method"]: p["step_ms"] for p in result["points"] if p["rate"] == "none"}
     for rate in dict.fromkeys(point["rate"] for point in result["points"]):
-        columns = ["step ms", "kB accounted"]
         limited = rate != "none"
+        head, rows = ["method", "step ms", "kB accounted"], []
         if limited:
-            columns += ["limit ms", "step / limit", "unlimited, ms"]
-            columns += ["wire / accounted"]
+            head += ["limit ms", "step / limit", "unlimited, ms", "wire / accounted"]
         where = f"{rate} each way" if limited else "no limit"
-        lines += [f"{result['processes']} processes, {where}:", ""]
-        start = len(lines)
-        lines += ["| " + " | ".join(["method", *columns]) + " |"]
-        lines += ["| " + " | ".join(["---"] * (len(columns) + 1)) + " |"]
-        for point in (p for p in result["points"] if p["rate"] == rate):
-            if point["method"] == worker.LATENCY:
-                said = f"An all-reduce of one number takes {point['step_ms']:.2f} ms."
-                lines[start:start] = [said, ""]
+        parts += [f"{result['processes']} processes, {where}:"]
+        for p in (p for p in result["points"] if p["rate"] == rate):
+            if p["method"] == methods.LATENCY:
+                parts += [f"An all-reduce of one number takes {p['step_ms']:.2f} ms."]
                 continue
-            cells = [point["method"], _number(point["step_ms"])]
-            cells += [_number(point["accounted_bytes"] / 1e3)]
+            row = [p["method"], _number(p["step_ms"])]
+            row += [_number(p["accounted_bytes"] / 1e3)]
             if limited:
-                cells += [_number(point["limit_ms"]), f"{point['limit_ratio']:.2f}"]
-                cells += [_number(free.get(point["method"]))]
-                cells += [f"{point['wire_ratio']:.3f}"]
-            lines += ["| " + " | ".join(cells) + " |"]
-        lines += [""]
-    return "\n".join(lines)
+                row += [_number(p["limit_ms"]), f"{p['limit_ratio']:.2f}"]
+                row += [_number(free.get(p["method"])), f"{p['wire_ratio']:.3f}"]
+            rows += [row]
+        parts += [table(head, rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _number(value):
@@ -103,12 +96,10 @@ def _number(value):
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
+    cpu, info = platform.processor(), pathlib.Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
     load = os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
     return {
         "cpu": cpu,
@@ -117,8 +108,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "jax": importlib.metadata.version("jax"),
-        "jaxlib": importlib.metadata.version("jaxlib"),
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "jaxsp": importlib.metadata.version("jaxsp"),
         "date": time.strftime("%Y-%m-%d"),
     }

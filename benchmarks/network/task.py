@@ -17,29 +17,29 @@ class Task:
     """What a process is to do.
 
     Attributes:
-      coordinator: host and port of process 0.
       num_processes: how many there are, one worker each.
-      process_id: which of them this one is.
-      methods: names in `METHODS` or `GANS`, in order.
-      parameters: float32 numbers in the model.
+      methods: names in `methods.METHODS` or `worker.GANS`, in order.
+      parameters: float32 numbers in the model, but for GANs.
       steps: how many to measure of each method.
       seconds: what a method may take by the rate and its own count of bits; it then
         does fewer steps, but three cycles at least.
       rate: of the links, in bits a second; None if they are not limited.
       interface: whose counters to read; None to read none.
+      coordinator: host and port of process 0.
+      process_id: which of them this one is.
       directory: where the results go.
     """
 
-    coordinator: str
     num_processes: int
-    process_id: int
     methods: list[str]
     parameters: int
     steps: int
     seconds: float
-    rate: float | None
-    interface: str | None
-    directory: str
+    rate: float | None = None
+    interface: str | None = None
+    coordinator: str = ""
+    process_id: int = 0
+    directory: str = ""
 
 
 def traffic(state: Any) -> tuple[int, int]:

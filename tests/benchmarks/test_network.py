@@ -10,12 +10,8 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-
-import jaxsp
 
 ROOT = pathlib.Path(__file__).parents[2] / "benchmarks/network"
 
@@ -26,20 +22,22 @@ def _siblings(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-def load(name):
-    return importlib.import_module(name)
+load = importlib.import_module
 
 
-def needs_namespaces():
-    why = load("namespaces").unavailable()
-    if why is not None:
+@pytest.fixture
+def namespaces():
+    """The module, where a network can be made."""
+    module = load("namespaces")
+    if (why := module.unavailable()) is not None:
         pytest.skip(why)
+    return module
 
 
-def start(*argv):
-    """A Python process in a session of its own."""
+def measuring(*flags):
+    """`measure.py`, in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, *map(str, argv)],
+        [sys.executable, str(ROOT / "measure.py"), *map(str, flags)],
         env=dict(os.environ, PYTHONPATH=str(ROOT.parents[1])),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,7 +47,7 @@ def start(*argv):
 
 
 def finish(process, seconds=240):
-    """The exit code and the output, after so many seconds at most."""
+    """The exit code and what was said, after so many seconds at most."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -88,33 +86,26 @@ def test_other_rates_are_refused(rate):
         load("namespaces").parse_rate(rate)
 
 
-def found(seconds, up, down, sent, received, cycle=1):
-    names = ("seconds", "up", "down", "sent", "received", "cycle")
-    return dict(zip(names, (seconds, up, down, sent, received, cycle), strict=True))
-
-
 def test_a_summary_takes_the_busiest_process_and_whole_cycles():
-    summary = load("report").summary
     # Cycles of two steps: 10 + 30, 10 + 50, 10 + 70 ms; the other process is faster.
-    slow = found(
-        [0.01, 0.03, 0.01, 0.05, 0.01, 0.07],
-        [0, 8000] * 3,
-        [0, 4000] * 3,
-        3300,
-        1700,
-        2,
+    slow = dict(seconds=[0.01, 0.03, 0.01, 0.05, 0.01, 0.07], cycle=2)
+    slow |= dict(up=[0, 8000] * 3, down=[0, 4000] * 3, sent=3300, received=1700)
+    fast = dict(seconds=[0.001] * 6, cycle=2, sent=1650, received=6600)
+    fast |= dict(up=[0, 4000] * 3, down=[0, 16000] * 3)
+    row = load("report").summary([slow, fast], 1e6)
+    assert row == pytest.approx(
+        {
+            "steps": 6,
+            "step_ms": 30,
+            "least_ms": 20,
+            "accounted_bytes": 1000,  # received by the second, 2000 every other step
+            "wire_bytes": 1100,
+            "wire_ratio": (3300 + 1650) / (3000 + 1500),
+            "limit_ms": 8,
+            "limit_ratio": 30 / 8,
+        }
     )
-    fast = found([0.001] * 6, [0, 4000] * 3, [0, 16000] * 3, 1650, 6600, 2)
-    row = summary([slow, fast], 1e6)
-    assert row["steps"] == 6
-    assert row["step_ms"] == pytest.approx(30)
-    assert row["least_ms"] == pytest.approx(20)
-    assert row["accounted_bytes"] == 1000  # received by the second, 2000 every other
-    assert row["wire_bytes"] == 1100
-    assert row["wire_ratio"] == pytest.approx((3300 + 1650) / (3000 + 1500))
-    assert row["limit_ms"] == pytest.approx(8)
-    assert row["limit_ratio"] == pytest.approx(30 / 8)
-    free = summary([slow, fast], None)
+    free = load("report").summary([slow, fast], None)
     assert free["step_ms"] == row["step_ms"]
     assert free["wire_ratio"] is free["limit_ms"] is free["limit_ratio"] is None
 
@@ -157,49 +148,38 @@ def test_a_table_for_each_rate():
 # ------------------------------------------------------------------ the model
 
 
-def traffics(state):
-    """The bits (sent, received) in a state, as limbs [way, limb]."""
-    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
-    counts = [x for x in jax.tree.leaves(state, is_leaf=is_traffic) if is_traffic(x)]
-    return sum(jnp.stack(count) for count in counts)
-
-
-@pytest.mark.parametrize("count", [2, 4, 8])
-def test_costs_are_what_the_methods_count(count):
-    worker, costs = load("worker"), load("costs")
-    workers = jaxsp.Workers(count, jax.devices()[:1])
-    assert set(costs.COSTS) == set(worker.METHODS)
-    for name, method in worker.METHODS.items():
-        size = method.parameters or 4096
-        own = jax.random.normal(jax.random.key(0), (count, *worker.shape(size)))
-        tx = method.make(count, workers.axis_name)
-        cycle = method.cycle(count)
-
-        def run(own, tx=tx, cycle=cycle):
-            def step(carry, _):
-                z, state = carry
-                oracle = lambda z: worker.operator(z, own)  # noqa: E731
-                updates, state = tx.update(oracle(z), state, z, operator_fn=oracle)
-                return (optax.apply_updates(z, updates), state), traffics(state)
-
-            z = jax.tree.map(jnp.zeros_like, own)
-            return jax.lax.scan(step, (z, tx.init(z)), length=2 * cycle)[1]
-
-        limbs = np.asarray(jax.jit(workers.map(run))({"w": own}), np.float64)
-        bits = limbs[..., 0] * 2.0**32 + limbs[..., 1]  # [worker, step, way]
-        once = (bits[:, -1] - bits[:, -1 - cycle]).max() / cycle
-        counted = costs.cost(name, count, size).bytes
-        assert once / 8 == pytest.approx(counted, rel=1e-6), name
-    with pytest.raises(ValueError, match="method must be one of latency, all-reduce"):
-        costs.cost("telepathy", count, 4096)
+def test_costs_of_a_step():
+    count = load("methods").cost
+    rows = {name: count(name, 4, 4096) for name in load("methods").METHODS}
+    dense = 4 * 4096
+    assert rows == {
+        "latency": (6, 6),
+        "all-reduce": (6, 1.5 * dense),
+        "ring": (2, 2 * dense),
+        "one-way ring": (1, dense),
+        "one-peer exponential": (1, dense),
+        "sync every 8": (0.75, 1.5 * dense / 8),
+        # A block of 1,024 and a scale to each of three others, and as much back.
+        "quantize 8 bits": (6, 6 * (1024 + 4)),
+        "quantize 4 bits": (6, 6 * (512 + 4)),
+        "quantize 2 bits": (6, 6 * (256 + 4)),
+        "sign": (6, 6 * (128 + 4)),
+        "top-k 1 %": (6, 6 * 10 * (4 + 2)),
+        # All payloads to three others: 2 · (64 + 64) numbers, 41 and a seed.
+        "low rank 2": (3, 3 * 4 * 2 * 128),
+        "MASHA1 rand-k 1 %": (3, 3 * (4 * 41 + 8)),
+    }
+    # Not a multiple of the workers, and more of them: the cheaper route changes.
+    assert count("MASHA1 rand-k 1 %", 128, 4096).rounds == 254
+    assert count("one-peer exponential", 12, 1000) == (1, 4000)
 
 
 def synthetic(alpha, overhead, noise=0.0, rates=("100mbit", "10mbit")):
     """What `measure.measure` would return if the model were true."""
-    costs, parse = load("costs"), load("namespaces").parse_rate
+    costs, parse = load("methods"), load("namespaces").parse_rate
     rng = np.random.default_rng(0)
     points = []
-    for i, name in enumerate(costs.COSTS):
+    for i, name in enumerate(costs.METHODS):
         cost = costs.cost(name, 4, 100_000)
         compute = i + 1e3 * alpha * cost.rounds  # the first one's is 0
         points.append(point(name, "none", compute))
@@ -220,7 +200,7 @@ def test_the_model_finds_its_two_numbers():
     assert max(abs(row["error"]) for row in rows) < 1e-9
     fitted = {row["method"] for row in rows if row["fitted"]}
     assert {row["rate"] for row in rows if row["fitted"]} == {"100mbit"}
-    assert fitted == set(load("costs").COSTS) - set(model.HELD_OUT)
+    assert fitted == set(load("methods").METHODS) - set(model.HELD_OUT)
 
     for each in result["points"]:  # what is held out does not count
         if each["method"] in model.HELD_OUT and each["rate"] != "none":
@@ -242,20 +222,19 @@ def test_the_model_finds_its_two_numbers():
     assert 0.001 < max(errors) < 0.06
 
 
-def test_a_round_costs_no_less_than_nothing():
-    left, right = (
-        np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]),
-        np.array([1, 0.9, 0.8]),
-    )
-    assert load("cost_model")._least_absolute(left, right) == pytest.approx([0, 0.9])
-    right = np.array([1, 1.1, 1.2])
-    assert load("cost_model")._least_absolute(left, right) == pytest.approx([0.1, 0.9])
+@pytest.mark.parametrize(
+    ("right", "expected"), [([1, 0.9, 0.8], [0, 0.9]), ([1, 1.1, 1.2], [0.1, 0.9])]
+)
+def test_a_round_costs_no_less_than_nothing(right, expected):
+    left = np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]])
+    found = load("cost_model")._least_absolute(left, np.array(right))
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rate", "count"), [("1gbit", 0), ("100mbit", 1)])
 def test_a_fit_needs_two_methods(rate, count):
     result = synthetic(0.001, 1.0)
-    others = [name for name in load("costs").COSTS if name != "ring"]
+    others = [name for name in load("methods").METHODS if name != "ring"]
     with pytest.raises(ValueError, match=f"got {count} at '{rate}'"):
         load("cost_model").fit(result, rate, others)
 
@@ -337,17 +316,17 @@ def test_wrong_flags_are_named(flag, what, capsys):
 
 
 def test_who_is_not_root_gets_loopback_and_is_told(monkeypatch, capsys):
-    network, given = load("measure"), {}
+    module, given = load("measure"), []
 
-    def measure(*args, loopback, **kwargs):
-        given["loopback"] = loopback
-        return {"throttled": not loopback, "processes": 4, "points": []}
+    def measure(*args):
+        given.append(args[-1])
+        return {"throttled": not args[-1], "processes": 4, "points": []}
 
-    monkeypatch.setattr(network, "measure", measure)
+    monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
-    network.main([])
-    assert given == {"loopback": True}
+    module.main([])
+    assert given == [True]
     captured = capsys.readouterr()
     assert "needs root" in captured.err
     assert "Loopback instead" in captured.err
@@ -358,12 +337,10 @@ def test_who_is_not_root_gets_loopback_and_is_told(monkeypatch, capsys):
 
 def test_two_processes_over_loopback(tmp_path):
     path = tmp_path / "network.json"
+    names = ["all-reduce", "sync every 8", "sign", "MD-GAN"]
+    flags = ["--loopback", "--processes=2", "--steps=4", "--parameters=1000"]
     code, out, err = finish(
-        start(
-            *(ROOT / "measure.py", "--loopback", "--processes=2", "--steps=4"),
-            *("--parameters=1000", "--methods=all-reduce,sync every 8,sign,MD-GAN"),
-            f"--output={path}",
-        )
+        measuring(*flags, f"--methods={','.join(names)}", f"--output={path}")
     )
     assert code == 0, err
     assert "not throttled" in out
@@ -371,7 +348,7 @@ def test_two_processes_over_loopback(tmp_path):
     assert not result["throttled"]
     assert result["machine"]["jax"] == jax.__version__
     rows = {row["method"]: row for row in result["points"]}
-    assert list(rows) == ["all-reduce", "sync every 8", "sign", "MD-GAN"]
+    assert list(rows) == names
     assert {row["rate"] for row in rows.values()} == {"none"}
     assert min(row["step_ms"] for row in rows.values()) > 0
     # 2(M - 1)/M of 4,000 bytes; every eighth step; 125 bytes and a scale.
@@ -384,35 +361,43 @@ def test_two_processes_over_loopback(tmp_path):
     assert rows["all-reduce"]["wire_ratio"] is None
 
 
-def test_a_process_that_fails_ends_the_others(tmp_path, monkeypatch):
-    network = load("measure")
-    worker = tmp_path / "worker.py"
-    worker.write_text(
-        "import json, sys, time\n"
-        "if json.loads(sys.argv[2])['process_id'] == 1:\n"
-        "    print('no luck', flush=True)\n"
-        "    sys.exit(3)\n"
-        "time.sleep(600)\n"
-    )
-    monkeypatch.setattr(network, "WORKER", worker)
-    monkeypatch.setattr(network, "LAST_WORDS", 0.1)
-    with pytest.raises(
-        RuntimeError, match=r"process 1 ended with exit code 3: no luck"
-    ):
-        network.measure([], processes=2, methods=["ring"], loopback=True)
+def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, monkeypatch):
+    processes = load("processes")
+    monkeypatch.setattr(processes, "LAST_WORDS", 0.1)
+    hang = [sys.executable, "-c", f"import time; time.sleep(600) # {tmp_path}"]
+    fail = [sys.executable, "-c", "print('no luck'); raise SystemExit(3)"]
+    with pytest.raises(RuntimeError, match="process 1 ended with exit code 3: no luck"):
+        processes.run([hang, fail], tmp_path / "logs")
+    with pytest.raises(RuntimeError, match=r"logs took more than 0 s\."):
+        processes.run([hang, hang], tmp_path / "logs", limit=0.3)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True)
+    assert left.stdout == b""
+
+
+def test_when_a_score_is_reached():
+    points = [(0, 700), (10, 200), (20, 100), (30, 150)]
+    records = [
+        {"step": s, "seconds": s, "frechet_distance": score, "bits_up": 8e6 * s}
+        for s, score in points
+    ]
+    reached = load("mnist").reached
+    assert [reached(records, score) for score in (800, 700, 150, 100)] == [0, 0, 15, 20]
+    assert reached(records, 99) is None
+    faster = [{**record, "seconds": record["step"] / 2} for record in records]
+    table = load("mnist").table({"slow": records, "fast": faster}, "slow")
+    assert "| slow | 1e+03 | 30 | 100 | 20 | 1x |" in table
+    assert "| fast | 500 | 30 | 100 | 10 | 2x |" in table
 
 
 # ------------------------------------------------------------------ the namespaces
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_a_throttled_link_is_slow_and_counted(tmp_path):
-    needs_namespaces()
     path = tmp_path / "network.json"
+    flags = ["--rate=20mbit", "--processes=2", "--steps=3", "--parameters=100000"]
     code, out, err = finish(
-        start(
-            *(ROOT / "measure.py", "--rate=20mbit", "--processes=2", "--steps=3"),
-            *("--parameters=100000", "--methods=all-reduce", f"--output={path}"),
-        )
+        measuring(*flags, "--methods=all-reduce", f"--output={path}")
     )
     assert code == 0, err
     free, slow = json.loads(path.read_text())["points"]
@@ -442,9 +427,7 @@ with namespaces.Network(2, "100mbit") as network:
 """
 
 
-def test_what_a_killed_run_leaves_is_removed_by_the_next():
-    needs_namespaces()
-    namespaces = load("namespaces")
+def test_what_a_killed_run_leaves_is_removed_by_the_next(namespaces):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD],
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
@@ -469,11 +452,9 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_removes_everything(number, tmp_path):
-    needs_namespaces()
-    process = start(
-        *(ROOT / "measure.py", "--rate=1mbit", "--processes=2", "--methods=ring")
-    )
+@pytest.mark.usefixtures("namespaces")
+def test_a_signal_removes_everything(number):
+    process = measuring("--rate=1mbit", "--processes=2", "--methods=ring")
     deadline = time.monotonic() + 120
     pids = ""
     while time.monotonic() < deadline and process.poll() is None:
@@ -492,9 +473,7 @@ def test_a_signal_removes_everything(number, tmp_path):
         assert not pathlib.Path(f"/proc/{pid}").exists()
 
 
-def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch):
-    needs_namespaces()
-    namespaces = load("namespaces")
+def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch, namespaces):
     call = namespaces._call
 
     def broken(*argv, check=True):
