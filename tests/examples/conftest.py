@@ -1,0 +1,37 @@
+"""What the tests of the examples share: the examples, imported as Python runs them."""
+
+import importlib
+import pathlib
+import sys
+
+import jax
+import pytest
+from absl import flags
+
+from jaxsp.gan import command
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def example():
+    """Import an example by its name."""
+    sys.path.insert(0, str(EXAMPLES))  # as Python does for a script
+    jax.devices()  # there are eight from now on, whatever --devices says
+    yield importlib.import_module
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call a script as from a shell; its exit code and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        values = flags.FlagValues()
+        command.define(script.Config, values)
+        rest = values([script.PROGRAM, *arguments])
+        code = command.call(script.PROGRAM, script.Config, script.main, rest, values)
+        return code, *capsys.readouterr()
+
+    return call
