@@ -34,7 +34,7 @@ MODES = {
 }
 METHODS = {
     "gossip": ("--method=dp_oadam", "--topology=ring"),
-    "4 bits": ("--method=dqgan_adam", "--compressor=quantize", "--bits=4"),
+    "4 bits": ("--method=dqgan_adam", "--compressor=quantize:4"),
 }
 
 

@@ -10,7 +10,6 @@ import warnings
 
 import jax
 import pytest
-from absl import flags
 
 import jaxsp
 
@@ -91,13 +90,7 @@ def test_flags_in_documents_are_flags_of_the_scripts(monkeypatch):
     for name in ("train_gan", "compare", "jaxsp.gan.scores"):
         module = f"{name}.__main__" if name.startswith("jaxsp.") else name
         module = importlib.import_module(module)
-        if hasattr(module, "Config"):
-            fields = dataclasses.fields(module.Config)
-            defined[name] = {field.name for field in fields}
-            continue
-        values = flags.FlagValues()
-        module.define_flags(values)
-        defined[name] = set(values)
+        defined[name] = {field.name for field in dataclasses.fields(module.Config)}
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     text = re.sub(r"^python -m jaxsp.launch -n \d+ ", "python ", text, flags=re.M)
     commands = re.findall(

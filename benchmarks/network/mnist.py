@@ -25,16 +25,21 @@ __all__ = ["METHODS", "main", "reached", "table"]
 
 PORT = 29_500
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples/train_gan.py"
-_DQGAN = "--method=dqgan_adam --compressor=quantize --down=quantize"
+
+
+def _dqgan(bits):
+    return f"--method=dqgan_adam --compressor=quantize:{bits} --down=quantize:{bits}"
+
+
 # The lines of the plot, with flags of the script. MD-GAN's process 0 has no worker.
 METHODS = {
     "CP-OAdam, float32 all-reduce": "--method=cp_oadam",
     "DP-OAdam, ring": "--method=dp_oadam --topology=ring",
-    "DQGAN (Adam), 4 bits both ways": f"{_DQGAN} --bits=4",
+    "DQGAN (Adam), 4 bits both ways": _dqgan(4),
     "Extra Step Local SGD, H=8": "--method=extra_step_local_sgd --sync_every=8",
     "its ExtraAdam form, H=8": "--method=local_extra_adam --sync_every=8",
     "MD-GAN": "--method=md_gan",
-    "DQGAN (Adam), 2 bits both ways": f"{_DQGAN} --bits=2",
+    "DQGAN (Adam), 2 bits both ways": _dqgan(2),
 }
 # Its flags for all methods.
 SHARED = {"dataset": "mnist", "data_dir": "", "model": "mlp:128", "loss": "acgan"}

@@ -1,29 +1,20 @@
 """The comparison script: what it runs, where it stops, and what it tells."""
 
-import importlib.util
 import json
 import pathlib
 import signal
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
-from absl import flags
 
+from jaxsp.gan import command
 from jaxsp.gan.training import loop, plots
-
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location("compare", EXAMPLES / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(example):
+    return example("compare")
 
 
 @pytest.fixture
@@ -31,12 +22,12 @@ def runs(script, monkeypatch):
     """`train_gan.run` with 1 MB and 2 s a step, which trains nothing."""
     calls = []
 
-    def run(*, method, steps, workdir, resume, progress, callback, **options):
-        calls.append({"method": method, "steps": steps, "resume": resume, **options})
-        directory = pathlib.Path(workdir)
+    def run(config, progress, callback):
+        calls.append(config)
+        directory = pathlib.Path(config.workdir)
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "metrics.jsonl").open("w") as file:
-            for step in range(0, min(steps, 100) + 1, 10):
+            for step in range(0, min(config.steps, 100) + 1, 10):
                 record = {
                     "step": step,
                     "seconds": 2.0 * step,
@@ -50,23 +41,38 @@ def runs(script, monkeypatch):
                 )
                 if callback(record):
                     break
-                if method == "dposg" and step == 20:
+                if config.method == "dposg" and step == 20:
                     raise loop.TrainingDivergedError("a loss is nan", 20, None)
 
     monkeypatch.setattr(script.train_gan, "run", run, raising=True)
     return calls
 
 
+@pytest.fixture
+def compare(script, tmp_path):
+    """Compare methods in a directory, at a budget."""
+
+    def compare(methods, budget="steps:40", **given):
+        given = {"workdir": str(tmp_path), "methods": methods, "budget": budget} | given
+        return script.compare(script.Config(**given), progress=False)
+
+    return compare
+
+
 def test_methods_have_flags_of_their_own(script):
-    runs = script.parse_runs("md_gan, dqgan:compressor=top_k/0.1:learning_rate=0.01")
-    assert [run.method for run in runs] == ["md_gan", "dqgan"]
-    assert runs[1].options == {"compressor": "top_k:0.1", "learning_rate": "0.01"}
+    text = "md_gan, dqgan:compressor=top_k/0.1:learning_rate=0.01"
+    config = script.Config(methods=text, workers=4)
+    one, other = script.parse_runs(config).values()
+    assert one == script.train_gan.Config(method="md_gan", workers=4)
+    assert other == script.train_gan.Config(
+        method="dqgan", workers=4, compressor="top_k:0.1", learning_rate=0.01
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "empty"),
+        ("", "write --methods="),
         ("md_gam", "did you mean md_gan?"),
         ("md_gan,md_gan", "twice"),
         ("md_gan:batches_k", "FLAG=VALUE"),
@@ -75,8 +81,8 @@ def test_methods_have_flags_of_their_own(script):
     ],
 )
 def test_other_methods_are_refused(script, text, said):
-    with pytest.raises(script.BadFlagError, match=said):
-        script.parse_runs(text)
+    with pytest.raises(command.BadFlagError, match=said):
+        script.parse_runs(script.Config(methods=text))
 
 
 def test_budgets(script):
@@ -84,111 +90,99 @@ def test_budgets(script):
     assert script.parse_budget("bytes:1.5MB") == ("bytes", 1.5e6)
     assert script.parse_budget("seconds:60") == ("seconds", 60)
     for bad in ("50", "steps:", "steps:1MB", "bytes:1XB", "hours:3", "seconds:0"):
-        with pytest.raises(script.BadFlagError, match="--budget="):
+        with pytest.raises(command.BadFlagError, match="--budget="):
             script.parse_budget(bad)
 
 
 @pytest.mark.parametrize(
     ("budget", "last"), [("steps:40", 40), ("bytes:35MB", 40), ("seconds:55", 30)]
 )
-def test_every_run_ends_where_the_budget_does(script, runs, tmp_path, budget, last):
-    records = script.compare("md_gan,fl_gan", budget, str(tmp_path), progress=False)
+def test_every_run_ends_where_the_budget_does(compare, runs, tmp_path, budget, last):
+    records = compare("md_gan,fl_gan", budget)
     assert [found[-1]["step"] for found in records.values()] == [last, last]
-    assert [call["method"] for call in runs] == ["md_gan", "fl_gan"]
+    assert [run.method for run in runs] == ["md_gan", "fl_gan"]
     text = (tmp_path / "plots.md").read_text()
     assert f"| `md_gan` | {100 / (1 + last) + 1:.4g} / " in text
     with PIL.Image.open(tmp_path / "comparison.png") as picture:
         assert picture.size[0] > 2 * picture.size[1]
 
 
-def test_a_run_that_diverges_does_not_end_the_others(script, runs, tmp_path):
-    methods = "dposg,md_gan:batches_k=2"
-    records = script.compare(methods, "steps:40", str(tmp_path), progress=False)
+def test_a_run_that_diverges_does_not_end_the_others(compare, runs, tmp_path):
+    records = compare("dposg,md_gan:batches_k=2")
     assert [found[-1]["step"] for found in records.values()] == [20, 40]
-    assert runs[1]["batches_k"] in (2, "2")
+    assert runs[1].batches_k == "2"
     assert "diverged at step 20" in (tmp_path / "plots.md").read_text()
 
 
-def test_what_has_ended_is_not_repeated(script, runs, tmp_path):
-    script.compare("md_gan", "steps:40", str(tmp_path), progress=False)
-    with pytest.raises(script.BadFlagError, match="another comparison"):
-        script.compare("md_gan", "steps:40", str(tmp_path), progress=False)
-    again = {"resume": True, "progress": False}
-    script.compare("md_gan,fl_gan", "steps:40", str(tmp_path), **again)
-    assert [call["method"] for call in runs] == ["md_gan", "fl_gan"]
-    script.compare("md_gan,fl_gan", "steps:60", str(tmp_path), **again)
-    assert [call["steps"] for call in runs] == [40, 40, 60, 60]
+def test_what_has_ended_is_not_repeated(compare, runs):
+    compare("md_gan")
+    with pytest.raises(command.BadFlagError, match="another comparison"):
+        compare("md_gan")
+    compare("md_gan,fl_gan", resume=True)
+    assert [run.method for run in runs] == ["md_gan", "fl_gan"]
+    compare("md_gan,fl_gan", "steps:60", resume=True)
+    assert [run.steps for run in runs] == [40, 40, 60, 60]
 
 
 def test_what_was_killed_before_its_score_or_checkpoint_is_not_over(
-    script, runs, tmp_path
+    compare, runs, tmp_path
 ):
-    script.compare("md_gan,fl_gan", "steps:40", str(tmp_path), progress=False)
+    compare("md_gan,fl_gan")
     (tmp_path / "md_gan" / "checkpoints" / "40").rmdir()
     lines = (tmp_path / "fl_gan" / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     del last["frechet_distance"]
     lines[-1] = json.dumps(last)
     (tmp_path / "fl_gan" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    again = {"resume": True, "progress": False}
-    script.compare("md_gan,fl_gan", "steps:40", str(tmp_path), **again)
-    assert [call["method"] for call in runs] == ["md_gan", "fl_gan"] * 2
+    compare("md_gan,fl_gan", resume=True)
+    assert [run.method for run in runs] == ["md_gan", "fl_gan"] * 2
 
 
 @pytest.mark.parametrize(
     "wrong", ["md_gan:batches_k=9", "md_gan:disc_steps=x", "dqgan:compressor=zip"]
 )
-def test_nothing_is_trained_before_all_flags_are_read(script, runs, tmp_path, wrong):
-    with pytest.raises(script.BadFlagError, match="--"):
-        script.compare(f"md_gan,{wrong}", "steps:40", str(tmp_path), workers=2)
+def test_nothing_is_trained_before_all_flags_are_read(compare, runs, tmp_path, wrong):
+    with pytest.raises(command.BadFlagError, match="--"):
+        compare(f"md_gan,{wrong}", workers=2)
     assert runs == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_ends_them_all(script, runs, tmp_path, monkeypatch, capsys):
+def test_a_signal_ends_them_all(script, call, runs, monkeypatch, tmp_path):
     real = script.train_gan.run
 
-    def interrupted(**arguments):
-        real(**arguments)
-        end = signal.SIGTERM
-        return loop.Result(None, None, [], 3, end, ())
+    def interrupted(*arguments):
+        real(*arguments)
+        return loop.Result(None, None, [], 3, signal.SIGTERM, ())
 
     monkeypatch.setattr(script.train_gan, "run", interrupted)
-    values = flags.FlagValues()
-    script.define_flags(values)
-    arguments = ["compare.py", "--methods=md_gan,fl_gan", f"--workdir={tmp_path}"]
-    assert script.main(values(arguments), values) == 128 + signal.SIGTERM
-    assert [call["method"] for call in runs] == ["md_gan"]
-    assert "--resume" in capsys.readouterr().out
+    code, out, _ = call(script, "--methods=md_gan,fl_gan", f"--workdir={tmp_path}")
+    assert code == 128 + signal.SIGTERM
+    assert [run.method for run in runs] == ["md_gan"]
+    assert "--resume" in out
 
 
-def test_who_sends_nothing_has_no_budget_of_bytes(script, runs, tmp_path):
-    with pytest.raises(script.BadFlagError, match="sends nothing"):
-        script.compare("standalone", "bytes:1MB", str(tmp_path))
+def test_who_sends_nothing_has_no_budget_of_bytes(compare, runs):
+    with pytest.raises(command.BadFlagError, match="sends nothing"):
+        compare("standalone", "bytes:1MB")
     assert runs == []
 
 
-def test_from_the_command_line(script, tmp_path, monkeypatch, capsys):
+def test_from_the_command_line(script, call, tmp_path):
     """Two small real runs, of a method with a server and one without."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        values = flags.FlagValues()
-        script.define_flags(values)
-        code = script.main(values(["compare.py", *arguments]), values)
-        return code, capsys.readouterr().err
-
     small = ["--dataset=mixture_ring", "--workers=2", "--batch_size=4"]
     small += ["--eval_every=2", "--workdir=here"]
-    assert call(*small, "--methods=md_gan,cp_oadam", "--budget=steps:4")[0] == 0
+    methods = "--methods=md_gan,cp_oadam:compressor=quantize/4"
+    assert call(script, *small, methods, "--budget=steps:4")[0] == 0
+    names = {"md_gan", "cp_oadam_compressor=quantize_4"}
     files = {path.name for path in (tmp_path / "here").iterdir()}
-    assert files == {"md_gan", "cp_oadam", "plots.md", "comparison.png"}
-    assert "| `cp_oadam` |" in (tmp_path / "here" / "plots.md").read_text()
-    plan = ["--methods=md_gan,cp_oadam", "--dry_run", "--workdir=none"]
-    assert call(*small[:3], *plan)[0] == 0
+    assert files == names | {"plots.md", "comparison.png"}
+    assert "| `cp_oadam:comp" in (tmp_path / "here" / "plots.md").read_text()
+    dry = ["--methods=md_gan,cp_oadam", "--dry_run", "--workdir=none"]
+    assert call(script, *small[:3], *dry)[0] == 0
     assert not (tmp_path / "none").exists()
     for bad in (["--method=md_gan"], [], ["--methods=md_gan", "--budget=4"]):
-        code, err = call(*bad)
+        code, _, err = call(script, *bad)
         assert code == 2
         assert err.startswith("compare.py: ")
         assert err.count("\n") == 1
