@@ -30,8 +30,9 @@ def without_gloo(text):
     [
         (
             "--workers=3",
-            "--workers=3 does not fit 2 processes with 2 devices: every device has as "
-            "many workers; write --workers=2 or 4.",
+            "--workers=3 --devices=2: count must be a multiple of the number of "
+            "devices, got count=3 and 2 in devices: write Workers(2) or Workers(4), or "
+            "give 1 device.",
         ),
         ("--mehod=dposg", "Unknown command line flag 'mehod'. Did you mean: method ?"),
     ],
