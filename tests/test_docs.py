@@ -72,6 +72,12 @@ def test_code_in_documents_runs(document, tmp_path, monkeypatch):
         exec(compile(block, f"{document}, block {i}", "exec"), {"__name__": "readme"})
 
 
+def test_readme_begins_with_a_chain_and_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert "optax.chain(" in "".join(lines[:40])
+    assert len(lines) < 250
+
+
 @pytest.mark.parametrize("document", ["README.md", "BUILD.md", "BENCHMARKS.md"])
 def test_commands_in_documents_name_what_exists(document):
     text = (ROOT / document).read_text()
