@@ -8,7 +8,7 @@ against steps, bytes and seconds) and plots.md. Ended runs are not repeated with
 Examples:
   python examples/compare.py --methods=dp_oadam,md_gan,dqgan:compressor=quantize/4
   python examples/compare.py --dataset=mnist --workers=10 --partition=dirichlet:0.1 \
-    --methods="md_gan,md_gan:batches_k=log,fl_gan,standalone" --budget=bytes:200MB
+    --methods="md_gan,md_gan:batches_k=log,fl_gan,standalone" --budget=bytes:200e6
 """
 
 import contextlib
@@ -33,7 +33,6 @@ from jaxsp.gan.files import replacing
 from jaxsp.gan.training import loop, plots
 
 PROGRAM = "compare.py"
-_UNITS = {"": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9}
 _MANY = 10**9  # steps, where something else ends a run
 _SCORES = ("fid", "frechet_distance", "classifier_score", "modes_covered")
 _FLAGS = tuple(field.name for field in dataclasses.fields(train_gan.Config))
@@ -52,7 +51,7 @@ class Config(train_gan.Config):
     )
     budget: str | None = flag(
         None,
-        "Where every run ends: steps:2000 (of the generator), bytes:100MB (sent and "
+        "Where every run ends: steps:2000 (of the generator), bytes:100e6 (sent and "
         "received per worker) or seconds:60 (of training, without compilation); looked "
         "at 10 times in --eval_every steps. Default: --steps.",
     )
@@ -105,8 +104,8 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
         if name in runs:
             raise BadFlagError(f"--methods={text}: {name} is there twice.")
         texts = {key: value.replace("/", ":") for key, value in given.items()}
-        run = train_gan.Config(**(every | {"method": method}))
-        runs[name] = command.with_texts(run, texts)
+        run = train_gan.Config(**every)
+        runs[name] = command.with_texts(run, {"method": method} | texts)
         with contextlib.redirect_stdout(io.StringIO()):  # a run makes its notes itself
             train_gan.read(runs[name])
     if not runs:
@@ -115,27 +114,13 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `--budget`.
-
-    Args:
-      text: "steps:2000", "bytes:100MB" or "seconds:60".
-
-    Returns:
-      The budget.
-
-    Raises:
-      BadFlagError: if it is anything else.
-    """
-    match = re.fullmatch(r"(steps|bytes|seconds):(\d+(?:\.\d+)?)([a-zA-Z]*)", text)
-    unit = match[3].lower() if match else ""
-    if not match or unit not in _UNITS or (unit and match[1] != "bytes"):
+    """Read --budget: "steps:2000", "bytes:100e6" or "seconds:60"."""
+    match = re.fullmatch(r"(steps|bytes|seconds):(\d[\d.]*(?:e\d+)?)", text)
+    if not match or float(match[2]) <= 0:
         raise BadFlagError(
-            f"--budget={text}: write steps:2000, bytes:100MB or seconds:60."
+            f"--budget={text}: write steps:2000, bytes:100e6 or seconds:60."
         )
-    amount = float(match[2]) * _UNITS[unit]
-    if amount <= 0:
-        raise BadFlagError(f"--budget={text}: must be above 0.")
-    return Budget(match[1], amount)
+    return Budget(match[1], float(match[2]))
 
 
 def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, Any]]]:

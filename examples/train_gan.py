@@ -175,7 +175,6 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    command.check(config)
     config = resolve(config)
     with naming("partition", config.partition, ValueError):
         split = partition.parse(config.partition)
@@ -362,7 +361,7 @@ def main(config: Config) -> int:
             )
         result = run(config)
     except (BadFlagError, distributed.DistributedError) as error:
-        return _end(error, command.one_line(error), 2)
+        return _end(error, error, 2)
     except loop.TrainingDivergedError as error:
         return _end(distributed.in_all(error), f"training diverged: {error}", 1)
     if result is None or result.signal is None:

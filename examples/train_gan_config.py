@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from jaxsp import methods
-from jaxsp.gan import command, data, fl_gan, losses, md_gan, names
-from jaxsp.gan.command import COUNT, FRACTION, POSITIVE, BadFlagError, flag
+from jaxsp.gan import data, fl_gan, losses, md_gan, names
+from jaxsp.gan.command import BadFlagError, flag
 from jaxsp.transforms import alternating
 
 
@@ -157,6 +157,9 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
 
 
+_COUNT, _AT_LEAST_0, _FRACTION, _SEED = (1, None), (0, None), (0, 1), (0, 2**32 - 1)
+
+
 def _one_of(numbers):
     """Names, each with the number that it stands for."""
     return ", ".join(k if n is None else f"{k}:{n}" for k, n in numbers.items())
@@ -183,7 +186,7 @@ class Config:
         "used first (not for digits and the mixtures). Default: $TFDS_DATA_DIR, or "
         "~/tensorflow_datasets.",
     )
-    workers: int = flag(8, "How many; standalone always has one.", within=COUNT)
+    workers: int = flag(8, "How many; standalone always has one.", bounds=_COUNT)
     partition: str = flag(
         "iid",
         "Who holds what: iid, by_label (whole classes), or dirichlet:0.3 (each class "
@@ -208,9 +211,11 @@ class Config:
         "are of a class that is asked for.",
         names=LOSSES,
     )
-    steps: int = flag(2_000, "The step to train to.", within=COUNT)
-    batch_size: int = flag(16, "Examples per worker and gradient.", within=COUNT)
-    learning_rate: float | None = _own("learning_rate", "Step size.", within=POSITIVE)
+    steps: int = flag(2_000, "The step to train to.", bounds=_COUNT)
+    batch_size: int = flag(16, "Examples per worker and gradient.", bounds=_COUNT)
+    learning_rate: float | None = _own(
+        "learning_rate", "Step size.", bounds=(1e-12, None)
+    )
     topology: str | None = _own(
         "topology",
         f"Who talks to whom: {_one_of(names.TOPOLOGIES)} (which joins a pair with that "
@@ -220,7 +225,7 @@ class Config:
     rounds: int | None = _own(
         "rounds",
         "Exchanges in a step (in each half of decentralized_extra_step).",
-        within=COUNT,
+        bounds=_COUNT,
     )
     compressor: str | None = _own(
         "compressor",
@@ -239,21 +244,21 @@ class Config:
         "methods compare gradients at two points, which here come of different "
         "batches: on GANs they are a heuristic.",
         "balanced",
-        within=FRACTION,
+        bounds=_FRACTION,
     )
     sync_every: int | None = _own(
-        "sync_every", "Steps between two averages of the workers.", within=COUNT
+        "sync_every", "Steps between two averages of the workers.", bounds=_COUNT
     )
     sync_epochs: float | None = _own(
         "sync_epochs",
         "The same, in epochs: E is max(1, round(E x mean share / batch size)) steps.",
-        within=POSITIVE,
+        bounds=_AT_LEAST_0,
     )
     participation: float | None = _own(
         "participation",
         "Share of the workers that take part in a round of fl_gan, drawn anew for "
         "each, or in a step of pp_masha1.",
-        within=FRACTION,
+        bounds=_FRACTION,
     )
     batches_k: str | None = _own(
         "batches_k",
@@ -261,12 +266,12 @@ class Config:
         "ceil(log2(workers)).",
     )
     disc_steps: int | None = _own(
-        "disc_steps", "Discriminator steps for one of the generator.", within=COUNT
+        "disc_steps", "Discriminator steps for one of the generator.", bounds=_COUNT
     )
     swap_epochs: float | None = _own(
         "swap_epochs",
         "Epochs between two swaps of discriminators among workers; 0 never swaps.",
-        within=command.Range(0),
+        bounds=_AT_LEAST_0,
     )
     moments: str | None = _own(
         "moments",
@@ -278,14 +283,14 @@ class Config:
         "One worker more is lost, with its data, every so many steps, until one is "
         "left.",
         "never",
-        within=COUNT,
+        bounds=_COUNT,
     )
-    seed: int = flag(0, "What everything random follows from.", within=command.SEED)
+    seed: int = flag(0, "What everything random follows from.", bounds=_SEED)
     eval_every: int = flag(
         500,
         "Steps between two scores, pictures and checkpoints; losses are recorded 10 "
         "times as often.",
-        within=COUNT,
+        bounds=_COUNT,
     )
     inception: str | None = flag(
         None,
@@ -315,7 +320,7 @@ class Config:
         "How many devices, a number that divides --workers: each has as many workers. "
         "Default: 1 on CPU, where that is faster, and as many accelerators as fit; in "
         "many processes all devices of all.",
-        within=COUNT,
+        bounds=_COUNT,
     )
     coordinator: str | None = flag(
         None,

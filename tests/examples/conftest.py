@@ -6,7 +6,6 @@ import sys
 
 import jax
 import pytest
-from absl import flags
 
 from jaxsp.gan import command
 
@@ -28,10 +27,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(script, *arguments):
-        values = flags.FlagValues()
-        command.define(script.Config, values)
-        rest = values([script.PROGRAM, *arguments])
-        code = command.call(script.PROGRAM, script.Config, script.main, rest, values)
+        code = command.call(script.PROGRAM, script.Config, script.main, *arguments)
         return code, *capsys.readouterr()
 
     return call

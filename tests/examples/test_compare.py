@@ -87,15 +87,15 @@ def test_other_methods_are_refused(script, text, said):
 
 def test_budgets(script):
     assert script.parse_budget("steps:50") == ("steps", 50)
-    assert script.parse_budget("bytes:1.5MB") == ("bytes", 1.5e6)
+    assert script.parse_budget("bytes:1.5e6") == ("bytes", 1.5e6)
     assert script.parse_budget("seconds:60") == ("seconds", 60)
-    for bad in ("50", "steps:", "steps:1MB", "bytes:1XB", "hours:3", "seconds:0"):
+    for bad in ("50", "steps:", "bytes:1XB", "hours:3", "seconds:0"):
         with pytest.raises(command.BadFlagError, match="--budget="):
             script.parse_budget(bad)
 
 
 @pytest.mark.parametrize(
-    ("budget", "last"), [("steps:40", 40), ("bytes:35MB", 40), ("seconds:55", 30)]
+    ("budget", "last"), [("steps:40", 40), ("bytes:35e6", 40), ("seconds:55", 30)]
 )
 def test_every_run_ends_where_the_budget_does(compare, runs, tmp_path, budget, last):
     records = compare("md_gan,fl_gan", budget)
@@ -164,7 +164,7 @@ def test_a_signal_ends_them_all(script, call, runs, monkeypatch, tmp_path):
 
 def test_who_sends_nothing_has_no_budget_of_bytes(compare, runs):
     with pytest.raises(command.BadFlagError, match="sends nothing"):
-        compare("standalone", "bytes:1MB")
+        compare("standalone", "bytes:1e6")
     assert runs == []
 
 

@@ -50,7 +50,7 @@ class Config:
     samples: int = flag(
         10_000,
         "How many samples; FID is mostly told of 50,000.",
-        within=command.Range(4),  # more than the neighbours that the scores look at
+        bounds=(4, None),  # more than the neighbours that the scores look at
     )
     dataset: str | None = flag(
         None, "What to compare with. Default: what the run learned."
@@ -77,9 +77,9 @@ class Config:
     seed: int = flag(
         0,
         "What the samples follow from, together with --batch_size.",
-        within=command.SEED,
+        bounds=(0, 2**32 - 1),
     )
-    batch_size: int = flag(500, "Samples generated at once.", within=command.COUNT)
+    batch_size: int = flag(500, "Samples generated at once.", bounds=(1, None))
     output: str | None = flag(
         None, "JSON file to write. Default: scores_STEP.json in the run's directory."
     )

@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.scores import __main__ as score
@@ -47,10 +46,7 @@ def points(tmp_path_factory):
 
 def call(*arguments):
     """The exit code of the command, run in this process."""
-    values = flags.FlagValues()
-    command.define(score.Config, values)
-    rest = values(["score", *arguments])
-    return command.call(score.PROGRAM, score.Config, score.main, rest, values)
+    return command.call(score.PROGRAM, score.Config, score.main, *arguments)
 
 
 def test_scores_are_those_of_the_generators_samples(points, tmp_path, capsys):
@@ -144,9 +140,9 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samples=3"], "--samples=3: must be at least 4."),
-        (["--batch_size=0"], "--batch_size=0: must be at least 1."),
-        (["--seed=-1"], "--seed=-1: must be at least 0 and at most"),
+        (["--samples=3"], "flag --samples=3: 3 is not"),
+        (["--batch_size=0"], "flag --batch_size=0: 0 is not a positive"),
+        (["--seed=-1"], "flag --seed=-1: -1 is not"),
         (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
         (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
