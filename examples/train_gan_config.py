@@ -155,8 +155,6 @@ LOSSES = {
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
-
-
 _COUNT, _AT_LEAST_0, _FRACTION, _SEED = (1, None), (0, None), (0, 1), (0, 2**32 - 1)
 
 

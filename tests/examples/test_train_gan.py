@@ -49,11 +49,8 @@ BAD = [
     ("--topology=erdos_renyi:2", "--topology=erdos_renyi:2", "(0, 1]"),
     ("--topology=erdos_renyi:x", "--topology=erdos_renyi:x", "erdos_renyi:0.5"),
     ("--workers=0", "--workers=0", "positive"),
-    ("--rounds=0", "--rounds=0", "positive"),
     ("--method=md_gan --workers=1 --swap_epochs=2", "--swap_epochs=2", "no other"),
     ("--learning_rate=0", "--learning_rate=0", "1e-12"),
-    ("--seed=-1", "--seed=-1", "4294967295"),
-    ("--devices=two", "--devices=two", "int"),
     ("--devices=3", "--workers=8 --devices=3", "1, 2, 4 or 8", "Workers(6)"),
     ("--devices=64 --workers=64", "--devices=64", "there are 8"),
     ("--method=rand_dp_oadam --topology=ring", "rand_dp_oadam", "random_ring"),
@@ -86,23 +83,14 @@ BAD = [
         "rand_k",
         "masha2",
     ),
-    ("--method=masha2 --refresh=1.5", "--refresh=1.5", "[0, 1]"),
     ("--method=md_gan --batches_k=9", "--batches_k=9", "from 1 to 8"),
     ("--method=md_gan --batches_k=lg", "--batches_k=lg", "write log"),
-    ("--method=md_gan --swap_epochs=-1", "--swap_epochs=-1", "non-negative"),
     ("--method=md_gan --moments=travl", "--moments=travl", "did you mean travel?"),
-    ("--method=md_gan --crash_every=0", "--crash_every=0", "positive"),
-    ("--method=fl_gan --participation=2", "--participation=2", "[0, 1]"),
-    (
-        "--method=fl_gan --sync_every=3 --sync_epochs=1",
-        "--sync_every=3",
-        "--sync_epochs=1",
-    ),
+    ("--method=fl_gan --sync_every=3 --sync_epochs=1", "--sync_every=3", "one of"),
     ("--workers=1501", "--workers=1501", "1500"),
     ("--batch_size=188", "--batch_size=188", "--batch_size=187"),
     ("--workdir=file", "--workdir", "file is a file"),
     ("--workdir=file/a", "--workdir", "file is a file"),
-    ("false", "unexpected 'false'", "--name=value"),
 ]
 
 
@@ -200,10 +188,8 @@ def reached(script, monkeypatch):
     ("method", "topology"),
     [
         ("dposg", "torus"),
-        ("dposg", "random_ring"),
-        ("cp_oadam", None),
         ("dp_oadam", "one_peer_exponential"),
-        ("rand_dp_oadam", None),
+        ("rand_dp_oadam", "random_ring"),
         ("decentralized_extra_step", "star"),
         ("extra_step_local_sgd", None),
     ],
@@ -458,18 +444,7 @@ def test_as_a_program_sigterm_leaves_a_run_that_goes_on(script, call, tmp_path):
 
 
 def test_as_a_program_it_says_what_flags_there_are(tmp_path):
-    process = start("--helpshort", cwd=tmp_path)
-    out, _ = process.communicate(timeout=60)
+    out, _ = start("--helpshort", cwd=tmp_path).communicate(timeout=60)
     assert "Train a GAN on several workers" in out
-    for name in (
-        "method",
-        "topology",
-        "data_dir",
-        "partition",
-        "sync_every",
-        "compressor",
-        "batches_k",
-        "[no]dry_run",
-        "devices",
-    ):
+    for name in ("method", "sync_every", "compressor", "[no]dry_run", "process_id"):
         assert f"--{name}: " in out
