@@ -52,7 +52,11 @@ def test_map_without_a_stacked_leaf(workers):
 def test_map_runs_under_jit_scan_and_closes_over_traced_values(workers):
     @jax.jit
     def run(x, scale):
-        mapped = workers.map(lambda x: comm.mean(x * scale, workers.axis_name) + 1)
+        def one(x):
+            mean, _ = comm.mean(x * scale, comm.no_traffic(), workers.axis_name)
+            return mean + 1
+
+        mapped = workers.map(one)
         return jax.lax.scan(lambda x, _: (mapped(x), None), x, length=3)[0]
 
     expected = np.arange(8.0)
