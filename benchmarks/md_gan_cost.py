@@ -43,7 +43,7 @@ worker's program and a tenth of ten workers'.
 import json
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,28 +58,13 @@ from jaxsp.gan.training import cost, loop
 WORKERS = 10
 
 
-class Case(NamedTuple):
-    """A pair of networks, and how much data a worker holds.
-
-    Attributes:
-      name: as in the tables.
-      gan: the networks.
-      rows: examples in a worker's share.
-    """
-
-    name: str
-    gan: models.Gan
-    rows: int
-
-
-def cases() -> dict[str, Case]:
-    """The paper's three pairs of networks, by short names."""
+def cases() -> dict[str, tuple[str, models.Gan, int]]:
+    """The paper's pairs of networks: name, networks, and examples of a worker."""
+    cifar = models.md_gan_cnn((32, 32, 3))
     return {
-        "mlp": Case("MNIST, MLP", models.md_gan_mlp(), 60_000 // WORKERS),
-        "cnn": Case("MNIST, CNN", models.md_gan_cnn(), 60_000 // WORKERS),
-        "cifar": Case(
-            "CIFAR-10, CNN", models.md_gan_cnn((32, 32, 3)), 50_000 // WORKERS
-        ),
+        "mlp": ("MNIST, MLP", models.md_gan_mlp(), 60_000 // WORKERS),
+        "cnn": ("MNIST, CNN", models.md_gan_cnn(), 60_000 // WORKERS),
+        "cifar": ("CIFAR-10, CNN", cifar, 50_000 // WORKERS),
     }
 
 
@@ -188,72 +173,42 @@ def print_tables(rows: dict[str, dict[str, Any]]) -> None:
       rows: for each name of a row what `measure` found.
     """
 
-    def table(head, cells):
-        print_table(head, ([name, *row] for name, row in cells.items()))
-        print()
-
-    def pair(found, less=0):
-        return found["md_gan"] - less, found["fl_gan"] - less
-
-    def three(found, unit, less=0):
-        md, fl = pair(found, less)
-        return [f"{md / unit:,.1f}", f"{fl / unit:,.1f}", f"{md / fl:.3f}"]
-
     def ratio(found, less=0):
-        md, fl = pair(found, less)
-        return f"{md / fl:.3f}"
+        return f"{(found['md_gan'] - less) / (found['fl_gan'] - less):.3f}"
 
-    table(
-        [
-            *("model, batch", "\\|w\\|", "\\|θ\\|"),
-            *("MD-GAN MFLOP", "FL-GAN MFLOP", "ratio", "of ten"),
-            *("MD-GAN by hand", "FL-GAN by hand", "ratio"),
-        ],
-        {
-            name: [
-                *(f"{r['generator']:,}", f"{r['discriminator']:,}"),
-                *three(r["operations"], 1e6),
-                ratio(r["operations_of_many"]),
-                *three(r["operations_by_hand"], 1e6),
-            ]
-            for name, r in rows.items()
-        },
-    )
-    table(
-        [
-            *("model, batch", "MD-GAN MB", "FL-GAN MB", "ratio", "of ten"),
-            *("data MB", "ratio with data"),
-            *("MD-GAN theory", "FL-GAN theory", "ratio"),
-        ],
-        {
-            name: [
-                *three(r["memory"], 1e6, r["memory_data"]),
-                ratio(r["memory_of_many"], r["memory_data"]),
-                *(f"{r['memory_data'] / 1e6:.1f}", ratio(r["memory"])),
-                *three(r["memory_theory"], 1e6),
-            ]
-            for name, r in rows.items()
-        },
-    )
-    if rows:
-        counts = sorted(next(iter(rows.values()))["server_operations"])
-        table(
-            [
-                "model, batch",
-                *(f"k = {k}{what}, MFLOP" for k in counts for what in ("", " by hand")),
-            ],
-            {
-                name: [
-                    f"{found[k] / 1e6:,.1f}"
-                    for k in counts
-                    for found in (
-                        r["server_operations"],
-                        r["operations_by_hand"]["server"],
-                    )
-                ]
-                for name, r in rows.items()
-            },
-        )
+    def three(found, less=0):
+        both = (found[name] - less for name in ("md_gan", "fl_gan"))
+        return [*(f"{number / 1e6:,.1f}" for number in both), ratio(found, less)]
+
+    head = ["model, batch", "\\|w\\|", "\\|θ\\|", "MD-GAN MFLOP", "FL-GAN MFLOP"]
+    head += ["ratio", "of ten", "MD-GAN by hand", "FL-GAN by hand", "ratio"]
+    cells = []
+    for name, r in rows.items():
+        row = [name, f"{r['generator']:,}", f"{r['discriminator']:,}"]
+        row += [*three(r["operations"]), ratio(r["operations_of_many"])]
+        cells += [[*row, *three(r["operations_by_hand"])]]
+    print_table(head, cells)
+    print()
+
+    head = ["model, batch", "MD-GAN MB", "FL-GAN MB", "ratio", "of ten", "data MB"]
+    head += ["ratio with data", "MD-GAN theory", "FL-GAN theory", "ratio"]
+    cells = []
+    for name, r in rows.items():
+        data = r["memory_data"]
+        row = [name, *three(r["memory"], data), ratio(r["memory_of_many"], data)]
+        row += [f"{data / 1e6:.1f}", ratio(r["memory"])]
+        cells += [[*row, *three(r["memory_theory"])]]
+    print_table(head, cells)
+    print()
+
+    head, cells = ["model, batch"], []
+    for name, r in rows.items():
+        compiled, hand = r["server_operations"], r["operations_by_hand"]["server"]
+        head = ["model, batch"]
+        head += [f"k = {k}{how}, MFLOP" for k in compiled for how in ("", " by hand")]
+        both = (found[k] for k in compiled for found in (compiled, hand))
+        cells += [[name, *(f"{number / 1e6:,.1f}" for number in both)]]
+    print_table(head, cells)
 
 
 def main():
@@ -263,13 +218,10 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--output", type=pathlib.Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
-    rows = {
-        f"{known[short].name}, {batch_size}": measure(
-            known[short].gan, known[short].rows, batch_size
-        )
-        for short in arguments.models
-        for batch_size in arguments.batches
-    }
+    rows = {}
+    for name, gan, share in (known[short] for short in arguments.models):
+        for batch_size in arguments.batches:
+            rows[f"{name}, {batch_size}"] = measure(gan, share, batch_size)
     print_tables(rows)
     if arguments.output is not None:
         with replacing(arguments.output) as temporary:

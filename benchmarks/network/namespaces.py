@@ -25,7 +25,6 @@ __all__ = [
     "Network",
     "counters",
     "leftovers",
-    "parse_counters",
     "parse_rate",
     "remove",
     "unavailable",
@@ -62,25 +61,11 @@ def parse_rate(rate: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def parse_counters(table: str) -> dict[str, tuple[int, int]]:
-    """Bytes (sent, received) of each interface in the text of `/proc/net/dev`.
-
-    Raises:
-      ValueError: if a line after the two of the heading is not of that file.
-    """
-    found = {}
-    for line in table.splitlines()[2:]:
-        name, colon, numbers = line.partition(":")
-        fields = numbers.split()
-        if not colon or len(fields) < 9:
-            raise ValueError(f"table must be of /proc/net/dev, got the line {line!r}.")
-        found[name.strip()] = int(fields[8]), int(fields[0])
-    return found
-
-
 def counters(interface: str = "eth0") -> tuple[int, int]:
     """Bytes (sent, received) by an interface of this process's namespace so far."""
-    return parse_counters(pathlib.Path("/proc/self/net/dev").read_text())[interface]
+    kept = pathlib.Path("/sys/class/net", interface, "statistics")
+    sent, received = ((kept / f"{way}_bytes").read_text() for way in ("tx", "rx"))
+    return int(sent), int(received)
 
 
 def unavailable() -> str | None:
@@ -177,13 +162,11 @@ class Network:
         _call("ip", "-n", self.hub, "link", "set", "bridge0", "mtu", str(self.mtu))
         _call("ip", "-n", self.hub, "link", "set", "bridge0", "up")
         hosts = "127.0.0.1 localhost\n{} " + socket.gethostname() + "\n"
-        for i, (name, address) in enumerate(
-            zip(self.names, self.addresses, strict=True)
-        ):
+        for i, name in enumerate(self.names):
             # The peers find a process by its host name, which is the machine's in all
             # namespaces: in each it stands for that one's own address.
             (HOSTS / name).mkdir(parents=True)
-            (HOSTS / name / "hosts").write_text(hosts.format(address))
+            (HOSTS / name / "hosts").write_text(hosts.format(self.addresses[i]))
             _call("ip", "netns", "add", name)
             _quiet(name)
             _setting(name, "net.ipv4.tcp_congestion_control", self.tcp)
@@ -196,7 +179,16 @@ class Network:
                 _call("ip", "-n", where, "link", "set", link, "mtu", str(self.mtu))
                 self._limit(where, link)
             _call("ip", "-n", self.hub, "link", "set", port, "master", "bridge0", "up")
-            _call("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            _call(
+                "ip",
+                "-n",
+                name,
+                "address",
+                "add",
+                f"{self.addresses[i]}/24",
+                "dev",
+                "eth0",
+            )
             _call("ip", "-n", name, "link", "set", "eth0", "up")
             _call("ip", "-n", name, "link", "set", "lo", "up")
 

@@ -59,20 +59,6 @@ def finish(process, seconds=240):
 # ------------------------------------------------------------------ reading
 
 
-def test_counters_are_read_from_the_kernels_table():
-    parse = load("namespaces").parse_counters
-    table = (
-        "Inter-|   Receive                     |  Transmit\n"
-        " face |bytes    packets errs drop fifo frame compressed multicast|bytes ...\n"
-        "    lo:       7       1    0    0    0     0          0      0     7    1\n"
-        "  eth0:1234567      9    0    0    0     0          0         0 7654321 8 0\n"
-    )
-    assert parse(table) == {"lo": (7, 7), "eth0": (7654321, 1234567)}
-    for line in ("eth1 12", "eth1: 12"):
-        with pytest.raises(ValueError, match=f"/proc/net/dev, got the line '{line}'"):
-            parse(f"{table}{line}\n")
-
-
 @pytest.mark.parametrize(
     ("rate", "bits"), [("100mbit", 1e8), ("2.5gbit", 2.5e9), ("64KBIT", 64e3)]
 )
