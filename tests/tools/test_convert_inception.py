@@ -110,6 +110,7 @@ def test_batch_normalization_is_folded(
         np.testing.assert_allclose(net.params[name], array, rtol=rounding, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_files_of_torch_are_read(tmp_path):
     torch = pytest.importorskip("torch")
 
