@@ -91,8 +91,10 @@ def by_hand(gan: models.Gan, batch_size: int, counts) -> dict[str, Any]:
     latents = jax.ShapeDtypeStruct((batch_size, gan.latent_size), np.float32)
     samples = jax.ShapeDtypeStruct((batch_size, *gan.sample_shape), np.float32)
     generator = products(lambda x, v: models.generate(gan, x, v), z.x, latents)
-    judge = products(lambda y, s: models.judge(gan, y, s), z.y, samples)
-    worker = 8 * sum(judge) - 2 * judge[0]
+    discriminator = products(
+        lambda y, s: models.discriminate_and_classify(gan, y, s), z.y, samples
+    )
+    worker = 8 * sum(discriminator) - 2 * discriminator[0]
     return {
         "md_gan": worker,
         "fl_gan": worker + 3 * sum(generator) - generator[0],

@@ -7,9 +7,9 @@ comes out not finite, except for $-\infty$ on the simplex and in a box. A projec
 a game's point is made of those of the players, as in
 `lambda z: MinMax(simplex(z.x), ball(z.y, 2.0))`.
 
-Simplex and box are those of `optax.projections`, made accurate far from zero and in half
-precision. The balls are not: optax's move points inside by a rounding error, and fail at
-a radius of 0 and where squares overflow.
+Simplex and box are those of `optax.projections`, made accurate far from zero and in
+half precision. The balls are not: optax's move points inside by a rounding error, and
+fail at a radius of 0 and where squares overflow.
 """
 
 from typing import Any

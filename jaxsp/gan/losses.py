@@ -200,7 +200,9 @@ def acgan(gan: models.Gan, *, class_weight: float = 1.0, r1: float = 0.0) -> Los
                 f"{name} must be a pair (samples, labels) for acgan; got samples alone."
             )
         samples, labels = batch
-        logits, class_logits = cast(Any, models.judge(gan, y, samples))
+        logits, class_logits = cast(
+            Any, models.discriminate_and_classify(gan, y, samples)
+        )
         entropy = optax.softmax_cross_entropy_with_integer_labels(class_logits, labels)
         return samples, logits, class_weight * jnp.mean(entropy)
 

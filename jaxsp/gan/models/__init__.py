@@ -29,20 +29,20 @@ from jaxsp.gan.models.gan import (
     Gan,
     classify,
     discriminate,
+    discriminate_and_classify,
     generate,
     init,
-    judge,
     labels_of,
     latents,
     sample,
 )
 from jaxsp.gan.models.layers import (
-    Conv,
-    Dense,
-    StridedConv,
-    TransposedConv,
-    WideTransposedConv,
+    conv,
+    dense,
     halvings,
+    strided_conv,
+    transposed_conv,
+    wide_transposed_conv,
 )
 from jaxsp.gan.models.mlp import MLPDiscriminator, MLPGenerator, md_gan_mlp, mlp
 from jaxsp.gan.models.names import parse
@@ -55,10 +55,8 @@ from jaxsp.gan.models.residual import (
 from jaxsp.gan.models.spectral import spectral_norm, spectral_normalize
 
 __all__ = [
-    "Conv",
     "ConvDiscriminator",
     "ConvGenerator",
-    "Dense",
     "Gan",
     "MDGanDiscriminator",
     "MDGanGenerator",
@@ -67,16 +65,15 @@ __all__ = [
     "ResNetDiscriminator",
     "ResNetGenerator",
     "SelfAttention",
-    "StridedConv",
-    "TransposedConv",
-    "WideTransposedConv",
     "classify",
+    "conv",
     "dcgan",
+    "dense",
     "discriminate",
+    "discriminate_and_classify",
     "generate",
     "halvings",
     "init",
-    "judge",
     "labels_of",
     "latents",
     "md_gan_cnn",
@@ -88,4 +85,7 @@ __all__ = [
     "sample",
     "spectral_norm",
     "spectral_normalize",
+    "strided_conv",
+    "transposed_conv",
+    "wide_transposed_conv",
 ]

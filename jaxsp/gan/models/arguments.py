@@ -1,24 +1,23 @@
 """What the builders refuse."""
 
+from jaxsp._arguments import check_count
 from jaxsp.gan.models.layers import halvings
 
 __all__ = ["check", "check_image"]
 
 
 def check(sample_shape, ranks, **sizes) -> tuple[int, ...]:
-    """Refuses shapes and sizes that are no positive whole numbers."""
+    """Refuses shapes and sizes that are no positive integers."""
     shape = tuple(sample_shape)
     if len(shape) not in ranks or any(int(s) != s or s < 1 for s in shape):
-        wanted = " or ".join(
-            {1: "(size,)", 3: "(height, width, channels)"}[r] for r in ranks
-        )
+        kinds = {1: "(size,)", 3: "(height, width, channels)"}
         raise ValueError(
-            f"sample_shape must be {wanted}, in positive whole numbers; got {shape}."
+            f"sample_shape must be {' or '.join(kinds[rank] for rank in ranks)}, in "
+            f"positive integers; got {shape}."
         )
     for name, size in sizes.items():
-        if size < 1 or int(size) != size:
-            raise ValueError(f"{name} must be a positive whole number; got {size}.")
-    return tuple(int(s) for s in shape)
+        check_count(name, size)
+    return tuple(map(int, shape))
 
 
 def check_image(sample_shape, **sizes) -> tuple[int, ...]:

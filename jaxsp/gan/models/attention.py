@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsp.gan.models.layers import Dense, param_dtype
+from jaxsp.gan.models.layers import dense, param_dtype
 
 __all__ = ["SelfAttention"]
 
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         dtype = param_dtype(self.dtype)
 
         def project(features, name):
-            return Dense(features, self.spectral, self.dtype, name=name)
+            return dense(features, self.dtype, spectral=self.spectral, name=name)
 
         q = project(max(c // 8, 1), "query")(x).reshape(n, h * w, -1)
         k = _pool(project(max(c // 8, 1), "key")(x))

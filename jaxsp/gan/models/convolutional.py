@@ -9,15 +9,15 @@ from flax import linen as nn
 from jaxsp.gan.models.arguments import check, check_image
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.layers import (
-    Conv,
-    StridedConv,
-    TransposedConv,
-    WideTransposedConv,
+    conv,
     dense,
     halvings,
     heads,
     output,
     param_dtype,
+    strided_conv,
+    transposed_conv,
+    wide_transposed_conv,
 )
 
 __all__ = [
@@ -57,11 +57,11 @@ class ConvGenerator(nn.Module):
         count = halvings(self.sample_shape)
         grid = (height >> count, width >> count, self.width << (count - 1))
         h = dense(math.prod(grid), self.dtype)(latents)
-        h = self._activate(h.reshape(-1, *grid))
-        for level in reversed(range(count - 1)):
-            h = TransposedConv(self.width << level, self.dtype)(h)
+        h = h.reshape(-1, *grid)
+        widths = [self.width << level for level in reversed(range(count - 1))]
+        for i, features in enumerate([*widths, channels]):
             h = self._activate(h)
-        h = TransposedConv(channels, self.dtype)(h)
+            h = transposed_conv(features, self.dtype, name=f"TransposedConv_{i}")(h)
         return output(h, self.sample_shape, self.dtype)
 
     def _activate(self, h):
@@ -90,7 +90,10 @@ class ConvDiscriminator(nn.Module):
         """Maps images [n, h, w, c] to logits [n], and class logits [n, classes]."""
         h = samples
         for level in range(halvings(samples.shape[1:])):
-            h = nn.leaky_relu(StridedConv(self.width << level, self.dtype)(h), 0.2)
+            layer = strided_conv(
+                self.width << level, self.dtype, name=f"StridedConv_{level}"
+            )
+            h = nn.leaky_relu(layer(h), 0.2)
         h = h.reshape(h.shape[0], -1)
         return heads(h, self.num_classes, self.dtype)
 
@@ -114,10 +117,10 @@ class MDGanGenerator(nn.Module):
         side, hidden = (4, (24, 12, 6)) if self.sample_shape[0] == 32 else (7, (8, 2))
         first, *others = (self.width * factor for factor in hidden)
         h = dense(side * side * first, self.dtype)(latents)
-        h = nn.relu(h.reshape(-1, side, side, first))
-        for features in others:
-            h = nn.relu(WideTransposedConv(features, self.dtype)(h))
-        h = WideTransposedConv(self.sample_shape[-1], self.dtype)(h)
+        h = h.reshape(-1, side, side, first)
+        for i, features in enumerate([*others, self.sample_shape[-1]]):
+            name = f"WideTransposedConv_{i}"
+            h = wide_transposed_conv(features, self.dtype, name=name)(nn.relu(h))
         return output(h, self.sample_shape, self.dtype)
 
 
@@ -140,7 +143,7 @@ class MDGanDiscriminator(nn.Module):
         h = samples
         for level in range(6):
             stride = 2 if level % 2 == 0 and h.shape[1] % 2 == 0 else 1
-            h = Conv(self.width << level, stride=stride, dtype=self.dtype)(h)
+            h = conv(self.width << level, self.dtype, strides=stride)(h)
             h = nn.leaky_relu(h, 0.2)
         return heads(h.reshape(h.shape[0], -1), self.num_classes, self.dtype)
 

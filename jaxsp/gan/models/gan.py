@@ -9,15 +9,16 @@ import numpy as np
 from flax import linen as nn
 from jax.core import Tracer
 
+from jaxsp._arguments import check_count
 from jaxsp.operators import MinMax
 
 __all__ = [
     "Gan",
     "classify",
     "discriminate",
+    "discriminate_and_classify",
     "generate",
     "init",
-    "judge",
     "labels_of",
     "latents",
     "sample",
@@ -56,11 +57,7 @@ class Gan:
     num_classes: int = 0
 
     def __post_init__(self):
-        if self.num_classes < 0 or int(self.num_classes) != self.num_classes:
-            raise ValueError(
-                "num_classes must be a whole number, 0 for no classes; got "
-                f"{self.num_classes}."
-            )
+        check_count("num_classes", self.num_classes, minimum=0)
         if self.num_classes and self.num_classes >= self.latent_size:
             raise ValueError(
                 "latent_size must be larger than num_classes, whose one-hot vector is "
@@ -218,7 +215,7 @@ def discriminate(gan: Gan, y, samples: jax.Array) -> jax.Array:
     Returns:
         One logit a sample.
     """
-    return judge(gan, y, samples)[0]
+    return discriminate_and_classify(gan, y, samples)[0]
 
 
 def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
@@ -236,10 +233,12 @@ def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
         ValueError: If the pair has no classes.
     """
     _need_classes(gan)
-    return cast(jax.Array, judge(gan, y, samples)[1])
+    return cast(jax.Array, discriminate_and_classify(gan, y, samples)[1])
 
 
-def judge(gan: Gan, y, samples: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def discriminate_and_classify(
+    gan: Gan, y, samples: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     """Both answers of the discriminator, in one pass.
 
     Args:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxsp.gan.models.arguments import check_image
 from jaxsp.gan.models.attention import SelfAttention
 from jaxsp.gan.models.gan import Gan
-from jaxsp.gan.models.layers import Conv, Dense, halvings, output, param_dtype
+from jaxsp.gan.models.layers import conv, dense, halvings, output, param_dtype
 
 __all__ = ["ResNetDiscriminator", "ResNetGenerator", "resnet", "sagan"]
 
@@ -43,7 +43,7 @@ class ResNetGenerator(nn.Module):
         height, width, channels = self.sample_shape
         count = halvings(self.sample_shape)
         grid = (height >> count, width >> count, _channels(self.width, count))
-        h = Dense(math.prod(grid), self.spectral, self.dtype)(latents)
+        h = dense(math.prod(grid), self.dtype, spectral=self.spectral)(latents)
         h = h.reshape(-1, *grid)
         for level in reversed(range(count)):
             if self.attention and level == 0:
@@ -57,7 +57,7 @@ class ResNetGenerator(nn.Module):
         h = self._conv(features)(_double(self._activate(x)))
         h = self._conv(features)(self._activate(h))
         if x.shape[-1] != features:  # commutes with the doubling
-            x = Dense(features, self.spectral, self.dtype)(x)
+            x = dense(features, self.dtype, spectral=self.spectral)(x)
         return _double(x) + h
 
     def _activate(self, h):
@@ -65,7 +65,7 @@ class ResNetGenerator(nn.Module):
         return nn.relu(nn.LayerNorm(dtype=self.dtype, param_dtype=dtype)(h))
 
     def _conv(self, features):
-        return Conv(features, spectral=self.spectral, dtype=self.dtype)
+        return conv(features, self.dtype, spectral=self.spectral)
 
 
 class ResNetDiscriminator(nn.Module):
@@ -100,20 +100,22 @@ class ResNetDiscriminator(nn.Module):
                 h = SelfAttention(True, self.dtype)(h)
         h = nn.relu(self._block(h, h.shape[-1], halve=False)).sum(axis=(1, 2))
         dtype = param_dtype(self.dtype)
-        logits = Dense(1, True, self.dtype, name="logit")(h)[:, 0].astype(dtype)
+        logits = dense(1, self.dtype, spectral=True, name="logit")(h)[:, 0].astype(
+            dtype
+        )
         if not self.num_classes:
             return logits
-        classes = Dense(self.num_classes, True, self.dtype, name="classes")(h)
+        classes = dense(self.num_classes, self.dtype, spectral=True, name="classes")(h)
         return logits, classes.astype(dtype)
 
     def _block(self, x, features, first=False, halve=True):
         """[n, 2h, 2w, c] to [n, h, w, features], or the same size."""
-        h = Conv(features, spectral=True, dtype=self.dtype)(x if first else nn.relu(x))
-        h = Conv(features, spectral=True, dtype=self.dtype)(nn.relu(h))
+        h = conv(features, self.dtype, spectral=True)(x if first else nn.relu(x))
+        h = conv(features, self.dtype, spectral=True)(nn.relu(h))
         if halve:
             x, h = _halve(x), _halve(h)
         if x.shape[-1] != features:  # commutes with the mean
-            x = Dense(features, True, self.dtype)(x)
+            x = dense(features, self.dtype, spectral=True)(x)
         return x + h
 
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 from tqdm import tqdm
 
 from jaxsp.gan import data
-from jaxsp.gan.models import StridedConv, halvings
+from jaxsp.gan.models import halvings, strided_conv
 from jaxsp.gan.scores import cache
 from jaxsp.gan.scores.levels import check_levels
 
@@ -36,7 +36,8 @@ class _Network(nn.Module):
     def __call__(self, images):
         h = images
         for level in range(halvings(images.shape[1:])):
-            h = nn.relu(StridedConv(_WIDTH << level)(h))
+            layer = strided_conv(_WIDTH << level, name=f"StridedConv_{level}")
+            h = nn.relu(layer(h))
         h = nn.relu(nn.Dense(_FEATURES)(h.reshape(h.shape[0], -1)))
         return h, nn.Dense(self.num_classes)(h)
 

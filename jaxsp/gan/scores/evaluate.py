@@ -332,8 +332,10 @@ def evaluator(
             )
         whole = Gatherer(len(dataset.train))
         whole.add(dataset.train)
-        judge = Evaluator(dataset, None, whole.statistics(), full=full)
-        return dataclasses.replace(judge, floor=judge(dataset.test), _warned=set())
+        evaluate = Evaluator(dataset, None, whole.statistics(), full=full)
+        return dataclasses.replace(
+            evaluate, floor=evaluate(dataset.test), _warned=set()
+        )
 
     classifier = fit_classifier(dataset, cache_dir, progress)
     directory = pathlib.Path(data.cache_dir() if cache_dir is None else cache_dir)
@@ -347,7 +349,7 @@ def evaluator(
     found = of_split(
         "train", dataset.train, lambda i: features(classifier, i)[0], digest
     )
-    judge = Evaluator(dataset, classifier, found, full=full)
+    evaluate = Evaluator(dataset, classifier, found, full=full)
     inner = None
     if inception is not None:
         digest = "inception-" + cache.digest(inception)
@@ -355,12 +357,12 @@ def evaluator(
         def extract(images):
             return network.features(inception, images)
 
-        judge = dataclasses.replace(
-            judge,
+        evaluate = dataclasses.replace(
+            evaluate,
             inception=inception,
             inception_statistics=of_split("train", dataset.train, extract, digest),
         )
         inner = of_split("test", dataset.test, extract, digest)
-    gathered = judge._gather(dataset.test, inner)
-    floor = judge._scores(cast(_Gathered, gathered))
-    return dataclasses.replace(judge, floor=floor, _warned=set())
+    gathered = evaluate._gather(dataset.test, inner)
+    floor = evaluate._scores(cast(_Gathered, gathered))
+    return dataclasses.replace(evaluate, floor=floor, _warned=set())

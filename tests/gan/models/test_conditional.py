@@ -21,7 +21,7 @@ SMALL = {
 }
 latents = jax.jit(models.latents, static_argnums=(0, 2))
 init = jax.jit(models.init, static_argnums=0)
-judge = jax.jit(models.judge, static_argnums=0)
+both = jax.jit(models.discriminate_and_classify, static_argnums=0)
 
 
 def test_without_classes_latents_are_normal_and_nothing_else():
@@ -77,7 +77,7 @@ def test_samples_of_a_class():
 def test_one_pass_gives_both_answers():
     z = init(GAN, KEY)
     samples = jax.random.normal(KEY, (3, 2))
-    answers = judge(GAN, z.y, samples)
+    answers = both(GAN, z.y, samples)
     for f, wanted in zip((models.discriminate, models.classify), answers, strict=True):
         got = jax.jit(f, static_argnums=0)(GAN, z.y, samples)
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
@@ -89,7 +89,9 @@ def test_shapes_and_classes_of_every_model(name):
 
     def everything(key):
         z = models.init(gan, key)
-        return models.judge(gan, z.y, models.sample(gan, z.x, key, 3))
+        return models.discriminate_and_classify(
+            gan, z.y, models.sample(gan, z.x, key, 3)
+        )
 
     logits, class_logits = jax.eval_shape(everything, KEY)
     assert logits.shape == (3,)
@@ -98,7 +100,7 @@ def test_shapes_and_classes_of_every_model(name):
 
 def test_an_unconditional_pair_has_one_answer():
     z = init(PLAIN, KEY)
-    logits, nothing = models.judge(PLAIN, z.y, jnp.ones((3, 2)))
+    logits, nothing = models.discriminate_and_classify(PLAIN, z.y, jnp.ones((3, 2)))
     assert nothing is None
     got = models.discriminate(PLAIN, z.y, jnp.ones((3, 2)))
     np.testing.assert_array_equal(got, logits)

@@ -27,7 +27,7 @@ def parameters(module, x):
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (5, 2)])
 def test_conv_is_the_convolution(size, stride, x64):
     x = jax.random.normal(KEY, (2, 6, 5, 3))
-    module = models.Conv(4, size, stride, dtype=jnp.float64)
+    module = models.conv(4, jnp.float64, size=size, strides=stride)
     params = parameters(module, x)
     wanted = conv(x, params["kernel"], stride, (size // 2, size // 2))
     got = jax.jit(module.apply)({"params": params}, x)
@@ -37,12 +37,12 @@ def test_conv_is_the_convolution(size, stride, x64):
 @pytest.mark.parametrize("size", [0, 2, 4, -3])
 def test_conv_refuses_an_even_size(size):
     with pytest.raises(ValueError, match=f"size must be odd and positive; got {size}"):
-        models.Conv(4, size).init(KEY, jnp.zeros((1, 6, 6, 2)))
+        models.conv(4, size=size)
 
 
 def test_wide_transposed_conv_is_the_transpose(x64):
     x = jax.random.normal(KEY, (2, 4, 3, 3))
-    module = models.WideTransposedConv(2, dtype=jnp.float64)
+    module = models.wide_transposed_conv(2, jnp.float64)
     params = parameters(module, x)
     kernel = params["kernel"].swapaxes(2, 3)
     like = jax.ShapeDtypeStruct((2, 8, 6, 2), x.dtype)
@@ -54,7 +54,7 @@ def test_wide_transposed_conv_is_the_transpose(x64):
 
 def test_conv_with_a_kernel_for_each_worker():
     x = jax.random.normal(KEY, (3, 2, 6, 4, 2))
-    module = models.Conv(4, stride=2, spectral=True)
+    module = models.conv(4, strides=2, spectral=True)
     keys = jax.random.split(KEY, 3)
     params = jax.jit(jax.vmap(lambda key: module.init(key, x[0])))(keys)
     together = jax.jit(jax.vmap(module.apply)).lower(params, x)
@@ -135,7 +135,7 @@ def test_singular_vectors_are_constants_of_the_gradient(x64):
 
 @pytest.mark.parametrize(
     ("module", "bound"),
-    [(models.Dense(8, True), 1), (models.Conv(8, spectral=True), 3)],
+    [(models.dense(8, spectral=True), 1), (models.conv(8, spectral=True), 3)],
 )
 def test_spectral_layers_are_lipschitz(module, bound):
     """In the worst direction, found by power iteration on the layer itself."""

@@ -53,7 +53,7 @@ def conv(x, kernel):
 
 def test_strided_conv_is_the_convolution():
     x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
-    module = models.StridedConv(5)
+    module = models.strided_conv(5)
     params = jax.jit(module.init)(jax.random.key(1), x)
     params["params"]["bias"] = jnp.arange(5.0)
     expected = conv(x, params["params"]["kernel"]) + jnp.arange(5.0)
@@ -62,7 +62,7 @@ def test_strided_conv_is_the_convolution():
 
 def test_transposed_conv_is_the_transpose():
     x = jax.random.normal(jax.random.key(0), (2, 4, 3, 3))
-    module = models.TransposedConv(5)
+    module = models.transposed_conv(5)
     params = jax.jit(module.init)(jax.random.key(1), x)
     params["params"]["bias"] = jnp.arange(5.0)
     kernel = params["params"]["kernel"].swapaxes(2, 3)
@@ -182,9 +182,11 @@ def test_every_matrix_product_is_in_bfloat16(name, count):
     z, samples, _ = shapes(gan)
     drawn = jnp.zeros((2, 5))
     made = products(functools.partial(models.generate, gan), z.x, drawn)
-    judged = products(functools.partial(models.judge, gan), z.y, samples)
-    assert (len(made), len(judged)) == count
-    assert {*made, *judged} == {"bf16"}
+    seen = products(
+        functools.partial(models.discriminate_and_classify, gan), z.y, samples
+    )
+    assert (len(made), len(seen)) == count
+    assert {*made, *seen} == {"bf16"}
 
 
 def test_bfloat16_is_close():

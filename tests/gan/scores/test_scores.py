@@ -30,7 +30,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def judge(digits, tmp_path_factory):
+def evaluate(digits, tmp_path_factory):
     directory = tmp_path_factory.mktemp("digits")
     return scores.evaluator(digits, directory, progress=False)
 
@@ -202,15 +202,15 @@ def test_mode_coverage_counts():
 
 def test_evaluator_of_a_mixture():
     mixture = data.load("mixture_ring")
-    judge = scores.evaluator(mixture)
-    assert judge.floor["modes_covered"] == len(mixture.centers)
-    assert judge.floor["high_quality"] > 0.98  # Rayleigh: 1 - exp(-9/2) = 0.9889
-    assert judge.floor["frechet_distance"] < 1e-2
-    collapsed = judge(np.tile(mixture.centers[:1], (50, 1)))
+    evaluate = scores.evaluator(mixture)
+    assert evaluate.floor["modes_covered"] == len(mixture.centers)
+    assert evaluate.floor["high_quality"] > 0.98  # Rayleigh: 1 - exp(-9/2) = 0.9889
+    assert evaluate.floor["frechet_distance"] < 1e-2
+    collapsed = evaluate(np.tile(mixture.centers[:1], (50, 1)))
     assert collapsed["modes_covered"] == 1.0
     assert collapsed["high_quality"] == 1.0
-    assert collapsed["frechet_distance"] > 100 * judge.floor["frechet_distance"]
-    bad = judge(np.full((4, 2), np.inf))
+    assert collapsed["frechet_distance"] > 100 * evaluate.floor["frechet_distance"]
+    bad = evaluate(np.full((4, 2), np.inf))
     assert bad.keys() == collapsed.keys()
     assert np.isnan(list(bad.values())).all()
 
@@ -218,56 +218,56 @@ def test_evaluator_of_a_mixture():
 # images
 
 
-def test_digits_classifier_is_good(judge):
-    assert judge.classifier.test_accuracy > 0.96
+def test_digits_classifier_is_good(evaluate):
+    assert evaluate.classifier.test_accuracy > 0.96
 
 
-def test_evaluator_of_images(judge, digits):
-    floor = judge.floor
+def test_evaluator_of_images(evaluate, digits):
+    floor = evaluate.floor
     assert floor["classes_covered"] == 10
     assert 9 < floor["classifier_score"] <= 10
-    zeros = judge(digits.train[digits.train_labels == 0])
+    zeros = evaluate(digits.train[digits.train_labels == 0])
     assert zeros["classes_covered"] == 1
     zero, one = (digits.train[digits.train_labels == k] for k in (0, 1))
     # of 140 samples a class has to hold 1.4 to be covered
-    stray = judge(np.concatenate([zero[:138], one[:1], one[:1]]))
-    alone = judge(np.concatenate([zero[:139], one[:1]]))
+    stray = evaluate(np.concatenate([zero[:138], one[:1], one[:1]]))
+    alone = evaluate(np.concatenate([zero[:139], one[:1]]))
     assert (stray["classes_covered"], alone["classes_covered"]) == (2, 1)
     assert zeros["classifier_score"] < 1.3
     noise = np.random.default_rng(0).uniform(-1, 1, (300, 8, 8, 1))
-    noise = judge(noise)["frechet_distance"]
+    noise = evaluate(noise)["frechet_distance"]
     # the better of two is told from the worse: real < one class < noise
     assert floor["frechet_distance"] < 0.1 * zeros["frechet_distance"]
     assert floor["frechet_distance"] < 0.02 * noise
-    bad = judge(np.full((4, 8, 8, 1), np.nan))
+    bad = evaluate(np.full((4, 8, 8, 1), np.nan))
     assert np.isnan(list(bad.values())).all()
     with pytest.raises(ValueError, match="samples must be of shape"):
-        judge(np.zeros((4, 28, 28, 1)))
+        evaluate(np.zeros((4, 28, 28, 1)))
 
 
-def test_score_is_that_of_the_parts(judge, digits):
-    hidden, _ = scores.features(judge.classifier, digits.test)
+def test_score_is_that_of_the_parts(evaluate, digits):
+    hidden, _ = scores.features(evaluate.classifier, digits.test)
     moments = scores.Moments.of(hidden)
     wanted = scores.frechet_distance(
-        judge.reference.mean,
-        judge.reference.covariance,
+        evaluate.reference.mean,
+        evaluate.reference.covariance,
         moments.mean,
         moments.covariance,
     )
     got = scores.classifier_frechet_distance(
-        judge.classifier, judge.reference, digits.test
+        evaluate.classifier, evaluate.reference, digits.test
     )
-    assert got == wanted == judge.floor["frechet_distance"]
+    assert got == wanted == evaluate.floor["frechet_distance"]
 
 
-def test_features_in_any_form_and_any_number(judge, digits):
+def test_features_in_any_form_and_any_number(evaluate, digits):
     images = digits.train[:1203]  # two chunks and a rest
-    hidden, p = scores.features(judge.classifier, images)
+    hidden, p = scores.features(evaluate.classifier, images)
     assert hidden.shape == (1203, 64)
     assert p.shape == (1203, 10)
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
     unit = images[1000:].astype(np.float32) / 127.5 - 1
-    again = scores.features(judge.classifier, unit)
+    again = scores.features(evaluate.classifier, unit)
     np.testing.assert_allclose(again[0], hidden[1000:], atol=1e-4)
     np.testing.assert_allclose(again[1], p[1000:], atol=1e-4)
 
@@ -282,17 +282,17 @@ def test_features_in_any_form_and_any_number(judge, digits):
         np.zeros((3, 8, 8, 1), np.int32),
     ],
 )
-def test_levels_are_refused_alike_by_both_networks(images, judge):
+def test_levels_are_refused_alike_by_both_networks(images, evaluate):
     message = r"images must be uint8, or floating in \[-1, 1\]; got "
     network = scores.inception.Inception({}, "")
     with pytest.raises(ValueError, match=message):
         scores.inception.features(network, images)
     with pytest.raises(ValueError, match=message):
-        scores.features(judge.classifier, images)
+        scores.features(evaluate.classifier, images)
     if np.isfinite(images).all():
         with pytest.raises(ValueError, match=message):
-            judge(images)
-    scores.features(judge.classifier, np.full((3, 8, 8, 1), 1.0005))
+            evaluate(images)
+    scores.features(evaluate.classifier, np.full((3, 8, 8, 1), 1.0005))
 
 
 # the bias of both sides
@@ -311,12 +311,12 @@ def test_bias_is_what_the_data_score_against_as_many_data(count):
         whole = Gatherer(1500)
         whole.add(train)
         dataset = data.Dataset("gaussian", train, None, train, None, 0)
-        judge = scores.Evaluator(dataset, None, whole.statistics())
-        here, there = judge.reference, scores.Moments.of(samples)
+        evaluate = scores.Evaluator(dataset, None, whole.statistics())
+        here, there = evaluate.reference, scores.Moments.of(samples)
         distance = scores.frechet_distance(
             here.mean, here.covariance, there.mean, there.covariance
         )
-        found.append(distance / judge.bias(count)["frechet_distance"])
+        found.append(distance / evaluate.bias(count)["frechet_distance"])
     error = np.std(found) / len(found) ** 0.5
     assert error < 0.05
     assert abs(np.mean(found) - 1) < 0.03 + 3 * error
@@ -487,13 +487,15 @@ def test_each_score_is_that_of_the_features_it_is_named_for(
     with_network, full, names, small, trainings, network, tmp_path
 ):
     weights, features, _ = network
-    judge = scores.evaluator(
+    evaluate = scores.evaluator(
         small, tmp_path, False, weights if with_network else None, full
     )
     samples = np.random.default_rng(1).integers(256, size=(70, 8, 8, 1), dtype=np.uint8)
-    found = judge(samples)
-    assert found.keys() == judge.floor.keys() == names
-    hidden = [scores.features(judge.classifier, i)[0] for i in (small.train, samples)]
+    found = evaluate(samples)
+    assert found.keys() == evaluate.floor.keys() == names
+    hidden = [
+        scores.features(evaluate.classifier, i)[0] for i in (small.train, samples)
+    ]
     inner = [features(weights, i) for i in (small.train, samples)]
 
     def distance(pair):
@@ -511,30 +513,30 @@ def test_each_score_is_that_of_the_features_it_is_named_for(
     if full:
         wanted = scores.neighbor_scores(*pair)._asdict()
         assert {name: found[name] for name in wanted} == wanted
-        counts = judge.measure(samples).counts
+        counts = evaluate.measure(samples).counts
         assert counts.sum() == 70
         ratios = (counts / 70) / (np.bincount(small.train_labels) / 40)
         np.testing.assert_allclose(found["least_class_coverage"], ratios.min())
-    bad = judge(np.full((9, 8, 8, 1), np.nan))
+    bad = evaluate(np.full((9, 8, 8, 1), np.nan))
     assert bad.keys() == names
     assert np.isnan(list(bad.values())).all()
 
 
 def test_samples_may_come_in_batches(small, trainings, network, tmp_path):
-    judge = scores.evaluator(small, tmp_path, False, network[0], full=True)
+    evaluate = scores.evaluator(small, tmp_path, False, network[0], full=True)
     samples = np.random.default_rng(1).integers(256, size=(90, 8, 8, 1), dtype=np.uint8)
-    whole = judge(samples)
+    whole = evaluate(samples)
     for cuts in ([1, 40, 41], [], range(10, 90, 10)):
-        found = judge(iter(np.split(samples, list(cuts))))
+        found = evaluate(iter(np.split(samples, list(cuts))))
         np.testing.assert_allclose(list(found.values()), list(whole.values()), 1e-10)
     with pytest.raises(ValueError, match="at least one sample; got none"):
-        judge(iter([]))
+        evaluate(iter([]))
     with pytest.raises(ValueError, match="samples must be of shape"):
-        judge(iter([samples, samples[:, :4]]))
+        evaluate(iter([samples, samples[:, :4]]))
     broken = samples / 127.5 - 1
-    assert np.isfinite(judge(iter(np.split(broken, 9)))["fid"])
+    assert np.isfinite(evaluate(iter(np.split(broken, 9)))["fid"])
     broken[80] = np.inf
-    assert np.isnan(judge(iter(np.split(broken, 9)))["fid"])
+    assert np.isnan(evaluate(iter(np.split(broken, 9)))["fid"])
 
 
 def test_features_of_the_data_are_read_from_the_cache(
@@ -591,15 +593,15 @@ def test_a_cache_of_other_features_is_not_used(
 def test_too_few_samples_are_warned_of_once(
     small, trainings, network, tmp_path, caplog
 ):
-    judge = scores.evaluator(small, tmp_path, False, network[0])
+    evaluate = scores.evaluator(small, tmp_path, False, network[0])
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        judge(small.train[:13])  # 12 numbers of the network, 64 of the classifier
+        evaluate(small.train[:13])  # 12 numbers of the network, 64 of the classifier
     (one,) = (record.getMessage() for record in caplog.records)
     assert one.startswith("frechet_distance of 13 samples in 64 dimensions")
     with caplog.at_level(logging.WARNING):
-        judge(small.train[:12])
-        judge(small.train[:12])
+        evaluate(small.train[:12])
+        evaluate(small.train[:12])
     (_, two) = (record.getMessage() for record in caplog.records)
     assert two.startswith("fid of 12 samples in 12 dimensions")
 
@@ -607,7 +609,7 @@ def test_too_few_samples_are_warned_of_once(
     # against as many as the training split has
     said = float(two.split("about ")[1].split(" ")[0])
     assert " against the 40 of the training split, " in two
-    moments, rng = judge.inception_statistics.moments, np.random.default_rng(0)
+    moments, rng = evaluate.inception_statistics.moments, np.random.default_rng(0)
     found = []
     for _ in range(300):
         few, more = (
@@ -622,21 +624,21 @@ def test_too_few_samples_are_warned_of_once(
             )
         )
     np.testing.assert_allclose(said, np.mean(found), rtol=0.08)
-    assert judge.bias(12)["fid"] == pytest.approx(said, rel=0.01)
+    assert evaluate.bias(12)["fid"] == pytest.approx(said, rel=0.01)
 
 
 def test_points_in_full_and_without_inception(monkeypatch):
     monkeypatch.setattr(scores.statistics, "KEPT", 200)
     mixture = data.load("mixture_ring")
-    judge = scores.evaluator(mixture, full=True)
-    assert judge.floor["recall"] > 0.7
+    evaluate = scores.evaluator(mixture, full=True)
+    assert evaluate.floor["recall"] > 0.7
     batches = np.split(mixture.test[:90], 3)
-    whole = judge(mixture.test[:90])
-    assert judge(iter(batches)) == whole
+    whole = evaluate(mixture.test[:90])
+    assert evaluate(iter(batches)) == whole
     moments = scores.Moments.of(mixture.test[:90])
     wanted = scores.frechet_distance(
-        judge.reference.mean,
-        judge.reference.covariance,
+        evaluate.reference.mean,
+        evaluate.reference.covariance,
         moments.mean,
         moments.covariance,
     )
