@@ -94,18 +94,18 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
     runs: dict[str, train_gan.Config] = {}
     for name in filter(None, (word.strip() for word in text.split(","))):
         method, *options = name.split(":")
-        given = dict(option.partition("=")[::2] for option in options)
-        for flag_name, value in given.items():
+        texts = {"method": method}
+        for option in options:
+            flag_name, _, value = option.partition("=")
             if not value or flag_name not in _FLAGS or flag_name in _NOT_OF_A_RUN:
                 raise BadFlagError(
                     f"--methods={text}: {flag_name!r} in {name!r} must be FLAG=VALUE "
                     "with a flag of train_gan.py, such as md_gan:batches_k=2."
                 )
+            texts[flag_name] = value.replace("/", ":")
         if name in runs:
             raise BadFlagError(f"--methods={text}: {name} is there twice.")
-        texts = {key: value.replace("/", ":") for key, value in given.items()}
-        run = train_gan.Config(**every)
-        runs[name] = command.with_texts(run, {"method": method} | texts)
+        runs[name] = command.with_texts(train_gan.Config(**every), texts)
         with contextlib.redirect_stdout(io.StringIO()):  # a run makes its notes itself
             train_gan.read(runs[name])
     if not runs:

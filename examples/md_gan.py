@@ -8,8 +8,6 @@ training loop of jaxsp.gan does the same over devices and machines.
     python examples/md_gan.py
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,32 +39,28 @@ def main(steps=1_500, workers=4, batches_k=2, batch_size=32, swap_every=250):
     evaluate = scores.evaluator(mixture)
 
     x, y = models.init(gan, key)
-    server = x, adam.init(x)
-    everyone = jax.tree.map(lambda leaf: jnp.stack([leaf] * workers), (y, adam.init(y)))
-    alive = np.ones(workers, bool)
+    x_state = adam.init(x)
+    y, y_state = jax.tree.map(lambda p: jnp.stack([p] * workers), (y, adam.init(y)))
+    alive = [True] * workers
     g_index, d_index = md_gan.assignment(alive, batches_k)  # who gets which batches
     rng = np.random.default_rng(0)
 
     @jax.jit
-    def generate(x, key):
-        return md_gan.server_generate(
-            gan, x, jax.random.split(key, batches_k), batch_size
-        )
+    def generate(x, key):  # what the server sends
+        keys = jax.random.split(key, batches_k)
+        return md_gan.server_generate(gan, x, keys, batch_size)
 
     @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, 0, 0))
-    def work(y_and_state, share, size, fakes_d, fakes_g, key):  # what one worker does
+    @jax.vmap
+    def work(y, y_state, share, size, fakes_d, fakes_g, key):  # what one worker does
         batch = data.draw(key, share, size, batch_size)
-        return md_gan.worker_step(
-            game, adam, *y_and_state, batch, fakes_d, fakes_g, key
-        )
+        return md_gan.worker_step(game, adam, y, y_state, batch, fakes_d, fakes_g, key)
 
     @jax.jit
-    def update(server, latents, feedback):
-        x, state, _ = md_gan.server_update(
-            gan, adam, *server, latents, feedback, g_index, alive
+    def update(x, x_state, latents, feedback):  # what the server does with the answers
+        return md_gan.server_update(
+            gan, adam, x, x_state, latents, feedback, g_index, alive
         )
-        return x, state
 
     def score(x):
         return evaluate(models.sample(gan, x, key, 2_000))["frechet_distance"]
@@ -74,20 +68,17 @@ def main(steps=1_500, workers=4, batches_k=2, batch_size=32, swap_every=250):
     before = score(x)
     for k in range(1, steps + 1):
         ours, *theirs = jax.random.split(jax.random.fold_in(key, k), 1 + workers)
-        samples, latents = generate(server[0], ours)
-        y, state, feedback, _ = work(
-            everyone,
-            *(shares, sizes),
-            *(samples[d_index], samples[g_index]),
-            jnp.stack(theirs),
+        samples, latents = generate(x, ours)
+        fakes_d, fakes_g = samples[d_index], samples[g_index]
+        y, y_state, feedback, _ = work(
+            y, y_state, shares, sizes, fakes_d, fakes_g, jnp.stack(theirs)
         )
+        x, x_state, _ = update(x, x_state, latents, feedback)
         if k % swap_every == 0:
             y = md_gan.swap(y, md_gan.derangement(rng, alive))
-        everyone = y, state
-        server = update(server, latents, feedback)
         if k % max(1, steps // 3) == 0:
-            print(f"step {k}: Frechet distance {before:.3f} -> {score(server[0]):.3f}")
-    return before, score(server[0])
+            print(f"step {k}: Frechet distance {before:.3f} -> {score(x):.3f}")
+    return before, score(x)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def _define(config_type: type, values: flags.FlagValues) -> None:
         kind, metadata = kinds[field.name], field.metadata
         if isinstance(kind, types.UnionType):
             kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-        words, name, default = metadata["words"], field.name, field.default
+        name, default = field.name, typing.cast(Any, field.default)
+        words = metadata["words"]
         if kind is bool:
             flags.DEFINE_bool(name, default, words, flag_values=values)
             continue
