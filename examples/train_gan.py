@@ -356,31 +356,28 @@ def main(config: Config) -> int:
                 config.coordinator,
                 config.num_processes,
                 config.process_id,
-                configuration={k: v for k, v in shared if k not in _OWN},
-                resume_command=again,
+                settings={k: v for k, v in shared if k not in _OWN},
+                heartbeat_timeout=config.heartbeat_timeout,
             )
-        result = run(config)
+        with distributed.ending_together(again):
+            result = run(config)
+            if result is None or result.signal is None:
+                return 0
+            _tell(
+                f"stopped by {result.signal.name} at step {result.step}, which is "
+                f"saved; go on with\n  {again}"
+            )
+            return 128 + result.signal
     except (BadFlagError, distributed.DistributedError) as error:
         return _end(error, error, 2)
     except loop.TrainingDivergedError as error:
-        return _end(distributed.in_all(error), f"training diverged: {error}", 1)
-    if result is None or result.signal is None:
-        return 0
-    _tell(
-        f"stopped by {result.signal.name} at step {result.step}, which is saved; go on "
-        f"with\n  {again}"
-    )
-    distributed.finalize()
-    return 128 + result.signal
+        return _end(error, f"training diverged: {error}", 1)
 
 
 def _end(error, message, code):
     """Tell what went wrong, once if it did in all processes; the exit code."""
-    agreed = distributed.raised_in_all(error)
-    if not agreed or _is_main():
+    if not distributed.raised_in_all(error) or distributed.is_main():
         command.complain(PROGRAM, message, code)
-    if agreed:
-        distributed.finalize()
     return code
 
 

@@ -328,6 +328,11 @@ class Config:
     )
     num_processes: int | None = flag(None, "How many processes, with --coordinator.")
     process_id: int | None = flag(None, "Which of them, from 0, with --coordinator.")
+    heartbeat_timeout: float = flag(
+        20.0,
+        "Seconds without a sign of life after which a process counts as lost.",
+        bounds=_COUNT,
+    )
 
 
 def resolve(config: Any) -> Any:

@@ -23,9 +23,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import children
 import methods
 import namespaces
-import processes
 import report
 import worker
 from task import Task
@@ -121,7 +121,7 @@ def _points(
             return command(process, [sys.executable, str(WORKER), *said])
 
         ids = range(task.num_processes)
-        processes.run([argv(i) for i in ids], directory)
+        children.run([argv(i) for i in ids], directory)
         paths = (directory / f"process-{i}.json" for i in ids)
         found = [json.loads(path.read_text()) for path in paths]
     return [
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = ["none", *(r for r in flags.rate.split(",") if r)]
     loopback = flags.loopback or why is not None
     try:
-        with processes.leaving_on_signals():
+        with children.leaving_on_signals():
             result = measure(task, rates, flags.mtu, flags.tcp, loopback)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))

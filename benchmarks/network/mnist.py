@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import children
 import namespaces
 import numpy as np
-import processes
 import report
 
 __all__ = ["METHODS", "main", "reached", "table"]
@@ -69,7 +69,7 @@ def train(
     argv = [sys.executable, str(SCRIPT), *METHODS[name].split(), *flags, "--resume"]
     argv += [f"--workers={count - (name == 'MD-GAN')}", f"--workdir={workdir}"]
     argv += [f"--coordinator={network.addresses[0]}:{PORT}", f"--num_processes={count}"]
-    processes.run(
+    children.run(
         [network.command(i, [*argv, f"--process_id={i}"]) for i in range(count)],
         workdir.with_suffix(".logs"),
         limit,
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shared = [f"--{name}={value}" for name, value in given.items() if value != ""]
     runs = {}
     with (
-        processes.leaving_on_signals(),
+        children.leaving_on_signals(),
         namespaces.Network(flags.processes, flags.rate) as network,
     ):
         for i in map(int, numbers):

@@ -22,6 +22,7 @@ import methods
 import namespaces
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from task import Run, Task, traffic
 
 import jaxsp
@@ -86,7 +87,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
         fit = task.seconds * task.rate / max(int(bits), 1)
         cycles = max(min(cycles, int(fit)), LEAST)
     found = {"seconds": [], "up": [], "down": [], "cycle": cycle}
-    jaxsp.distributed.barrier("start")
+    multihost_utils.sync_global_devices("start")
     bytes_before = _bytes(task.interface)
     for _ in range(cycles * cycle):
         start = time.perf_counter()
@@ -96,7 +97,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
         found["up"].append(after[0] - before[0])
         found["down"].append(after[1] - before[1])
         before = after
-    jaxsp.distributed.barrier("end")
+    multihost_utils.sync_global_devices("end")
     moved = [b - a for a, b in zip(bytes_before, _bytes(task.interface), strict=True)]
     sent, received = moved or (None, None)
     return found | {"sent": sent, "received": received}
@@ -119,7 +120,7 @@ def main(task: Task) -> None:
     own = ("process_id", "directory")
     shared = {k: v for k, v in dataclasses.asdict(task).items() if k not in own}
     jaxsp.distributed.initialize(
-        task.coordinator, task.num_processes, task.process_id, configuration=shared
+        task.coordinator, task.num_processes, task.process_id, settings=shared
     )
     found = {}
     for name in task.methods:

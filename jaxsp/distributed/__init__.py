@@ -1,29 +1,25 @@
-"""Many processes: starting them together, and ending them together.
+"""Many processes: starting them together, deciding alike, and ending them together.
 
-`initialize` brings the processes of a run together, compares what they were started
-with, and starts `jax.distributed`; from then on `jax.devices()` are the devices of all
-processes and `jaxsp.Workers` spans them. While the run goes on, every process knows
-when another one dies, and ends with one line that names it and exit code 75.
+`initialize` brings the processes of a run together by `jax.distributed`, and compares
+what they were started with; from then on `jax.devices()` are the devices of all
+processes and `jaxsp.Workers` spans them. `ending_together` sees that no process waits
+for one that is gone.
 """
 
-from jaxsp.distributed.collective import (
-    barrier,
-    is_main,
-    process_count,
-    process_index,
-    process_max,
-)
-from jaxsp.distributed.rendezvous import DistributedError
-from jaxsp.distributed.run import EXIT_CODE, finalize, initialize
+from jaxsp.distributed.errors import DistributedError, in_all, raised_in_all
+from jaxsp.distributed.failure import EXIT_CODE, ending_together, lost_peer
+from jaxsp.distributed.start import finalize, initialize
 from jaxsp.distributed.together import (
     Signals,
     anywhere,
     check_same,
     combine,
-    in_all,
     is_alone,
+    is_main,
+    process_count,
+    process_index,
+    process_max,
     raise_together,
-    raised_in_all,
 )
 
 __all__ = [
@@ -31,14 +27,15 @@ __all__ = [
     "DistributedError",
     "Signals",
     "anywhere",
-    "barrier",
     "check_same",
     "combine",
+    "ending_together",
     "finalize",
     "in_all",
     "initialize",
     "is_alone",
     "is_main",
+    "lost_peer",
     "process_count",
     "process_index",
     "process_max",

@@ -1,98 +1,91 @@
-"""What a process says of itself, and the one line that says how two disagree."""
+"""What processes must have alike, and the one line that says how two differ."""
 
 import json
+import os
+import platform
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-__all__ = ["Hello", "differing_keys", "disagreement"]
+import jax
+import jaxlib
 
+__all__ = ["describe", "differing_keys", "disagreement"]
 
-class Hello(NamedTuple):
-    """What a process says of itself.
-
-    Attributes:
-      process_id: its number, from 0.
-      num_processes: how many processes it was told there are.
-      host: the name of its machine.
-      pid: its process id there.
-      versions: of Python and of the packages that must agree.
-      configuration: what must agree, as JSON text with sorted keys.
-      nonce: a random text, by which a process recognizes itself.
-    """
-
-    process_id: int
-    num_processes: int
-    host: str
-    pid: int
-    versions: dict[str, str]
-    configuration: str
-    nonce: str
-
-    def __str__(self) -> str:
-        return f"process {self.process_id} (pid {self.pid} on {self.host})"
+# Settings of JAX with which the same program computes other numbers.
+_OPTIONS = (
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+    "jax_default_prng_impl",
+    "jax_default_matmul_precision",
+)
 
 
-def disagreement(
-    own: Hello, others: Sequence[Hello], timeout: float | None = None
-) -> str | None:
-    """How the others disagree with process 0, in one line, or None.
+def describe(num_processes: int, settings: Any) -> str:
+    """What this process says of itself, as JSON.
 
     Args:
-      own: what process 0 says of itself.
-      others: what those who came say.
-      timeout: the seconds that were waited, when nobody else will come: then a missing
-        process counts too.
+      num_processes: how many processes it was told there are.
+      settings: what must be the same everywhere, as JSON can hold it.
+
+    Raises:
+      ValueError: if JSON cannot hold the settings.
+    """
+    import jaxsp
+
+    try:
+        json.dumps(settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"settings must be what JSON can hold, such as a dictionary of numbers and "
+            f"texts: {error}."
+        ) from None
+    said = {
+        "who": f"pid {os.getpid()} on {platform.node()}",
+        "count": {"num_processes": num_processes},
+        "versions": {
+            "Python": ".".join(platform.python_version_tuple()[:2]),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.version.__version__,
+            "jaxsp": jaxsp.__version__,
+        },
+        "options": {name: str(getattr(jax.config, name)) for name in _OPTIONS},
+        "settings": settings,
+    }
+    return json.dumps(said)
+
+
+def disagreement(said: Sequence[str]) -> str | None:
+    """How a process differs from process 0, in one line, or None.
+
+    Args:
+      said: what each process says of itself, `describe(...)`, in their order.
 
     Returns:
-      One line that names the process, what it has and what was expected, or None.
+      One line that names the process, what it has and what process 0 has.
 
     Example:
-      >>> from jaxsp.distributed.compare import Hello, disagreement
-      >>> first = Hello(0, 2, "a", 11, {"jax": "0.12.0"}, "{}", "")
-      >>> print(disagreement(first, [Hello(1, 2, "b", 7, {"jax": "0.10.2"}, "{}", "")]))
-      process 1 (pid 7 on b) has jax 0.10.2, process 0 has jax 0.12.0: install the ...
+      >>> from jaxsp.distributed.compare import describe, disagreement
+      >>> both = [describe(2, {"rate": rate}) for rate in (0.1, 0.2)]
+      >>> print(disagreement(both))
+      process 1 (pid ...) has rate=0.2 where process 0 has rate=0.1: start all with ...
     """
-    for other in others:
-        if other.num_processes != own.num_processes:
-            return (
-                f"{other} was started with num_processes={other.num_processes}, "
-                f"process 0 with num_processes={own.num_processes}: start all with "
-                "the same."
-            )
-    seen = {own.process_id: own}
-    for other in others:
-        if (twin := seen.setdefault(other.process_id, other)) is not other:
-            return (
-                f"two processes were started with process_id={other.process_id}, pid "
-                f"{twin.pid} on {twin.host} and pid {other.pid} on {other.host}: give "
-                f"each its own, from 0 to {own.num_processes - 1}."
-            )
-    for other in others:
-        if other.versions != own.versions:
-            names = _differing(other.versions, own.versions)
-            return (
-                f"{other} has {_listed(names, other.versions, ' ')}, process 0 has "
-                f"{_listed(names, own.versions, ' ')}: install the same versions "
-                "everywhere."
-            )
-    for other in others:
-        if other.configuration != own.configuration:
-            theirs, ours = (
-                _flat(json.loads(hello.configuration)) for hello in (other, own)
-            )
-            names = _differing(theirs, ours)
-            return (
-                f"{other} has {_listed(names, theirs, '=')} where process 0 has "
-                f"{_listed(names, ours, '=')}: start all with the same configuration."
-            )
-    missing = [i for i in range(own.num_processes) if i not in seen]
-    if missing and timeout is not None:
-        who = "process " if len(missing) == 1 else "processes "
-        return (
-            f"{who}{', '.join(map(str, missing))} of {own.num_processes} did not come "
-            f"within {timeout:g} s: start one process for each process_id from 0 to "
-            f"{own.num_processes - 1}, with this coordinator."
-        )
+    first, *others = map(json.loads, said)
+    advice = {
+        "count": "start all with the same",
+        "versions": "install the same versions everywhere",
+        "options": "set JAX alike everywhere",
+        "settings": "start all with the same settings",
+    }
+    for number, other in enumerate(others, start=1):
+        for part, what_to_do in advice.items():
+            theirs, ours = _flat(other[part]), _flat(first[part])
+            if names := _differing(theirs, ours):
+                sign = " " if part == "versions" else "="
+                return (
+                    f"process {number} ({other['who']}) has "
+                    f"{_listed(names, theirs, sign)} where process 0 has "
+                    f"{_listed(names, ours, sign)}: {what_to_do}."
+                )
     return None
 
 
@@ -108,11 +101,10 @@ def differing_keys(first: Any, second: Any) -> list[str]:
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    keys = [*first, *(key for key in second if key not in first)]
     absent = object()
     return [
         key
-        for key in keys
+        for key in {**first, **second}
         if json.dumps(first.get(key), default=str)
         != json.dumps(second.get(key), default=str)
         or (first.get(key, absent) is absent) != (second.get(key, absent) is absent)
@@ -125,7 +117,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         for key, value in tree.items():
             found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
         return found
-    return {prefix or "configuration": tree}
+    return {prefix or "settings": tree}
 
 
 def _listed(names: list[str], values: dict[str, Any], sign: str) -> str:

@@ -4,10 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxsp.distributed.rendezvous import DistributedError
-from jaxsp.distributed.wire import split_address
+from jaxsp.distributed.errors import DistributedError
 
-__all__ = ["ENVIRONMENT", "Place", "check_unused", "place"]
+__all__ = ["ENVIRONMENT", "Place", "place", "split_address"]
 
 ENVIRONMENT = ("JAXSP_COORDINATOR", "JAXSP_NUM_PROCESSES", "JAXSP_PROCESS_ID")
 
@@ -35,7 +34,9 @@ def place(
       ValueError: if some but not all are given, or one is out of range.
     """
     if not timeout > 0:
-        raise ValueError(f"timeout must be above 0 seconds, got {timeout!r}.")
+        raise ValueError(
+            f"initialization_timeout must be above 0 seconds, got {timeout!r}."
+        )
     names = ("coordinator", "num_processes", "process_id")
     values: tuple[Any, ...] = (coordinator, num_processes, process_id)
     if all(value is None for value in values):
@@ -124,16 +125,12 @@ def _check_alone(address: str = "") -> None:
         )
 
 
-def check_unused() -> None:
-    """Raise while that is a clear error: JAX must not have looked for devices yet.
-
-    Raises:
-      RuntimeError: if it has.
-    """
-    from jax._src import xla_bridge
-
-    if xla_bridge.backends_are_initialized():
-        raise RuntimeError(
-            "jaxsp.distributed.initialize must come before the first use of JAX "
-            "(arrays, keys, jax.devices()) in this process."
+def split_address(address: Any) -> tuple[str, int]:
+    """Host and port of `"host:port"`; an IPv6 host stands in brackets."""
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(
+            "coordinator must be host:port, for example node1:9876, with a port from 1 "
+            f"to 65535, got {address!r}."
         )
+    return host.removeprefix("[").removesuffix("]"), int(port)

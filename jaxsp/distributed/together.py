@@ -1,4 +1,4 @@
-"""What many processes must decide alike, or they wait for each other for ever.
+"""What processes must decide alike, or they wait for each other for ever.
 
 All processes run one program, and what one of them sees by itself must not change the
 order in which they talk: the time that steps take, a signal, a full disk. Everything
@@ -16,27 +16,88 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsp.distributed.collective import process_count, process_index, process_max
-from jaxsp.distributed.rendezvous import DistributedError
+from jaxsp.distributed.errors import DistributedError, in_all
 
 __all__ = [
     "Signals",
     "anywhere",
     "check_same",
     "combine",
-    "in_all",
+    "gather_text",
     "is_alone",
+    "is_main",
+    "process_count",
+    "process_index",
+    "process_max",
     "raise_together",
-    "raised_in_all",
 ]
 
-_LONGEST_MESSAGE = 2_000  # bytes
-_MARK = "_jaxsp_raised_in_all_processes"
+_LONGEST_MESSAGE = 2_000
+
+
+def process_index() -> int:
+    """The number of this process, from 0; JAX's devices are looked for if need be."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """How many processes there are; JAX's devices are looked for if need be."""
+    return jax.process_count()
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which writes what is written once."""
+    return process_index() == 0
 
 
 def is_alone() -> bool:
     """Whether this is the only process; does not look for JAX's devices if it is."""
     return not jax.distributed.is_initialized() or process_count() == 1
+
+
+def process_max(values: Any) -> np.ndarray:
+    """The elementwise maximum over all processes, every one of which must call this.
+
+    Args:
+      values: integers, a number or an array of the same shape in every process.
+
+    Returns:
+      The maximum as an int64 array, the same in every process.
+
+    Raises:
+      ValueError: if `values` are not integers.
+
+    Example:
+      >>> from jaxsp.distributed import process_max
+      >>> process_max([3, 1])
+      array([3, 1])
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "biu":
+        raise ValueError(f"values must be integers, got {array.dtype}.")
+    array = array.astype(np.int64)
+    # As bytes, because JAX makes int32 of int64.
+    rows = _gather(np.frombuffer(array.tobytes(), np.uint8))
+    return rows.view(np.int64).reshape(-1, *array.shape).max(axis=0)
+
+
+def gather_text(text: str) -> list[str]:
+    """The text of every process, in their order."""
+    data = text.encode()
+    longest = int(process_max(len(data)))
+    if longest == 0:
+        return [""] * process_count()
+    rows = _gather(np.frombuffer(data.ljust(longest, b"\0"), np.uint8))
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
+
+
+def _gather(data: np.ndarray) -> np.ndarray:
+    """Every process's bytes, stacked."""
+    if process_count() == 1:
+        return data[np.newaxis]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(data))
 
 
 @contextlib.contextmanager
@@ -54,36 +115,16 @@ def raise_together() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    mine, count = process_index(), process_count()
-    failed = count - int(process_max([0 if error is None else count - mine])[0])
-    if failed == count:
+    said = isinstance(error, ValueError | OSError | RuntimeError)
+    text = f"{'' if said else type(error).__name__ + ': '}{error}"
+    texts = gather_text("" if error is None else f"!{text[:_LONGEST_MESSAGE]}")
+    failed = [number for number, text in enumerate(texts) if text]
+    if not failed:
         return
-    message = np.zeros(_LONGEST_MESSAGE, np.uint8)
-    if failed == mine:
-        said = isinstance(error, ValueError | OSError | RuntimeError)
-        text = f"{'' if said else type(error).__name__ + ': '}{error}"
-        text = text.encode()[:_LONGEST_MESSAGE]
-        message[: len(text)] = np.frombuffer(text, np.uint8)
-    text = bytes(process_max(message).astype(np.uint8)).rstrip(b"\0")
     if error is None:
-        said = text.decode(errors="replace")
-        error = DistributedError(f"process {failed}: {said}")
+        first = failed[0]
+        error = DistributedError(f"process {first}: {texts[first][1:]}")
     raise in_all(error)
-
-
-def in_all(error: Exception) -> Exception:
-    """The error, marked as one that all processes raise."""
-    setattr(error, _MARK, True)
-    return error
-
-
-def raised_in_all(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was made of, was raised in all processes."""
-    while error is not None:
-        if getattr(error, _MARK, False):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def anywhere(fact: bool) -> bool:

@@ -348,14 +348,14 @@ def test_two_processes_over_loopback(tmp_path):
 
 
 def test_a_process_that_fails_or_hangs_ends_the_others(tmp_path, monkeypatch):
-    processes = load("processes")
-    monkeypatch.setattr(processes, "LAST_WORDS", 0.1)
+    children = load("children")
+    monkeypatch.setattr(children, "LAST_WORDS", 0.1)
     hang = [sys.executable, "-c", f"import time; time.sleep(600) # {tmp_path}"]
     fail = [sys.executable, "-c", "print('no luck'); raise SystemExit(3)"]
     with pytest.raises(RuntimeError, match="process 1 ended with exit code 3: no luck"):
-        processes.run([hang, fail], tmp_path / "logs")
+        children.run([hang, fail], tmp_path / "logs")
     with pytest.raises(RuntimeError, match=r"logs took more than 0 s\."):
-        processes.run([hang, hang], tmp_path / "logs", limit=0.3)
+        children.run([hang, hang], tmp_path / "logs", limit=0.3)
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True)
     assert left.stdout == b""
 

@@ -57,32 +57,35 @@ def three(monkeypatch):
     return others
 
 
-def test_the_first_process_that_failed_says_why(three):
-    message = np.zeros(2_000, np.int64)
-    message[:4] = list(b"why?")
-    three += [[[0], [1]], [np.zeros(2_000), message]]
-    with (
-        pytest.raises(
-            distributed.DistributedError, match=r"process 2: why\?"
-        ) as caught,
-        distributed.raise_together(),
-    ):
-        pass
-    assert distributed.raised_in_all(caught.value)
-    # Its own error stays, whoever else failed.
-    three += [[[3], [0]], [message, np.zeros(2_000)]]
-    with pytest.raises(OSError, match="mine"), distributed.raise_together():
-        raise OSError("mine")
-    three += [[[0], [0]]]
-    with distributed.raise_together():
-        pass
-    assert not three
+@pytest.mark.parametrize(
+    ("texts", "own", "kind", "said"),
+    [
+        (["", "", "!why?"], None, distributed.DistributedError, r"process 2: why\?"),
+        # Its own error stays, whoever else failed.
+        (["!first", "!mine", ""], OSError("mine"), OSError, "mine"),
+        (["", "!KeyError: 'k'", ""], KeyError("k"), KeyError, "k"),
+        (["", "!" + "long" * 500, ""], ValueError("long" * 1_000), ValueError, "long"),
+        (["", "", ""], None, None, ""),
+    ],
+)
+def test_the_first_process_that_failed_says_why(
+    three, monkeypatch, texts, own, kind, said
+):
+    sent = []
+    monkeypatch.setattr(together, "gather_text", lambda own: sent.append(own) or texts)
 
+    def block():
+        with distributed.raise_together():
+            if own is not None:
+                raise own
 
-def test_a_long_message_is_cut(three):
-    three += [[[0], [0]], [np.zeros(2_000), np.zeros(2_000)]]
-    with pytest.raises(ValueError, match="long"), distributed.raise_together():
-        raise ValueError("long" * 1_000)
+    if kind is None:
+        block()
+    else:
+        with pytest.raises(kind, match=said) as caught:
+            block()
+        assert distributed.raised_in_all(caught.value)
+    assert sent == [texts[1]]
 
 
 def test_signals_are_seen_when_all_agree(three):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,10 +10,6 @@ number = int(os.environ["JAXSP_PROCESS_ID"])
 if event == "talk":
     print("one\ntwo")
     print("wrong", file=sys.stderr)
-    sys.stdout.write("no end")
-elif event == "daemon":  # holds the pipe open, and goes on
-    code = "import time; time.sleep(5)"
-    subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
     sys.stdout.write("no end")
 elif event == "environment":
     names = "JAXSP_COORDINATOR JAXSP_NUM_PROCESSES JAX_NUM_CPU_DEVICES XLA_FLAGS"
@@ -34,10 +29,6 @@ elif event == "killed":
     time.sleep(0.2)
     sys.exit(75)
 elif event == "sleep":
-    if number == 0:  # a child that nobody waits for
-        code = "import time; time.sleep(60)"
-        inner = subprocess.Popen([sys.executable, "-S", "-c", code])
-        print("pid", inner.pid, flush=True)
     print("pid", os.getpid(), flush=True)
     time.sleep(60)
 elif event == "interrupt":

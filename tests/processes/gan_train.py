@@ -139,7 +139,7 @@ def signalled(process):
 
 def main(directory):
     directory = pathlib.Path(directory)
-    jaxsp.distributed.initialize(timeout=60)
+    jaxsp.distributed.initialize()
     quickly()
     mine = jaxsp.distributed.process_index()
     workers, blocks = jaxsp.Workers(COUNT), jaxsp.Workers(2 * COUNT)

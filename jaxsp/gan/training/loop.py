@@ -345,7 +345,7 @@ def train(
             kept = None
             if checkpoints is not None and checkpoints.latest is not None:
                 kept = checkpoints.path(checkpoints.latest)
-            raise TrainingDivergedError(what, at, kept)
+            raise distributed.in_all(TrainingDivergedError(what, at, kept))
 
         def record(means, scored):
             if scored and not program.finite(state):
