@@ -49,7 +49,7 @@ PROGRAM = "train_gan.py"
 _FREE = {"steps", "eval_every", "devices", "inception", "resume", "dry_run"}
 # What may differ from process to process: where they are, and where their files are.
 _OWN = {"data_dir", "workdir", "inception", "coordinator", "num_processes"}
-_OWN |= {"process_id"}
+_OWN |= {"process_id", "heartbeat_timeout"}
 
 
 def run(
