@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsp._arguments import check_nonnegative
 from jaxsp.gan import models
 
 __all__ = ["Losses", "acgan", "hinge", "non_saturating", "wasserstein"]
@@ -33,24 +34,18 @@ class Losses(NamedTuple):
     """The loss of either player, each `f(x, y, batch, key) -> scalar`.
 
     Attributes:
-        generator: Minimized by the generator, over x.
-        discriminator: Minimized by the discriminator, over y.
-        generator_on: The generator's loss of generated samples, `f(y, fakes)`; its
-            gradient with respect to them, through the generator, is the generator's.
-        discriminator_on: The discriminator's loss of real and generated samples,
-            `f(y, batch, fakes, key)`.
+      generator: minimized by the generator, over x.
+      discriminator: minimized by the discriminator, over y.
+      generator_on: the generator's loss of generated samples, `f(y, fakes)`; its
+        gradient with respect to them, through the generator, is the generator's.
+      discriminator_on: the discriminator's loss of real and generated samples,
+        `f(y, batch, fakes, key)`.
     """
 
     generator: Loss
     discriminator: Loss
     generator_on: Loss | None = None
     discriminator_on: Loss | None = None
-
-
-def _check(name: str, value: float) -> None:
-    """Refuses a penalty that is negative or not a number."""
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be at least 0 and finite; got {value}.")
 
 
 def _gradient(gan: models.Gan, y, samples: jax.Array) -> jax.Array:
@@ -126,29 +121,29 @@ def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:
     solution; with R1 they do (Mescheder et al.).
 
     Args:
-        gan: The pair of networks.
-        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+      gan: the pair of networks.
+      r1: weight of the penalty at the real samples b; 0 leaves it out.
 
     Returns:
-        The losses of generator and discriminator.
+      The losses of generator and discriminator.
 
     Raises:
-        ValueError: If r1 is negative or not finite.
+      ValueError: if r1 is negative or not finite.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> gan = models.mlp((2,), latent_size=4, width=8)
-        >>> z = models.init(gan, jax.random.key(0))
-        >>> losses = non_saturating(gan)
-        >>> losses.generator(z.x, z.y, jnp.zeros((16, 2)), jax.random.key(1)).shape
-        ()
+      >>> import jax, jax.numpy as jnp
+      >>> gan = models.mlp((2,), latent_size=4, width=8)
+      >>> z = models.init(gan, jax.random.key(0))
+      >>> losses = non_saturating(gan)
+      >>> losses.generator(z.x, z.y, jnp.zeros((16, 2)), jax.random.key(1)).shape
+      ()
 
     References:
-        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv 1406.2661.
-        Mescheder, Geiger, Nowozin, *Which Training Methods for GANs do actually
-        Converge?*, 2018, arXiv 1801.04406.
+      Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv 1406.2661.
+      Mescheder, Geiger, Nowozin, *Which Training Methods for GANs do actually
+      Converge?*, 2018, arXiv 1801.04406.
     """
-    _check("r1", r1)
+    check_nonnegative("r1", r1)
     return _losses(
         gan,
         lambda fake: jax.nn.softplus(-fake),
@@ -169,24 +164,24 @@ def acgan(gan: models.Gan, *, class_weight: float = 1.0, r1: float = 0.0) -> Los
     to be told.
 
     Args:
-        gan: The pair of networks, conditional.
-        class_weight: Weight of the cross-entropies.
-        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+      gan: the pair of networks, conditional.
+      class_weight: weight of the cross-entropies.
+      r1: weight of the penalty at the real samples b; 0 leaves it out.
 
     Returns:
-        The losses of generator and discriminator; batches and generated samples are
-        pairs (samples, labels), labels whole numbers [n].
+      The losses of generator and discriminator; batches and generated samples are
+      pairs (samples, labels), labels whole numbers [n].
 
     Raises:
-        ValueError: If the pair has no classes, or a weight is negative or not finite;
-            when called, if there are no labels.
+      ValueError: if the pair has no classes, or a weight is negative or not finite;
+        when called, if there are no labels.
 
     References:
-        Odena, Olah, Shlens, *Conditional Image Synthesis with Auxiliary Classifier
-        GANs*, 2017, arXiv 1610.09585.
+      Odena, Olah, Shlens, *Conditional Image Synthesis with Auxiliary Classifier
+      GANs*, 2017, arXiv 1610.09585.
     """
-    _check("class_weight", class_weight)
-    _check("r1", r1)
+    check_nonnegative("class_weight", class_weight)
+    check_nonnegative("r1", r1)
     if not gan.num_classes:
         raise ValueError(
             "gan must have classes for acgan, num_classes > 0; this pair of networks "
@@ -228,21 +223,21 @@ def hinge(gan: models.Gan, *, r1: float = 0.0) -> Losses:
         f_y = E max(0, 1 − D(b)) + E max(0, 1 + D(G(z))) + (r1 / 2) E |∇D(b)|²
 
     Args:
-        gan: The pair of networks.
-        r1: Weight of the penalty at the real samples b; 0 leaves it out.
+      gan: the pair of networks.
+      r1: weight of the penalty at the real samples b; 0 leaves it out.
 
     Returns:
-        The losses of generator and discriminator.
+      The losses of generator and discriminator.
 
     Raises:
-        ValueError: If r1 is negative or not finite.
+      ValueError: if r1 is negative or not finite.
 
     References:
-        Lim, Ye, *Geometric GAN*, 2017, arXiv 1705.02894.
-        Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
-        Adversarial Networks*, 2018, arXiv 1802.05957.
+      Lim, Ye, *Geometric GAN*, 2017, arXiv 1705.02894.
+      Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
+      Adversarial Networks*, 2018, arXiv 1802.05957.
     """
-    _check("r1", r1)
+    check_nonnegative("r1", r1)
     return _losses(
         gan,
         lambda fake: -fake,
@@ -261,20 +256,20 @@ def wasserstein(gan: models.Gan, *, gradient_penalty: float = 10.0) -> Losses:
     all of a sample. With `gradient_penalty=0` the game is zero-sum.
 
     Args:
-        gan: The pair of networks.
-        gradient_penalty: Weight of the penalty; 0 leaves it out.
+      gan: the pair of networks.
+      gradient_penalty: weight of the penalty; 0 leaves it out.
 
     Returns:
-        The losses of generator and discriminator.
+      The losses of generator and discriminator.
 
     Raises:
-        ValueError: If gradient_penalty is negative or not finite.
+      ValueError: if gradient_penalty is negative or not finite.
 
     References:
-        Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, *Improved Training of
-        Wasserstein GANs*, 2017, arXiv 1704.00028.
+      Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, *Improved Training of
+      Wasserstein GANs*, 2017, arXiv 1704.00028.
     """
-    _check("gradient_penalty", gradient_penalty)
+    check_nonnegative("gradient_penalty", gradient_penalty)
 
     def penalty(y, batch, generated, key):
         if not gradient_penalty:

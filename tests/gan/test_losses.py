@@ -326,13 +326,15 @@ def test_key_decides(x64):
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_penalties_that_are_no_weights_are_refused(value):
     gan, _ = tiny()
-    with pytest.raises(ValueError, match="r1 must be at least 0"):
+    with pytest.raises(ValueError, match="r1 must be finite and at least 0"):
         losses.non_saturating(gan, r1=value)
-    with pytest.raises(ValueError, match="r1 must be at least 0"):
+    with pytest.raises(ValueError, match="r1 must be finite and at least 0"):
         losses.hinge(gan, r1=value)
-    with pytest.raises(ValueError, match="gradient_penalty must be at least 0"):
+    with pytest.raises(
+        ValueError, match="gradient_penalty must be finite and at least 0"
+    ):
         losses.wasserstein(gan, gradient_penalty=value)
-    with pytest.raises(ValueError, match="r1 must be at least 0"):
+    with pytest.raises(ValueError, match="r1 must be finite and at least 0"):
         losses.acgan(CONDITIONAL, r1=value)
-    with pytest.raises(ValueError, match="class_weight must be at least 0"):
+    with pytest.raises(ValueError, match="class_weight must be finite and at least 0"):
         losses.acgan(CONDITIONAL, class_weight=value)

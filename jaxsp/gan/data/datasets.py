@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import distributed
+from jaxsp._arguments import check_count
 from jaxsp.gan import files
 from jaxsp.gan.data import official, prepared
 
@@ -34,14 +35,14 @@ class Dataset(NamedTuple):
     """A labelled data set in host memory, or mapped into it from files, read-only.
 
     Attributes:
-        name: one of `NAMES`.
-        train: uint8 images [N, height, width, channels], or float32 points [N, 2].
-        train_labels: int32 [N].
-        test: samples that `train` does not hold.
-        test_labels: their labels.
-        num_classes: labels are 0, ..., num_classes − 1.
-        centers: float32 [num_classes, 2], the modes of a mixture; else None.
-        std: standard deviation of each mode of a mixture; else None.
+      name: one of `NAMES`.
+      train: uint8 images [N, height, width, channels], or float32 points [N, 2].
+      train_labels: int32 [N].
+      test: samples that `train` does not hold.
+      test_labels: their labels.
+      num_classes: labels are 0, ..., num_classes − 1.
+      centers: float32 [num_classes, 2], the modes of a mixture; else None.
+      std: standard deviation of each mode of a mixture; else None.
     """
 
     name: str
@@ -82,21 +83,21 @@ def load(
       TFDS.
 
     Args:
-        name: one of `NAMES`, or `mixture`.
-        data_dir: TFDS directory, which holds `<name>/<version>`. None means
-            `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
-        download: False reads what is prepared, and neither asks the network nor writes
-            into `data_dir`.
+      name: one of `NAMES`, or `mixture`.
+      data_dir: TFDS directory, which holds `<name>/<version>`. None means
+        `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
+      download: False reads what is prepared, and neither asks the network nor writes
+        into `data_dir`.
 
     Returns:
-        The data set.
+      The data set.
 
     Raises:
-        ValueError: if there is no data set of that name.
-        FileNotFoundError: if it is not there and cannot be downloaded; says what to do.
-        OSError: if a download fails, or a file is not the official one.
-        ImportError: if a package of `jaxsp[gan]` is missing.
-        distributed.DistributedError: if another process has raised an error.
+      ValueError: if there is no data set of that name.
+      FileNotFoundError: if it is not there and cannot be downloaded; says what to do.
+      OSError: if a download fails, or a file is not the official one.
+      ImportError: if a package of `jaxsp[gan]` is missing.
+      distributed.DistributedError: if another process has raised an error.
     """
     if distributed.is_alone():
         return _load(name, data_dir, download)
@@ -130,8 +131,8 @@ def cache_dir() -> pathlib.Path:
     """Directory of what was computed once and is kept between runs.
 
     Returns:
-        `$JAXSP_CACHE_DIR`, else `$XDG_CACHE_HOME/jaxsp`, else `~/.cache/jaxsp`. It need
-        not exist yet.
+      `$JAXSP_CACHE_DIR`, else `$XDG_CACHE_HOME/jaxsp`, else `~/.cache/jaxsp`. It need
+      not exist yet.
     """
     if path := os.environ.get("JAXSP_CACHE_DIR"):
         return pathlib.Path(path).expanduser()
@@ -147,14 +148,14 @@ def to_unit(images: jax.typing.ArrayLike, dtype: Any = jnp.float32) -> jax.Array
     Cheap enough to run on the device inside every step, so that shares stay uint8.
 
     Args:
-        images: uint8 array, or a floating array of points, whose values are kept.
-        dtype: floating dtype of the result.
+      images: uint8 array, or a floating array of points, whose values are kept.
+      dtype: floating dtype of the result.
 
     Returns:
-        Array of the same shape, of type `dtype`.
+      Array of the same shape, of type `dtype`.
 
     Raises:
-        ValueError: if `images` is neither uint8 nor floating.
+      ValueError: if `images` is neither uint8 nor floating.
     """
     images = jnp.asarray(images)
     if jnp.issubdtype(images.dtype, jnp.floating):
@@ -173,10 +174,10 @@ def to_uint8(samples: jax.typing.ArrayLike) -> jax.Array:
     has too few digits.
 
     Args:
-        samples: floating array; what lies outside [−1, 1] is clipped.
+      samples: floating array; what lies outside [−1, 1] is clipped.
 
     Returns:
-        uint8 array of the same shape.
+      uint8 array of the same shape.
     """
     levels = jnp.round((jnp.asarray(samples).astype(jnp.float32) + 1) * 127.5)
     return jnp.clip(levels, 0, 255).astype(jnp.uint8)
@@ -194,27 +195,26 @@ def draw(
     with the share, as it would for a random permutation of it.
 
     Args:
-        key: random key, this worker's own.
-        share: array [max_share, ...], or a pytree of such arrays, say (images, labels),
-            of which the same rows are drawn.
-        size: scalar, how many leading rows of `share` are examples. Later rows are
-            padding and are never drawn. At least 1, which `partition.stack` ensures.
-        batch_size: number b of examples.
+      key: random key, this worker's own.
+      share: array [max_share, ...], or a pytree of such arrays, say (images, labels),
+        of which the same rows are drawn.
+      size: scalar, how many leading rows of `share` are examples. Later rows are
+        padding and are never drawn. At least 1, which `partition.stack` ensures.
+      batch_size: number b of examples.
 
     Returns:
-        Like `share`, with leading dimension `batch_size`.
+      Like `share`, with leading dimension `batch_size`.
 
     Raises:
-        ValueError: if `batch_size` is not positive.
+      ValueError: if `batch_size` is not positive.
 
     Example:
-        >>> images, labels = np.arange(8.0).reshape(4, 2), np.arange(4)
-        >>> x, label = draw(jax.random.key(0), (images, labels), 3, batch_size=5)
-        >>> x.shape, bool((x == 2 * label[:, None] + np.arange(2)).all())
-        ((5, 2), True)
+      >>> images, labels = np.arange(8.0).reshape(4, 2), np.arange(4)
+      >>> x, label = draw(jax.random.key(0), (images, labels), 3, batch_size=5)
+      >>> x.shape, bool((x == 2 * label[:, None] + np.arange(2)).all())
+      ((5, 2), True)
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    check_count("batch_size", batch_size)
     rows = jax.random.randint(key, (batch_size,), 0, size, jnp.int32)
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), share)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxsp._arguments import check_count
 from jaxsp.gan import files
 
 __all__ = [
@@ -37,15 +38,15 @@ def iid(labels: np.ndarray, workers: int, *, seed: int) -> Parts:
     """Deals a random permutation of the examples in equal shares.
 
     Args:
-        labels: integers [N]; only their number matters.
-        workers: number of shares; their sizes differ by at most one.
-        seed: of the permutation.
+      labels: integers [N]; only their number matters.
+      workers: number of shares; their sizes differ by at most one.
+      seed: of the permutation.
 
     Returns:
-        Indices of each worker's examples.
+      Indices of each worker's examples.
 
     Raises:
-        ValueError: if `workers` is not in 1..N.
+      ValueError: if `workers` is not in 1..N.
     """
     labels = _checked(labels, workers)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -65,29 +66,29 @@ def dirichlet(
     never end).
 
     Args:
-        labels: integers [N].
-        workers: number of shares.
-        alpha: concentration α > 0.
-        seed: of the proportions and of which examples go where.
-        min_size: least number of examples of a worker, at least 1.
+      labels: integers [N].
+      workers: number of shares.
+      alpha: concentration α > 0.
+      seed: of the proportions and of which examples go where.
+      min_size: least number of examples of a worker, at least 1.
 
     Returns:
-        Indices of each worker's examples.
+      Indices of each worker's examples.
 
     Raises:
-        ValueError: if `alpha` is not positive and finite, or there are fewer than
-            workers · min_size examples.
+      ValueError: if `alpha` is not positive and finite, or there are fewer than
+        workers · min_size examples.
 
     Example:
-        >>> parts = dirichlet(np.arange(60) % 3, 2, alpha=0.1, seed=0)
-        >>> table(np.arange(60) % 3, parts).sum(axis=0)
-        array([20, 20, 20])
+      >>> parts = dirichlet(np.arange(60) % 3, 2, alpha=0.1, seed=0)
+      >>> table(np.arange(60) % 3, parts).sum(axis=0)
+      array([20, 20, 20])
 
     References:
-        Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for
-        federated visual classification. 2019. arXiv:1909.06335
-        Yurochkin et al.: Bayesian nonparametric federated learning of neural networks.
-        2019. arXiv:1905.12022 (this form, with the proportions drawn by class)
+      Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for
+      federated visual classification. 2019. arXiv:1909.06335
+      Yurochkin et al.: Bayesian nonparametric federated learning of neural networks.
+      2019. arXiv:1905.12022 (this form, with the proportions drawn by class)
     """
     labels = _checked(labels, workers)
     if not 0 < alpha < np.inf:
@@ -123,19 +124,19 @@ def by_label(labels: np.ndarray, workers: int) -> Parts:
     of workers per class, differ by at most one.
 
     Args:
-        labels: integers [N].
-        workers: number of shares.
+      labels: integers [N].
+      workers: number of shares.
 
     Returns:
-        Indices of each worker's examples.
+      Indices of each worker's examples.
 
     Raises:
-        ValueError: if a class has fewer examples than workers to split it among.
+      ValueError: if a class has fewer examples than workers to split it among.
 
     Example:
-        >>> table(np.arange(12) % 4, by_label(np.arange(12) % 4, 2))
-        array([[3, 3, 0, 0],
-               [0, 0, 3, 3]])
+      >>> table(np.arange(12) % 4, by_label(np.arange(12) % 4, 2))
+      array([[3, 3, 0, 0],
+             [0, 0, 3, 3]])
     """
     labels = _checked(labels, workers)
     classes = np.unique(labels)
@@ -160,19 +161,19 @@ def parse(text: str) -> Callable[..., Parts]:
     """Reads a partition from a flag: `iid`, `by_label`, `dirichlet:ALPHA`.
 
     Args:
-        text: as above; `dirichlet(0.3)` is read as `dirichlet:0.3`.
+      text: as above; `dirichlet(0.3)` is read as `dirichlet:0.3`.
 
     Returns:
-        A function (labels, workers, *, seed) -> indices of each worker's examples. The
-        seed does nothing for `by_label`.
+      A function (labels, workers, *, seed) -> indices of each worker's examples. The
+      seed does nothing for `by_label`.
 
     Raises:
-        ValueError: if the text is none of these.
+      ValueError: if the text is none of these.
 
     Example:
-        >>> parts = parse("dirichlet:0.3")(np.arange(60) % 3, 4, seed=0)
-        >>> len(parts)
-        4
+      >>> parts = parse("dirichlet:0.3")(np.arange(60) % 3, 4, seed=0)
+      >>> len(parts)
+      4
     """
     match = re.fullmatch(r"(\w+)(?::(\S*)|\((\S*)\))?", text.strip())
     name = match[1] if match else text
@@ -210,19 +211,19 @@ def stack(
     partition, up to as many times the data set as there are workers.
 
     Args:
-        array: [N, ...], images or labels. Of a memory-mapped file only the rows that
-            are in `parts` are read.
-        parts: indices of each worker's examples.
-        rows: how many rows each share is padded to; None is the largest share. Where
-            `parts` are those of some workers, it is the largest of all.
+      array: [N, ...], images or labels. Of a memory-mapped file only the rows that
+        are in `parts` are read.
+      parts: indices of each worker's examples.
+      rows: how many rows each share is padded to; None is the largest share. Where
+        `parts` are those of some workers, it is the largest of all.
 
     Returns:
-        shares: [workers, rows, ...], of the type of `array`.
-        sizes: int32 [workers]: rows sizes[m], ... of shares[m] are padding.
+      shares: [workers, rows, ...], of the type of `array`.
+      sizes: int32 [workers]: rows sizes[m], ... of shares[m] are padding.
 
     Raises:
-        ValueError: if a worker holds nothing, so that it could draw nothing, or more
-            than `rows`; or if there is no worker and `rows` is None.
+      ValueError: if a worker holds nothing, so that it could draw nothing, or more
+        than `rows`; or if there is no worker and `rows` is None.
     """
     array = np.asarray(array)
     sizes = np.array([len(part) for part in parts], np.int32)
@@ -230,10 +231,8 @@ def stack(
         raise ValueError(
             f"parts must give every worker an example; got sizes {sizes.tolist()}"
         )
-    largest = int(sizes.max(initial=0))
-    rows = largest if rows is None else int(rows)
-    if rows < largest:
-        raise ValueError(f"rows must be at least {largest}, the largest; got {rows}")
+    most = int(sizes.max(initial=0))
+    rows = most if rows is None else check_count("rows", rows, minimum=most)
     shares = np.zeros((len(parts), rows, *array.shape[1:]), array.dtype)
     for share, part in zip(shares, parts, strict=True):
         share[: len(part)] = array[part]
@@ -244,11 +243,11 @@ def table(labels: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Counts who holds how many examples of which class.
 
     Args:
-        labels: integers [N], from 0.
-        parts: indices of each worker's examples.
+      labels: integers [N], from 0.
+      parts: indices of each worker's examples.
 
     Returns:
-        Integers [workers, classes].
+      Integers [workers, classes].
     """
     labels = np.asarray(labels)
     classes = int(labels.max()) + 1
@@ -259,17 +258,17 @@ def format_table(counts: np.ndarray) -> str:
     """Writes the counts of `table` as text, with totals.
 
     Args:
-        counts: integers [workers, classes].
+      counts: integers [workers, classes].
 
     Returns:
-        One line per worker under a line of class labels, and a line of totals.
+      One line per worker under a line of class labels, and a line of totals.
 
     Example:
-        >>> print(format_table(np.array([[3, 0], [1, 12]])))
-        worker   0   1  total
-             0   3   0      3
-             1   1  12     13
-         total   4  12     16
+      >>> print(format_table(np.array([[3, 0], [1, 12]])))
+      worker   0   1  total
+           0   3   0      3
+           1   1  12     13
+       total   4  12     16
     """
     counts = np.asarray(counts)
     totals = counts.sum(axis=0)
@@ -289,11 +288,11 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
     """Draws who holds what as a heat map, workers down and classes across.
 
     Args:
-        counts: integers [workers, classes], from `table`.
-        path: where the picture goes; the ending chooses the format, as in `x.png`.
+      counts: integers [workers, classes], from `table`.
+      path: where the picture goes; the ending chooses the format, as in `x.png`.
 
     Raises:
-        ValueError: if matplotlib writes no such format.
+      ValueError: if matplotlib writes no such format.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

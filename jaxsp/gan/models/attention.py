@@ -20,12 +20,12 @@ class SelfAttention(nn.Module):
     The softmax runs in the type of the parameters.
 
     Args:
-        spectral: Whether to normalize the four kernels by their spectral norm.
-        dtype: Type of the computation.
+      spectral: whether to normalize the four kernels by their spectral norm.
+      dtype: type of the computation.
 
     References:
-        Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
-        Networks*, 2019, arXiv 1805.08318.
+      Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
+      Networks*, 2019, arXiv 1805.08318.
     """
 
     spectral: bool = False

@@ -39,10 +39,10 @@ class ConvGenerator(nn.Module):
     the scale, sample by sample.
 
     Args:
-        sample_shape: Shape of one image, (height, width, channels).
-        width: Channels of the finest hidden grid.
-        norm: Whether to normalize hidden layers.
-        dtype: Type of the computation.
+      sample_shape: shape of one image, (height, width, channels).
+      width: channels of the finest hidden grid.
+      norm: whether to normalize hidden layers.
+      dtype: type of the computation.
     """
 
     sample_shape: tuple[int, ...]
@@ -76,9 +76,9 @@ class ConvDiscriminator(nn.Module):
     """DCGAN discriminator: strided convolutions with leaky ReLU, no normalization.
 
     Args:
-        width: Channels after the first convolution; every halving doubles them.
-        dtype: Type of the computation.
-        num_classes: Number of class logits beside the logit.
+      width: channels after the first convolution; every halving doubles them.
+      dtype: type of the computation.
+      num_classes: number of class logits beside the logit.
     """
 
     width: int = 32
@@ -102,9 +102,9 @@ class MDGanGenerator(nn.Module):
     """Generator of MD-GAN's CNNs: dense, then 5x5 transposed convolutions of stride 2.
 
     Args:
-        sample_shape: Shape of one image, (28, 28, channels) or (32, 32, channels).
-        width: 16 gives the paper's layers; all channels grow with it.
-        dtype: Type of the computation.
+      sample_shape: shape of one image, (28, 28, channels) or (32, 32, channels).
+      width: 16 gives the paper's layers; all channels grow with it.
+      dtype: type of the computation.
     """
 
     sample_shape: tuple[int, ...]
@@ -128,9 +128,9 @@ class MDGanDiscriminator(nn.Module):
     """Discriminator of MD-GAN's CNNs: six 3x3 convolutions with leaky ReLU.
 
     Args:
-        width: Channels after the first convolution; each of the others doubles them.
-        dtype: Type of the computation.
-        num_classes: Number of class logits beside the logit.
+      width: channels after the first convolution; each of the others doubles them.
+      dtype: type of the computation.
+      num_classes: number of class logits beside the logit.
     """
 
     width: int = 16
@@ -160,23 +160,23 @@ def dcgan(
     """A GAN of two convolutional networks, for images of 8x8, 28x28, 32x32, 64x64, ...
 
     Args:
-        sample_shape: (height, width, channels); height and width even and at least 8.
-        num_classes: Number of classes, of a conditional pair; see `Gan`.
-        latent_size: Length of a latent vector, its class included.
-        width: Channels of the finest hidden grid; every halving doubles them.
-        norm: Whether the generator normalizes its hidden layers.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples and logits stay in float32 at least.
+      sample_shape: (height, width, channels); height and width even and at least 8.
+      num_classes: number of classes, of a conditional pair; see `Gan`.
+      latent_size: length of a latent vector, its class included.
+      width: channels of the finest hidden grid; every halving doubles them.
+      norm: whether the generator normalizes its hidden layers.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples and logits stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size does not fit.
+      ValueError: if a shape or a size does not fit.
 
     References:
-        Radford, Metz, Chintala, *Unsupervised Representation Learning with Deep
-        Convolutional Generative Adversarial Networks*, 2016, arXiv 1511.06434.
+      Radford, Metz, Chintala, *Unsupervised Representation Learning with Deep
+      Convolutional Generative Adversarial Networks*, 2016, arXiv 1511.06434.
     """
     shape = check_image(sample_shape, latent_size=latent_size, width=width)
     return Gan(
@@ -214,23 +214,23 @@ def md_gan_cnn(
     normalization over the batch and dropout, which the paper does not mention.
 
     Args:
-        sample_shape: (28, 28, channels) or (32, 32, channels).
-        num_classes: Number of classes; 0 for an unconditional pair.
-        latent_size: Length of a latent vector, its class included.
-        width: Channels after the discriminator's first convolution; the others, and the
-            generator's, are to it as above.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples and logits stay in float32 at least.
+      sample_shape: (28, 28, channels) or (32, 32, channels).
+      num_classes: number of classes; 0 for an unconditional pair.
+      latent_size: length of a latent vector, its class included.
+      width: channels after the discriminator's first convolution; the others, and the
+        generator's, are to it as above.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples and logits stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size does not fit.
+      ValueError: if a shape or a size does not fit.
 
     References:
-        Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
-        Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
+      Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
+      Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
     """
     shape = check(sample_shape, (3,), latent_size=latent_size, width=width)
     if shape[:2] not in ((28, 28), (32, 32)):

@@ -39,15 +39,15 @@ class Gan:
     (logits [n], class logits [n, C]).
 
     Attributes:
-        generator: Module with the parameters x.
-        discriminator: Module with the parameters y.
-        latent_size: Length of a latent vector, drawn from a standard normal; the class
-            included where there is one.
-        sample_shape: Shape of one sample.
-        num_classes: Number of classes, or 0 for a pair that knows none.
+      generator: module with the parameters x.
+      discriminator: module with the parameters y.
+      latent_size: length of a latent vector, drawn from a standard normal; the class
+        included where there is one.
+      sample_shape: shape of one sample.
+      num_classes: number of classes, or 0 for a pair that knows none.
 
     Raises:
-        ValueError: If the classes do not fit into a latent vector.
+      ValueError: if the classes do not fit into a latent vector.
     """
 
     generator: nn.Module
@@ -69,19 +69,19 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
     """Draws the parameters of both players.
 
     Args:
-        gan: The pair of networks.
-        key: A typed random key.
+      gan: the pair of networks.
+      key: a typed random key.
 
     Returns:
-        `MinMax(x, y)`: parameters of the generator and of the discriminator.
+      `MinMax(x, y)`: parameters of the generator and of the discriminator.
 
     Example:
-        >>> import jax
-        >>> from jaxsp.gan.models import mlp
-        >>> gan = mlp((2,), latent_size=4, width=8)
-        >>> z = init(gan, jax.random.key(0))
-        >>> sample(gan, z.x, jax.random.key(1), 5).shape
-        (5, 2)
+      >>> import jax
+      >>> from jaxsp.gan.models import mlp
+      >>> gan = mlp((2,), latent_size=4, width=8)
+      >>> z = init(gan, jax.random.key(0))
+      >>> sample(gan, z.x, jax.random.key(1), 5).shape
+      (5, 2)
     """
     x_key, y_key = jax.random.split(key)
     latent = jnp.zeros((1, gan.latent_size))
@@ -94,20 +94,20 @@ def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
     """Draws n latent vectors, standard normal; the class at the end is uniform.
 
     Args:
-        gan: The pair of networks.
-        key: A typed random key. Of a conditional pair, the normal entries and the
-            classes have keys of their own: the entries are the same whatever `labels`.
-        n: Number of vectors.
-        labels: Classes to take instead of drawn ones, whole numbers [n] from 0 to
-            `num_classes` - 1; only for a conditional pair.
+      gan: the pair of networks.
+      key: a typed random key. Of a conditional pair, the normal entries and the
+        classes have keys of their own: the entries are the same whatever `labels`.
+      n: number of vectors.
+      labels: classes to take instead of drawn ones, whole numbers [n] from 0 to
+        `num_classes` - 1; only for a conditional pair.
 
     Returns:
-        Latent vectors [n, latent_size].
+      Latent vectors [n, latent_size].
 
     Raises:
-        ValueError: If labels are given to a pair without classes, or do not fit.
-            Whether they are classes is seen outside `jit` only; inside, a label that is
-            none gives a one-hot vector of zeros.
+      ValueError: if labels are given to a pair without classes, or do not fit.
+        Whether they are classes is seen outside `jit` only; inside, a label that is
+        none gives a one-hot vector of zeros.
     """
     if not gan.num_classes:
         if labels is not None:
@@ -148,14 +148,14 @@ def labels_of(gan: Gan, latents: jax.Array) -> jax.Array:
     """The classes in latent vectors [n, latent_size] of a conditional pair, int32 [n].
 
     Args:
-        gan: The pair of networks.
-        latents: Latent vectors.
+      gan: the pair of networks.
+      latents: latent vectors.
 
     Returns:
-        The place of the largest of each vector's last `num_classes` entries.
+      The place of the largest of each vector's last `num_classes` entries.
 
     Raises:
-        ValueError: If the pair has no classes.
+      ValueError: if the pair has no classes.
     """
     _need_classes(gan)
     return jnp.argmax(latents[:, -gan.num_classes :], axis=1).astype(jnp.int32)
@@ -173,12 +173,12 @@ def generate(gan: Gan, x, latents: jax.Array) -> jax.Array:
     """Maps latents [n, latent_size] to samples [n, *sample_shape].
 
     Args:
-        gan: The pair of networks.
-        x: Parameters of the generator.
-        latents: Latent vectors.
+      gan: the pair of networks.
+      x: parameters of the generator.
+      latents: latent vectors.
 
     Returns:
-        Samples; images lie in [-1, 1].
+      Samples; images lie in [-1, 1].
     """
     return cast(jax.Array, gan.generator.apply({"params": x}, latents))
 
@@ -187,19 +187,19 @@ def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
     """Draws n samples of the generator, [n, *sample_shape].
 
     Args:
-        gan: The pair of networks.
-        x: Parameters of the generator.
-        key: A typed random key.
-        n: Number of samples.
-        labels: Classes of the samples, as of `latents`; drawn where None.
+      gan: the pair of networks.
+      x: parameters of the generator.
+      key: a typed random key.
+      n: number of samples.
+      labels: classes of the samples, as of `latents`; drawn where None.
 
     Returns:
-        Samples; images lie in [-1, 1].
+      Samples; images lie in [-1, 1].
 
     Raises:
-        ValueError: If labels are given to a pair without classes, or do not fit.
-            Whether they are classes is seen outside `jit` only; inside, a label that is
-            none gives a one-hot vector of zeros.
+      ValueError: if labels are given to a pair without classes, or do not fit.
+        Whether they are classes is seen outside `jit` only; inside, a label that is
+        none gives a one-hot vector of zeros.
     """
     return generate(gan, x, latents(gan, key, n, labels))
 
@@ -208,12 +208,12 @@ def discriminate(gan: Gan, y, samples: jax.Array) -> jax.Array:
     """Maps samples [n, *sample_shape] to logits [n]: large where they look real.
 
     Args:
-        gan: The pair of networks.
-        y: Parameters of the discriminator.
-        samples: Real or generated samples.
+      gan: the pair of networks.
+      y: parameters of the discriminator.
+      samples: real or generated samples.
 
     Returns:
-        One logit a sample.
+      One logit a sample.
     """
     return discriminate_and_classify(gan, y, samples)[0]
 
@@ -222,15 +222,15 @@ def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
     """Maps samples to class logits [n, num_classes], of a conditional pair.
 
     Args:
-        gan: The pair of networks.
-        y: Parameters of the discriminator.
-        samples: Real or generated samples.
+      gan: the pair of networks.
+      y: parameters of the discriminator.
+      samples: real or generated samples.
 
     Returns:
-        As many logits a sample as there are classes.
+      As many logits a sample as there are classes.
 
     Raises:
-        ValueError: If the pair has no classes.
+      ValueError: if the pair has no classes.
     """
     _need_classes(gan)
     return cast(jax.Array, discriminate_and_classify(gan, y, samples)[1])
@@ -242,13 +242,13 @@ def discriminate_and_classify(
     """Both answers of the discriminator, in one pass.
 
     Args:
-        gan: The pair of networks.
-        y: Parameters of the discriminator.
-        samples: Real or generated samples.
+      gan: the pair of networks.
+      y: parameters of the discriminator.
+      samples: real or generated samples.
 
     Returns:
-        What `discriminate` returns and what `classify` returns, or None for the latter
-        where there are no classes.
+      What `discriminate` returns and what `classify` returns, or None for the latter
+      where there are no classes.
     """
     said = gan.discriminator.apply({"params": y}, samples)
     if not gan.num_classes:

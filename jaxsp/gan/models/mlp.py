@@ -17,10 +17,10 @@ class MLPGenerator(nn.Module):
     """Fully connected generator with ReLU; tanh at the end where samples are images.
 
     Args:
-        sample_shape: Shape of one sample, (height, width, channels) or (size,).
-        width: Units of a hidden layer.
-        depth: Hidden layers.
-        dtype: Type of the computation.
+      sample_shape: shape of one sample, (height, width, channels) or (size,).
+      width: units of a hidden layer.
+      depth: hidden layers.
+      dtype: type of the computation.
     """
 
     sample_shape: tuple[int, ...]
@@ -43,10 +43,10 @@ class MLPDiscriminator(nn.Module):
     """Fully connected discriminator with leaky ReLU; one logit a sample.
 
     Args:
-        width: Units of a hidden layer.
-        depth: Hidden layers.
-        dtype: Type of the computation.
-        num_classes: Number of class logits beside the logit.
+      width: units of a hidden layer.
+      depth: hidden layers.
+      dtype: type of the computation.
+      num_classes: number of class logits beside the logit.
     """
 
     width: int = 256
@@ -75,19 +75,19 @@ def mlp(
     """A GAN of two fully connected networks: for points, and for very small images.
 
     Args:
-        sample_shape: (size,) for points, (height, width, channels) for images.
-        num_classes: Number of classes, of a conditional pair; see `Gan`.
-        latent_size: Length of a latent vector, its class included.
-        width: Units of a hidden layer.
-        depth: Hidden layers.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples and logits stay in float32 at least.
+      sample_shape: (size,) for points, (height, width, channels) for images.
+      num_classes: number of classes, of a conditional pair; see `Gan`.
+      latent_size: length of a latent vector, its class included.
+      width: units of a hidden layer.
+      depth: hidden layers.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples and logits stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size is not positive, or the classes do not fit.
+      ValueError: if a shape or a size is not positive, or the classes do not fit.
     """
     shape = check(
         sample_shape, (1, 3), latent_size=latent_size, width=width, depth=depth
@@ -117,22 +117,22 @@ def md_gan_mlp(
     paper names no activations: these are those of `mlp`.
 
     Args:
-        sample_shape: Shape of one sample.
-        num_classes: Number of classes; 0 for an unconditional pair.
-        latent_size: Length of a latent vector, its class included.
-        width: Units of a hidden layer.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples and logits stay in float32 at least.
+      sample_shape: shape of one sample.
+      num_classes: number of classes; 0 for an unconditional pair.
+      latent_size: length of a latent vector, its class included.
+      width: units of a hidden layer.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples and logits stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size is not positive, or the classes do not fit.
+      ValueError: if a shape or a size is not positive, or the classes do not fit.
 
     References:
-        Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
-        Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
+      Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
+      Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
     """
     return mlp(
         sample_shape,

@@ -19,21 +19,21 @@ def parse(
     """Builds the pair of networks that a text names, such as "dcgan" or "dcgan:64".
 
     Args:
-        text: "mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet" or "sagan"; after a
-            colon the width, if it is not to be the model's own.
-        sample_shape: Shape of one sample.
-        num_classes: Number of classes; 0 for an unconditional pair.
-        dtype: Type of the computation.
+      text: "mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet" or "sagan"; after a
+        colon the width, if it is not to be the model's own.
+      sample_shape: shape of one sample.
+      num_classes: number of classes; 0 for an unconditional pair.
+      dtype: type of the computation.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If there is no such model, or shape and sizes do not fit it.
+      ValueError: if there is no such model, or shape and sizes do not fit it.
 
     Example:
-        >>> parse("dcgan:8", (28, 28, 1)).latent_size
-        64
+      >>> parse("dcgan:8", (28, 28, 1)).latent_size
+      64
     """
     builders = (mlp, dcgan, md_gan_mlp, md_gan_cnn, resnet, sagan)
     models = {build.__name__: build for build in builders}

@@ -24,11 +24,11 @@ class ResNetGenerator(nn.Module):
     of a pixel takes the place of the papers' batch normalization.
 
     Args:
-        sample_shape: Shape of one image, (height, width, channels).
-        width: Channels of the finest grid.
-        spectral: Whether to normalize all kernels by their spectral norm.
-        attention: Whether there is self-attention on the grid of half the size.
-        dtype: Type of the computation.
+      sample_shape: shape of one image, (height, width, channels).
+      width: channels of the finest grid.
+      spectral: whether to normalize all kernels by their spectral norm.
+      attention: whether there is self-attention on the grid of half the size.
+      dtype: type of the computation.
     """
 
     sample_shape: tuple[int, ...]
@@ -78,10 +78,10 @@ class ResNetDiscriminator(nn.Module):
     normalized by its spectral norm, those of logit and class logits apart.
 
     Args:
-        width: Channels after the first block.
-        attention: Whether there is self-attention after the first block.
-        dtype: Type of the computation.
-        num_classes: Number of class logits beside the logit.
+      width: channels after the first block.
+      attention: whether there is self-attention after the first block.
+      dtype: type of the computation.
+      num_classes: number of class logits beside the logit.
     """
 
     width: int = 64
@@ -151,22 +151,22 @@ def resnet(
     no state: see `spectral_norm`.
 
     Args:
-        sample_shape: (height, width, channels); height and width even and at least 8.
-        num_classes: Number of classes, of a conditional pair; see `Gan`.
-        latent_size: Length of a latent vector, its class included.
-        width: Channels of the finest grid.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples, logits and singular values stay in float32 at least.
+      sample_shape: (height, width, channels); height and width even and at least 8.
+      num_classes: number of classes, of a conditional pair; see `Gan`.
+      latent_size: length of a latent vector, its class included.
+      width: channels of the finest grid.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples, logits and singular values stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size does not fit.
+      ValueError: if a shape or a size does not fit.
 
     References:
-        Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
-        Adversarial Networks*, 2018, arXiv 1802.05957.
+      Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
+      Adversarial Networks*, 2018, arXiv 1802.05957.
     """
     shape = check_image(sample_shape, latent_size=latent_size, width=width)
     return Gan(
@@ -191,22 +191,22 @@ def sagan(
     In the manner of SAGAN, with the attention on the grid of half the image's size.
 
     Args:
-        sample_shape: (height, width, channels); height and width even and at least 8.
-        num_classes: Number of classes, of a conditional pair; see `Gan`.
-        latent_size: Length of a latent vector, its class included.
-        width: Channels of the finest grid.
-        dtype: Type of the computation, such as `jnp.bfloat16` on an accelerator;
-            parameters, samples, logits and singular values stay in float32 at least.
+      sample_shape: (height, width, channels); height and width even and at least 8.
+      num_classes: number of classes, of a conditional pair; see `Gan`.
+      latent_size: length of a latent vector, its class included.
+      width: channels of the finest grid.
+      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+        parameters, samples, logits and singular values stay in float32 at least.
 
     Returns:
-        The pair of networks.
+      The pair of networks.
 
     Raises:
-        ValueError: If a shape or a size does not fit.
+      ValueError: if a shape or a size does not fit.
 
     References:
-        Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
-        Networks*, 2019, arXiv 1805.08318.
+      Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
+      Networks*, 2019, arXiv 1805.08318.
     """
     shape = check_image(sample_shape, latent_size=latent_size, width=width)
     return Gan(

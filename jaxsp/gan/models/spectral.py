@@ -31,24 +31,24 @@ def spectral_norm(kernel: jax.Array, iterations: int = 10) -> jax.Array:
     the compiler to compute them once for all passes with the same parameters.
 
     Args:
-        kernel: Array [..., features], taken as a matrix with that many columns.
-        iterations: Power iterations. Of kernels of independent normal entries, whose
-            leading singular values crowd, ten find 0.97 of the norm on average and
-            0.87 at the worst of some hundred, twenty 0.99 and 0.91; where the second
-            singular value is at most 0.7 of the first, ten find 0.999.
+      kernel: array [..., features], taken as a matrix with that many columns.
+      iterations: power iterations. Of kernels of independent normal entries, whose
+        leading singular values crowd, ten find 0.97 of the norm on average and
+        0.87 at the worst of some hundred, twenty 0.99 and 0.91; where the second
+        singular value is at most 0.7 of the first, ten find 0.999.
 
     Returns:
-        A scalar, at most the norm.
+      A scalar, at most the norm.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> kernel = jnp.diag(jnp.array([1.0, -3.0, 2.0]))
-        >>> print(f"{spectral_norm(kernel):.4f}")
-        3.0000
+      >>> import jax.numpy as jnp
+      >>> kernel = jnp.diag(jnp.array([1.0, -3.0, 2.0]))
+      >>> print(f"{spectral_norm(kernel):.4f}")
+      3.0000
 
     References:
-        Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
-        Adversarial Networks*, 2018, arXiv 1802.05957.
+      Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
+      Adversarial Networks*, 2018, arXiv 1802.05957.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
     fixed = lax.stop_gradient(matrix)

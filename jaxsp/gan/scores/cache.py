@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-import os
 import pathlib
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from jaxsp.gan import files
 
 __all__ = ["digest", "read", "write"]
 
@@ -22,10 +22,10 @@ def digest(*trees: Any) -> str:
     """Sixteen hexadecimal digits that change with any array or other leaf.
 
     Args:
-        *trees: Pytrees of arrays, numbers and strings.
+      *trees: pytrees of arrays, numbers and strings.
 
     Returns:
-        The digest, by the leaves' places, types, shapes and content.
+      The digest, by the leaves' places, types, shapes and content.
     """
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
@@ -45,13 +45,13 @@ def read(
     """The arrays of `write`.
 
     Args:
-        path: The file.
-        check: Called with the arrays; raises KeyError or ValueError where they are not
-            those that are wanted.
+      path: the file.
+      check: called with the arrays; raises KeyError or ValueError where they are not
+        those that are wanted.
 
     Returns:
-        The arrays by name. None where there is no file, and where it is damaged, fails
-        the check or holds a number that is not finite, which is logged.
+      The arrays by name. None where there is no file, and where it is damaged, fails
+      the check or holds a number that is not finite, which is logged.
     """
     if not path.exists():
         return None
@@ -81,15 +81,11 @@ def write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
     """Writes the whole file or none; where it cannot, it says so and goes on.
 
     Args:
-        path: The file; its directory is made.
-        arrays: Arrays by name.
+      path: the file; its directory is made.
+      arrays: arrays by name.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as scratch:
-            written = pathlib.Path(scratch, path.name)
-            with written.open("wb") as file:  # with the permissions of any new file
-                np.savez(file, **arrays)
-            os.replace(written, path)
-    except OSError as error:
+        with files.replacing(path, parents=True) as temporary:
+            np.savez(temporary, **arrays)
+    except (OSError, ValueError) as error:
         _log.warning("%s could not be written (%s).", path, error)

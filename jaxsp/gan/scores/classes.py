@@ -12,14 +12,14 @@ def classifier_score(probabilities) -> float:
     is certain and all classes are equally frequent.
 
     Args:
-        probabilities: Class probabilities of the samples, [n, classes].
+      probabilities: class probabilities of the samples, [n, classes].
 
     Returns:
-        The score, between 1 and the number of classes.
+      The score, between 1 and the number of classes.
 
     References:
-        Salimans et al., *Improved Techniques for Training GANs*, 2016, arXiv
-        1606.03498.
+      Salimans et al., *Improved Techniques for Training GANs*, 2016, arXiv
+      1606.03498.
     """
     p = np.asarray(probabilities, np.float64)
     marginal = np.broadcast_to(p.mean(0), p.shape)
@@ -32,19 +32,19 @@ def class_coverage(counts, data_counts) -> np.ndarray:
     """How frequent each class is among samples, relative to the data.
 
     Args:
-        counts: Samples of each class [classes].
-        data_counts: Data of each class [classes].
+      counts: samples of each class [classes].
+      data_counts: data of each class [classes].
 
     Returns:
-        Ratio of the two shares [classes]: 1 where a class is as frequent as in the
-        data, 0 where it is missing; NaN for a class that the data have not.
+      Ratio of the two shares [classes]: 1 where a class is as frequent as in the
+      data, 0 where it is missing; NaN for a class that the data have not.
 
     Raises:
-        ValueError: If shapes do not fit, or either counts nothing.
+      ValueError: if shapes do not fit, or either counts nothing.
 
     Example:
-        >>> class_coverage([10, 0, 30], [50, 25, 25])
-        array([0.5, 0. , 3. ])
+      >>> class_coverage([10, 0, 30], [50, 25, 25])
+      array([0.5, 0. , 3. ])
     """
     counts, data_counts = np.asarray(counts), np.asarray(data_counts)
     fits = counts.ndim == 1 and counts.shape == data_counts.shape
@@ -62,10 +62,10 @@ def classes_covered(counts) -> int:
     """Classes that get at least a tenth of their uniform share of samples.
 
     Args:
-        counts: Samples of each class [classes].
+      counts: samples of each class [classes].
 
     Returns:
-        How many.
+      How many.
     """
     counts = np.asarray(counts)
     enough = counts >= 0.1 * counts.sum() / len(counts)

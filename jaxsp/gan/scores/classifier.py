@@ -46,9 +46,9 @@ class Classifier(NamedTuple):
     """A trained classifier whose hidden layer serves as features.
 
     Attributes:
-        params: Parameters of the network.
-        num_classes: Number of classes.
-        test_accuracy: Share of the test split that it classifies rightly.
+      params: parameters of the network.
+      num_classes: number of classes.
+      test_accuracy: share of the test split that it classifies rightly.
     """
 
     params: dict
@@ -80,14 +80,14 @@ def features(classifier: Classifier, images) -> tuple[np.ndarray, np.ndarray]:
     """Features and class probabilities of images.
 
     Args:
-        classifier: From `fit_classifier`.
-        images: [n, height, width, channels], uint8, or float in [-1, 1].
+      classifier: from `fit_classifier`.
+      images: [n, height, width, channels], uint8, or float in [-1, 1].
 
     Returns:
-        Features [n, d] and probabilities [n, classes], float32.
+      Features [n, d] and probabilities [n, classes], float32.
 
     Raises:
-        ValueError: If images are not of these kinds.
+      ValueError: if images are not of these kinds.
     """
     hidden, probabilities = [], []
     for start in range(0, len(images), _CHUNK):
@@ -113,16 +113,16 @@ def fit_classifier(
     cannot be read is reported and replaced.
 
     Args:
-        dataset: Images with labels.
-        cache_dir: Where to keep it; None for `data.cache_dir()`.
-        progress: Whether to show a progress bar while training.
+      dataset: images with labels.
+      cache_dir: where to keep it; None for `data.cache_dir()`.
+      progress: whether to show a progress bar while training.
 
     Returns:
-        The classifier.
+      The classifier.
 
     Raises:
-        ValueError: If the data set has no images or no labels, or its images are
-            neither uint8 nor in [-1, 1].
+      ValueError: if the data set has no images or no labels, or its images are
+        neither uint8 nor in [-1, 1].
     """
     if dataset.train.ndim != 4 or dataset.train_labels is None:
         raise ValueError(

@@ -35,12 +35,12 @@ def classifier_frechet_distance(
     (`expected_frechet_distance`); compare values of equal numbers of samples.
 
     Args:
-        classifier: From `fit_classifier`.
-        reference: Moments of the features of real images.
-        samples: Images [n, height, width, channels], uint8, or float in [-1, 1].
+      classifier: from `fit_classifier`.
+      reference: moments of the features of real images.
+      samples: images [n, height, width, channels], uint8, or float in [-1, 1].
 
     Returns:
-        The distance, at least 0.
+      The distance, at least 0.
     """
     found = Moments.of(features(classifier, samples)[0])
     return _distance(reference, found)
@@ -65,9 +65,9 @@ class Measurement(NamedTuple):
     """What an evaluator finds.
 
     Attributes:
-        scores: Scores by name.
-        counts: Samples that the classifier assigns to each class [classes]; of a
-            mixture, the samples near each mode. None where samples are not finite.
+      scores: scores by name.
+      counts: samples that the classifier assigns to each class [classes]; of a
+        mixture, the samples near each mode. None where samples are not finite.
     """
 
     scores: dict[str, float]
@@ -110,13 +110,13 @@ class Evaluator:
     features a side, of an array evenly spaced, of an iterable the first.
 
     Attributes:
-        dataset: What the samples imitate.
-        classifier: The classifier of images; None for points.
-        statistics: Of the training split: of the classifier's features or of points.
-        inception: The Inception network, or None.
-        inception_statistics: Of the training split's Inception features, or None.
-        full: Whether to find the costlier scores too.
-        floor: The scores of the test split.
+      dataset: what the samples imitate.
+      classifier: the classifier of images; None for points.
+      statistics: of the training split: of the classifier's features or of points.
+      inception: the Inception network, or None.
+      inception_statistics: of the training split's Inception features, or None.
+      full: whether to find the costlier scores too.
+      floor: the scores of the test split.
     """
 
     dataset: data.Dataset
@@ -137,14 +137,14 @@ class Evaluator:
         """The scores of samples: images in [-1, 1] (or uint8), or points.
 
         Args:
-            samples: An array, or an iterable of batches.
+          samples: an array, or an iterable of batches.
 
         Returns:
-            Scores by name.
+          Scores by name.
 
         Raises:
-            ValueError: If the samples are of another shape than the data, there are
-                none, or for the scores of `full` fewer than 4.
+          ValueError: if the samples are of another shape than the data, there are
+            none, or for the scores of `full` fewer than 4.
         """
         return self.measure(samples).scores
 
@@ -166,13 +166,13 @@ class Evaluator:
         large, by a tenth to three quarters.
 
         Args:
-            count: Number of samples.
+          count: number of samples.
 
         Returns:
-            The expected distance for each of the Fréchet distances, by name.
+          The expected distance for each of the Fréchet distances, by name.
 
         Raises:
-            ValueError: If count is below 1.
+          ValueError: if count is below 1.
         """
         return {
             name: _expected(found.moments, count)
@@ -309,20 +309,20 @@ def evaluator(
     anew.
 
     Args:
-        dataset: Labelled images, or a mixture with `centers` and `std`.
-        cache_dir: Where all that is kept; None for `data.cache_dir()`.
-        progress: Whether to show progress bars meanwhile.
-        inception: From `inception.load`, for FID and KID; None leaves them out. On a
-            CPU 10,000 samples then take many minutes.
-        full: Also find kernel distance, precision, recall, density, coverage and the
-            coverage of classes, which take seconds more at 10,000 samples.
+      dataset: labelled images, or a mixture with `centers` and `std`.
+      cache_dir: where all that is kept; None for `data.cache_dir()`.
+      progress: whether to show progress bars meanwhile.
+      inception: from `inception.load`, for FID and KID; None leaves them out. On a
+        CPU 10,000 samples then take many minutes.
+      full: also find kernel distance, precision, recall, density, coverage and the
+        coverage of classes, which take seconds more at 10,000 samples.
 
     Returns:
-        A function from samples to scores, with the scores of the test split as
-        `floor`.
+      A function from samples to scores, with the scores of the test split as
+      `floor`.
 
     Raises:
-        ValueError: If the data are neither labelled images nor a mixture.
+      ValueError: if the data are neither labelled images nor a mixture.
     """
     if dataset.centers is not None:
         if inception is not None:

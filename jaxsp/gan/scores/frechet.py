@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxsp._arguments import check_count
+
 __all__ = ["expected_frechet_distance", "frechet_distance"]
 
 
@@ -15,27 +17,27 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
     diagonal, and the value is symmetric in its arguments.
 
     Args:
-        mean1: Mean [d] of the first.
-        cov1: Covariance [d, d] of the first, symmetric positive semidefinite.
-        mean2: Mean of the second.
-        cov2: Covariance of the second.
+      mean1: mean [d] of the first.
+      cov1: covariance [d, d] of the first, symmetric positive semidefinite.
+      mean2: mean of the second.
+      cov2: covariance of the second.
 
     Returns:
-        The distance, in float64, at least 0.
+      The distance, in float64, at least 0.
 
     Raises:
-        ValueError: If shapes do not fit or a number is not finite.
+      ValueError: if shapes do not fit or a number is not finite.
 
     Example:
-        >>> import numpy as np
-        >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
-        4.0
+      >>> import numpy as np
+      >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
+      4.0
 
     References:
-        Dowson, Landau, *The Fréchet Distance between Multivariate Normal
-        Distributions*, Journal of Multivariate Analysis 12, 1982.
-        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local
-        Nash Equilibrium*, 2017, arXiv 1706.08500.
+      Dowson, Landau, *The Fréchet Distance between Multivariate Normal
+      Distributions*, Journal of Multivariate Analysis 12, 1982.
+      Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local
+      Nash Equilibrium*, 2017, arXiv 1706.08500.
     """
     arrays = [np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2)]
     (d,) = arrays[0].shape if arrays[0].ndim == 1 else (-1,)
@@ -81,33 +83,32 @@ def expected_frechet_distance(covariance, count: int) -> float:
     samples on, and within 10 % from 3 on, in 1 to 200 dimensions.
 
     Args:
-        covariance: Covariance [d, d] of the Gaussian.
-        count: Number of samples n.
+      covariance: covariance [d, d] of the Gaussian.
+      count: number of samples n.
 
     Returns:
-        The expected distance.
+      The expected distance.
 
     Raises:
-        ValueError: If covariance is not a square matrix or count is below 1.
+      ValueError: if covariance is not a square matrix or count is below 1.
 
     Example:
-        >>> import numpy as np
-        >>> round(expected_frechet_distance(np.eye(64), 10_000), 3)
-        0.11
-        >>> round(expected_frechet_distance(np.eye(64), 50), 1)
-        29.7
+      >>> import numpy as np
+      >>> round(expected_frechet_distance(np.eye(64), 10_000), 3)
+      0.11
+      >>> round(expected_frechet_distance(np.eye(64), 50), 1)
+      29.7
 
     References:
-        Chong, Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find
-        Them*, 2019, arXiv 1911.07023 (on the bias).
-        Silverstein, *Strong Convergence of the Empirical Distribution of Eigenvalues of
-        Large Dimensional Random Matrices*, Journal of Multivariate Analysis 55, 1995.
+      Chong, Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find
+      Them*, 2019, arXiv 1911.07023 (on the bias).
+      Silverstein, *Strong Convergence of the Empirical Distribution of Eigenvalues of
+      Large Dimensional Random Matrices*, Journal of Multivariate Analysis 55, 1995.
     """
     covariance = np.asarray(covariance, np.float64)
     if covariance.ndim != 2 or len(covariance) != covariance.shape[-1]:
         raise ValueError(f"covariance must be of shape [d, d]; got {covariance.shape}.")
-    if count < 1:
-        raise ValueError(f"count must be at least 1; got {count}.")
+    check_count("count", count)
     values = np.linalg.eigvalsh(covariance)
     trace, largest = values.sum(), np.abs(values).max()
     values = values[values > len(values) * np.finfo(np.float64).eps * largest]

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsp._arguments import check_count
+
 __all__ = ["KernelDistance", "kernel_distance"]
 
 
@@ -11,9 +13,9 @@ class KernelDistance(NamedTuple):
     """An estimate of the squared maximum mean discrepancy.
 
     Attributes:
-        mean: Mean of the estimates of the subsets; unbiased, so it can be below 0.
-        std: Standard deviation of such estimates: that of one subset, not of the mean.
-            The subsets are smaller where those of the mean would be nearly alike.
+      mean: mean of the estimates of the subsets; unbiased, so it can be below 0.
+      std: standard deviation of such estimates: that of one subset, not of the mean.
+        The subsets are smaller where those of the mean would be nearly alike.
     """
 
     mean: float
@@ -39,23 +41,23 @@ def kernel_distance(
     where x and y are samples of the same.
 
     Args:
-        x: Features [n, d].
-        y: Features [m, d].
-        subsets: How many subsets.
-        size: Rows of a subset; fewer where x or y has fewer.
-        seed: What the subsets follow from.
+      x: features [n, d].
+      y: features [m, d].
+      subsets: how many subsets.
+      size: rows of a subset; fewer where x or y has fewer.
+      seed: what the subsets follow from.
 
     Returns:
-        Mean and standard deviation over the subsets; of fewer than 4 rows the latter is
-        NaN.
+      Mean and standard deviation over the subsets; of fewer than 4 rows the latter is
+      NaN.
 
     Raises:
-        ValueError: If shapes do not fit, there are fewer than 2 rows, or subsets or
-            size is out of range.
+      ValueError: if shapes do not fit, there are fewer than 2 rows, or subsets or
+        size is out of range.
 
     References:
-        Bińkowski, Sutherland, Arbel, Gretton, *Demystifying MMD GANs*, 2018, arXiv
-        1801.01401.
+      Bińkowski, Sutherland, Arbel, Gretton, *Demystifying MMD GANs*, 2018, arXiv
+      1801.01401.
     """
     x, y = _floating(x), _floating(y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -66,10 +68,8 @@ def kernel_distance(
         raise ValueError(
             f"x and y must have at least 2 rows; got {len(x)} and {len(y)}."
         )
-    if subsets < 1 or size < 2:
-        raise ValueError(
-            f"subsets must be at least 1 and size at least 2; got {subsets} and {size}."
-        )
+    check_count("subsets", subsets)
+    check_count("size", size, minimum=2)
     fewer = min(len(x), len(y))
     rng = np.random.default_rng(seed)
 

@@ -10,11 +10,11 @@ def check_levels(images: np.ndarray) -> None:
     """Refuses images that are neither uint8 nor in [-1, 1].
 
     Args:
-        images: An array of images.
+      images: an array of images.
 
     Raises:
-        ValueError: If they are of another type, or a number is not finite or farther
-            than rounding from [-1, 1].
+      ValueError: if they are of another type, or a number is not finite or farther
+        than rounding from [-1, 1].
     """
     if images.dtype == np.uint8:
         return

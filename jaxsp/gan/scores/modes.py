@@ -11,10 +11,10 @@ class ModeCoverage(NamedTuple):
     """How samples cover the modes of a mixture.
 
     Attributes:
-        modes_covered: Modes that are the nearest of at least one high-quality sample.
-        high_quality: Share of the samples within `threshold` standard deviations of a
-            mode.
-        counts: High-quality samples of every mode.
+      modes_covered: modes that are the nearest of at least one high-quality sample.
+      high_quality: share of the samples within `threshold` standard deviations of a
+        mode.
+      counts: high-quality samples of every mode.
     """
 
     modes_covered: int
@@ -26,21 +26,21 @@ def mode_coverage(points, centers, std: float, threshold: float = 3.0) -> ModeCo
     """Counts the modes of a Gaussian mixture that samples reach.
 
     Args:
-        points: Samples [n, d].
-        centers: Means of the components [modes, d].
-        std: Standard deviation of every component, in each direction.
-        threshold: A sample is of high quality within this many standard deviations of
-            its nearest center.
+      points: samples [n, d].
+      centers: means of the components [modes, d].
+      std: standard deviation of every component, in each direction.
+      threshold: a sample is of high quality within this many standard deviations of
+        its nearest center.
 
     Returns:
-        Modes covered, share of high-quality samples, and their counts.
+      Modes covered, share of high-quality samples, and their counts.
 
     Raises:
-        ValueError: If shapes do not fit, or std or threshold is not positive.
+      ValueError: if shapes do not fit, or std or threshold is not positive.
 
     References:
-        Srivastava et al., *VEEGAN: Reducing Mode Collapse in GANs using Implicit
-        Variational Learning*, 2017, arXiv 1705.07761.
+      Srivastava et al., *VEEGAN: Reducing Mode Collapse in GANs using Implicit
+      Variational Learning*, 2017, arXiv 1705.07761.
     """
     points, centers = np.asarray(points), np.asarray(centers)
     if points.ndim != 2 or centers.ndim != 2 or points.shape[1] != centers.shape[1]:

@@ -11,16 +11,16 @@ class Moments(NamedTuple):
     """Mean and covariance of points, gathered in parts and merged in any order.
 
     Attributes:
-        count: Number of points.
-        mean: Mean [d].
-        scatter: Σ (p − mean)(p − mean)ᵀ, [d, d].
+      count: number of points.
+      mean: mean [d].
+      scatter: Σ (p − mean)(p − mean)ᵀ, [d, d].
 
     Example:
-        >>> import numpy as np
-        >>> points = np.arange(8.0).reshape(4, 2)
-        >>> both = Moments.of(points[:1]).merge(Moments.of(points[1:]))
-        >>> np.allclose(both.covariance, np.cov(points.T))
-        True
+      >>> import numpy as np
+      >>> points = np.arange(8.0).reshape(4, 2)
+      >>> both = Moments.of(points[:1]).merge(Moments.of(points[1:]))
+      >>> np.allclose(both.covariance, np.cov(points.T))
+      True
     """
 
     count: int

@@ -16,11 +16,11 @@ class NeighborScores(NamedTuple):
     """Fidelity and diversity of samples.
 
     Attributes:
-        precision: Share of the samples that lie in the ball of some real point.
-        recall: Share of the real points that lie in the ball of some sample.
-        density: Mean number of real balls that a sample lies in, divided by k; about
-            1 for real samples, and may be more.
-        coverage: Share of the real points whose ball holds a sample.
+      precision: share of the samples that lie in the ball of some real point.
+      recall: share of the real points that lie in the ball of some sample.
+      density: mean number of real balls that a sample lies in, divided by k; about
+        1 for real samples, and may be more.
+      coverage: share of the real points whose ball holds a sample.
     """
 
     precision: float
@@ -44,26 +44,26 @@ def neighbor_scores(
     anywhere. All four depend on the number of points: compare like with like.
 
     Args:
-        real: Features of real data [n, d].
-        samples: Features of samples [m, d].
-        k: Neighbours for precision and recall.
-        k_coverage: Neighbours for density and coverage.
-        real_distances: `neighbor_distances(real, max(k, k_coverage))`, where it is
-            known already.
+      real: features of real data [n, d].
+      samples: features of samples [m, d].
+      k: neighbours for precision and recall.
+      k_coverage: neighbours for density and coverage.
+      real_distances: `neighbor_distances(real, max(k, k_coverage))`, where it is
+        known already.
 
     Returns:
-        The four scores.
+      The four scores.
 
     Raises:
-        ValueError: If shapes do not fit, a number is not finite, k or k_coverage is
-            not a whole number of at least 1, or there are not more points than
-            neighbours.
+      ValueError: if shapes do not fit, a number is not finite, k or k_coverage is
+        not a whole number of at least 1, or there are not more points than
+        neighbours.
 
     References:
-        Kynkäänniemi et al., *Improved Precision and Recall Metric for Assessing
-        Generative Models*, 2019, arXiv 1904.06991.
-        Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*,
-        2020, arXiv 2002.09797.
+      Kynkäänniemi et al., *Improved Precision and Recall Metric for Assessing
+      Generative Models*, 2019, arXiv 1904.06991.
+      Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*,
+      2020, arXiv 2002.09797.
     """
     k, k_coverage = check_count("k", k), check_count("k_coverage", k_coverage)
     real, samples = np.asarray(real), np.asarray(samples)
@@ -108,15 +108,15 @@ def neighbor_distances(points, k: int) -> np.ndarray:
     """Distances of every point to its k nearest other points, the nearest first.
 
     Args:
-        points: Points [n, d].
-        k: How many neighbours.
+      points: points [n, d].
+      k: how many neighbours.
 
     Returns:
-        Distances [n, k], float64.
+      Distances [n, k], float64.
 
     Raises:
-        ValueError: If k is not a whole number of at least 1, there are not more than k
-            points, or a number is not finite.
+      ValueError: if k is not a whole number of at least 1, there are not more than k
+        points, or a number is not finite.
     """
     k, points = check_count("k", k), np.asarray(points)
     if points.ndim != 2 or k >= len(points):

@@ -33,8 +33,8 @@ class Statistics:
     """Moments of all features, and some of the features.
 
     Attributes:
-        moments: Moments of all.
-        kept: At most `KEPT` of the features [n, d].
+      moments: moments of all.
+      kept: at most `KEPT` of the features [n, d].
     """
 
     moments: Moments
@@ -50,8 +50,8 @@ class Gatherer:
     """Gathers statistics from features that come in parts of any size.
 
     Args:
-        total: How many features will come, where that is known: those kept are then
-            spread evenly over all. None keeps the first.
+      total: how many features will come, where that is known: those kept are then
+        spread evenly over all. None keeps the first.
     """
 
     def __init__(self, total: int | None = None):
@@ -91,7 +91,7 @@ class Gatherer:
         """The statistics of all features so far.
 
         Raises:
-            ValueError: If there were none.
+          ValueError: if there were none.
         """
         rest = np.concatenate(self._waiting) if self._waiting else np.empty((0, 0))
         if len(rest):
@@ -106,11 +106,11 @@ def blocks(samples, size: int = _BLOCK) -> Iterator[np.ndarray]:
     """Samples in blocks of equal size, but for the last.
 
     Args:
-        samples: An array, or an iterable of arrays (batches of any size).
-        size: How many in a block.
+      samples: an array, or an iterable of arrays (batches of any size).
+      size: how many in a block.
 
     Yields:
-        Arrays.
+      Arrays.
     """
     if hasattr(samples, "shape"):
         for start in range(0, len(samples), size):
@@ -137,14 +137,14 @@ def of_images(
     """Statistics of the features of images, from the cache if they are there.
 
     Args:
-        images: Images [n, height, width, channels].
-        extract: Makes features [n, d] of images.
-        path: The cache file, whose name must change with images and extractor.
-        title: What the progress bar says.
-        progress: Whether to show it.
+      images: images [n, height, width, channels].
+      extract: makes features [n, d] of images.
+      path: the cache file, whose name must change with images and extractor.
+      title: what the progress bar says.
+      progress: whether to show it.
 
     Returns:
-        The statistics.
+      The statistics.
     """
     path = pathlib.Path(path)
     arrays = cache.read(path, functools.partial(_check, len(images)))
@@ -167,12 +167,12 @@ def cache_name(name: str, images: np.ndarray, extractor: str) -> str:
     """Name of the cache file of the features of images.
 
     Args:
-        name: Name of the data set, for people.
-        images: The images.
-        extractor: Digest of the extractor.
+      name: name of the data set, for people.
+      images: the images.
+      extractor: digest of the extractor.
 
     Returns:
-        The file's name.
+      The file's name.
     """
     return f"features-{name}-{cache.digest(_FORMAT, images)}-{extractor}.npz"
 

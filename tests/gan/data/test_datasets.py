@@ -182,7 +182,7 @@ def test_draw_gives_the_same_batch_with_float64_on():
 
 
 def test_draw_refuses_an_empty_batch():
-    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         data.draw(jax.random.key(0), np.arange(3), 3, batch_size=0)
 
 

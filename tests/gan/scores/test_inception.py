@@ -250,7 +250,7 @@ def test_features_agree_with_the_original_graph():
         ({"images": np.zeros((1, 8, 8, 3), np.int32)}, "got int32"),
         ({"images": np.full((1, 8, 8, 3), 255.0)}, r"in \[-1, 1\]; got float64"),
         ({"images": np.full((1, 8, 8, 3), np.nan)}, "from nan to nan"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"preprocessing": "tf"}, 'must be "pytorch" or "tensorflow"; got \'tf\''),
     ],
 )

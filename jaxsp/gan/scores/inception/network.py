@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
+from jaxsp._arguments import check_count
 from jaxsp.gan import data
 from jaxsp.gan.scores.levels import check_levels
 
@@ -77,8 +78,8 @@ class Inception(NamedTuple):
     """The network's weights.
 
     Attributes:
-        params: `NAME.w` and `NAME.b` of every convolution.
-        digest: Checksum of the arrays in the file that they were read from.
+      params: `NAME.w` and `NAME.b` of every convolution.
+      digest: checksum of the arrays in the file that they were read from.
     """
 
     params: dict[str, jax.Array]
@@ -201,32 +202,31 @@ def features(
     with published ones, of one kind only.
 
     Args:
-        inception: From `load`.
-        images: [n, height, width, 1 or 3], uint8, or float in [-1, 1].
-        batch_size: Images at a time. Fewer images make one smaller batch.
-        progress: Whether to show a progress bar.
-        preprocessing: Which of the two ways.
+      inception: from `load`.
+      images: [n, height, width, 1 or 3], uint8, or float in [-1, 1].
+      batch_size: images at a time. Fewer images make one smaller batch.
+      progress: whether to show a progress bar.
+      preprocessing: which of the two ways.
 
     Returns:
-        Features [n, 2048], float32.
+      Features [n, 2048], float32.
 
     Raises:
-        ValueError: If images or options are not of these kinds.
+      ValueError: if images or options are not of these kinds.
 
     References:
-        Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*,
-        2015, arXiv 1512.00567.
-        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local
-        Nash Equilibrium*, 2017, arXiv 1706.08500.
-        Parmar, Zhang, Zhu, *On Aliased Resizing and Surprising Subtleties in GAN
-        Evaluation*, 2021, arXiv 2104.11222.
+      Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*,
+      2015, arXiv 1512.00567.
+      Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local
+      Nash Equilibrium*, 2017, arXiv 1706.08500.
+      Parmar, Zhang, Zhu, *On Aliased Resizing and Surprising Subtleties in GAN
+      Evaluation*, 2021, arXiv 2104.11222.
     """
     if preprocessing not in ("pytorch", "tensorflow"):
         raise ValueError(
             f'preprocessing must be "pytorch" or "tensorflow"; got {preprocessing!r}.'
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    check_count("batch_size", batch_size)
     shape = np.shape(images)
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         raise ValueError(
