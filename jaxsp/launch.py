@@ -17,7 +17,6 @@ import ctypes
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -34,30 +33,16 @@ _GRACE = 5.0  # seconds to end by oneself after a failure, and again after SIGTE
 def environment(
     number: int, count: int, coordinator: str, command: str, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of one process.
+    """What process `number` of `count` reads of the run, with one CPU device.
 
-    Args:
-      number: which process, from 0.
-      count: how many there are.
-      coordinator: `"host:port"` where process 0 will listen.
-      command: what started the run, for messages that say how to resume it.
-      base: the environment to start from.
-
-    Returns:
-      It, with what `jaxsp.distributed.initialize()` reads, and one CPU device.
-
-    Example:
-      >>> from jaxsp.launch import environment
-      >>> environment(1, 4, "127.0.0.1:9999", "train", {})["JAXSP_PROCESS_ID"]
-      '1'
+    `coordinator` is where process 0 will listen, `"host:port"`, `command` what is to be
+    typed to start the run again, and `base` the environment to start from.
     """
-    flags = re.sub(
-        r"--xla_force_host_platform_device_count=\S*", "", base.get("XLA_FLAGS", "")
-    )
+    several = r"--xla_force_host_platform_device_count=\S*"
     return {
         "PYTHONUNBUFFERED": "1",
         **base,
-        "XLA_FLAGS": flags.strip(),
+        "XLA_FLAGS": re.sub(several, "", base.get("XLA_FLAGS", "")).strip(),
         "JAX_NUM_CPU_DEVICES": "1",
         "JAXSP_COORDINATOR": coordinator,
         "JAXSP_NUM_PROCESSES": str(count),
@@ -66,29 +51,19 @@ def environment(
     }
 
 
-def launch(
-    command: Sequence[str], count: int, *, resume_command: str | None = None
-) -> int:
+def launch(command: Sequence[str], count: int, resume_command: str) -> int:
     """Run a command in `count` processes, and wait until all have ended.
 
     Args:
       command: the program and its arguments.
       count: how many processes.
-      resume_command: what `JAXSP_LAUNCH_COMMAND` says; the default is `command`.
+      resume_command: what to type to start the run again, for messages.
 
     Returns:
       0, or the exit code of the first process that failed.
-
-    Raises:
-      ValueError: if `count` is not at least 1, or there is no such program.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1 process, got {count}.")
-    if shutil.which(command[0]) is None:
-        raise ValueError(f"{command[0]!r} is no program that can be run.")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         coordinator = f"127.0.0.1:{sock.getsockname()[1]}"
-    again = resume_command or shlex.join(command)
     processes: list[subprocess.Popen[str]] = []
     caught: list[int] = []
 
@@ -103,14 +78,14 @@ def launch(
         for number in range(count):
             process = subprocess.Popen(
                 command,
-                env=environment(number, count, coordinator, again, os.environ),
+                env=environment(number, count, coordinator, resume_command, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
                 process_group=0,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
             processes.append(process)
         readers = [
@@ -133,30 +108,28 @@ def launch(
 def _wait(processes: Sequence[subprocess.Popen[str]], caught: Sequence[int]) -> int:
     """Wait until all have ended, and end all when one has failed."""
     first, steps = 0, []
-    while None in [process.poll() for process in processes]:
-        failed = [i for i, p in enumerate(processes) if p.returncode]
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [number for number, code in enumerate(codes) if code]
         if failed and not first:
             # Who ends with 75 says that another one was the first.
-            number = min(failed, key=lambda i: processes[i].returncode == 75)
-            first, how = _how(processes[number].returncode)
-            if not caught:  # else they end as they were told
-                if first != 2:  # a wrong flag, of which the process has told
-                    print(f"jaxsp.launch: process {number} {how}", file=sys.stderr)
+            number = min(failed, key=lambda number: codes[number] == 75)
+            first, how = codes[number], f"ended with exit code {codes[number]}"
+            if first < 0:
+                how = f"was ended by {signal.Signals(-first).name}"
+                first = 128 - first
+            # Who was told to end ends so; of a wrong flag, code 2, it has told itself.
+            if not caught and first != 2:
+                print(f"jaxsp.launch: process {number} {how}", file=sys.stderr)
+            if not caught:
                 now = time.monotonic()
                 steps = [(now + _GRACE, signal.SIGTERM)]
                 steps += [(now + 2 * _GRACE, signal.SIGKILL)]
+        if None not in codes:
+            return first
         while steps and time.monotonic() > steps[0][0]:
             _signal(processes, steps.pop(0)[1])
         time.sleep(0.02)
-    codes = [_how(process.returncode)[0] for process in processes]
-    return first or next((code for code in codes if code), 0)
-
-
-def _how(code: int) -> tuple[int, str]:
-    """A process's exit code as a shell says it, and in words."""
-    if code < 0:
-        return 128 - code, f"was ended by {signal.Signals(-code).name}"
-    return code, f"ended with exit code {code}"
 
 
 def _signal(processes: Sequence[subprocess.Popen[str]], number: int) -> None:
@@ -174,51 +147,30 @@ def _prefix(number: int, pipe, target) -> None:
             target.flush()
 
 
-def _die_with(parent: int):
-    """What has Linux kill a process when its parent dies (PR_SET_PDEATHSIG)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask():
-        prctl(1, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it has died already
-            os._exit(1)
-
-    return ask
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxsp.launch",
-        description="Run a script in several processes on this machine.",
+        "python -m jaxsp.launch", description=str(__doc__).splitlines()[0]
     )
-    parser.add_argument(
-        "-n", type=int, required=True, metavar="COUNT", help="how many processes"
-    )
-    parser.add_argument(
-        "-m", action="store_true", help="the script is the name of a module"
-    )
-    parser.add_argument(
-        "script",
-        nargs=argparse.PARSER,  # one word, and whatever follows it
-        help="a script, or a module with -m, and its arguments",
-    )
+    parser.add_argument("-n", type=int, required=True, help="how many processes")
+    parser.add_argument("-m", action="store_true", help="SCRIPT is a module's name")
+    # One word, and whatever follows it.
+    parser.add_argument("script", nargs=argparse.PARSER, help="and its arguments")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     program = options.script
     if program[0] == "--":  # which later versions of Python leave out
         program = program[1:]
-    if options.m:
-        program = ["-m", *program]
-    elif not os.path.exists(program[0]):
+    if options.n < 1:
+        parser.error(f"-n must be at least 1 process, got {options.n}.")
+    if not options.m and not os.path.exists(program[0]):
         parser.error(f"there is no script {program[0]!r}.")
     again = shlex.join([sys.executable, "-m", "jaxsp.launch", *given])
-    try:
-        return launch([sys.executable, *program], options.n, resume_command=again)
-    except ValueError as error:
-        parser.error(str(error).replace("count", "-n", 1))
+    return launch([sys.executable, *["-m"] * options.m, *program], options.n, again)
 
 
 if __name__ == "__main__":
