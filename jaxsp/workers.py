@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxsp import comm
+from jaxsp import _arguments, _devices, comm
 
 __all__ = ["Workers"]
 
@@ -58,20 +58,17 @@ class Workers:
     """
 
     def __init__(self, count: int, devices: Sequence[Any] | None = None):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
-            raise ValueError(f"count must be an integer, got {count!r}.")
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}.")
+        count = _arguments.check_count("count", count)
         given = devices is not None
-        devices = list(devices) if given else _default_devices(int(count))
+        devices = list(devices) if given else _devices.default(count)
         if not devices or count % len(devices):
-            raise ValueError(_misfit(int(count), len(devices), given))
+            raise ValueError(_devices.misfit(count, len(devices), given))
         if len(set(devices)) < len(devices):
             raise ValueError(
                 f"devices must be different, got {devices}: each of Workers({count}) "
                 "on fewer devices has its block by itself."
             )
-        self.count = int(count)
+        self.count = count
         self.devices = devices
         self._block = self.count // len(devices)
         self._permutation = functools.lru_cache(maxsize=64)(self._permutation)
@@ -370,39 +367,6 @@ class Workers:
             return jax.tree.map(one, tree)
 
         return jax.jit(self._shard_map(one_worker, (0,), pair=True))
-
-
-def _default_devices(count: int) -> list[Any]:
-    """The devices for so many workers: as many of each process."""
-    devices = jax.devices()
-    processes: dict[int, list[Any]] = {}
-    for device in devices:
-        processes.setdefault(device.process_index, []).append(device)
-    if len(processes) == 1:
-        return devices[:count]
-    # Between processes gloo is in time with one device of each only.
-    each = 1 if devices[0].platform == "cpu" else min(map(len, processes.values()))
-    if count < each * len(processes):
-        each = max(1, count // len(processes))
-    return [device for some in processes.values() for device in some[:each]]
-
-
-def _misfit(count: int, devices: int, given: bool) -> str:
-    """That so many workers do not fit so many devices, and what does."""
-    if not devices:
-        return "devices must not be empty: leave it out, or write jax.devices()[:1]."
-    below = count // devices * devices
-    near = [f"Workers({n})" for n in (below, below + devices) if n]
-    most = min(count, len(jax.devices()))
-    fitting = [n for n in range(1, most + 1) if count % n == 0]
-    *some, last = map(str, fitting)
-    fit = f"{', '.join(some)} or {last}" if some else last
-    there = "devices" if given else "jax.devices()"
-    return (
-        f"count must be a multiple of the number of devices, got count={count} and "
-        f"{devices} in {there}: write {' or '.join(near)}, or give {fit} "
-        f"device{'s' * bool(some)}."
-    )
 
 
 def _vmap(fn, axes, count, axis_name):

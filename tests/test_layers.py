@@ -16,7 +16,8 @@ LAYERS = {
     "_arguments": set(),
     "comm": {"_arguments", "compressors", "topology"},
     "compressors": {"_arguments"},
-    "workers": {"comm"},
+    "_devices": set(),
+    "workers": {"_arguments", "_devices", "comm"},
     "distributed": set(),
     "launch": set(),
     "transforms": {

@@ -1,0 +1,38 @@
+"""Which devices so many workers use, and what to write where they do not fit."""
+
+from typing import Any
+
+import jax
+
+
+def default(count: int) -> list[Any]:
+    """The devices for so many workers: as many of each process."""
+    devices = jax.devices()
+    processes: dict[int, list[Any]] = {}
+    for device in devices:
+        processes.setdefault(device.process_index, []).append(device)
+    if len(processes) == 1:
+        return devices[:count]
+    # Between processes gloo is in time with one device of each only.
+    each = 1 if devices[0].platform == "cpu" else min(map(len, processes.values()))
+    if count < each * len(processes):
+        each = max(1, count // len(processes))
+    return [device for some in processes.values() for device in some[:each]]
+
+
+def misfit(count: int, devices: int, given: bool) -> str:
+    """That so many workers do not fit so many devices, and what does."""
+    if not devices:
+        return "devices must not be empty: leave it out, or write jax.devices()[:1]."
+    below = count // devices * devices
+    near = [f"Workers({n})" for n in (below, below + devices) if n]
+    most = min(count, len(jax.devices()))
+    fitting = [n for n in range(1, most + 1) if count % n == 0]
+    *some, last = map(str, fitting)
+    fit = f"{', '.join(some)} or {last}" if some else last
+    there = "devices" if given else "jax.devices()"
+    return (
+        f"count must be a multiple of the number of devices, got count={count} and "
+        f"{devices} in {there}: write {' or '.join(near)}, or give {fit} "
+        f"device{'s' * bool(some)}."
+    )
