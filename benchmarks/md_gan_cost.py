@@ -51,9 +51,9 @@ import optax
 from common import command_line, print_table
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models
+from jaxsp.gan import fl_gan, losses, md_gan, models, step
 from jaxsp.gan.files import replacing
-from jaxsp.gan.training import cost, loop
+from jaxsp.gan.training import cost
 
 WORKERS = 10
 
@@ -104,25 +104,23 @@ def by_hand(gan: models.Gan, batch_size: int, counts) -> dict[str, Any]:
 
 def planned(
     method: str, gan: models.Gan, rows: int, batch_size: int, count: int, k: int = 1
-) -> cost.Plan:
-    """The plan of one iteration of `count` virtual workers; method "md" or "fl"."""
+) -> cost.Cost:
+    """The cost of one iteration of `count` virtual workers; method "md" or "fl"."""
     workers = jaxsp.Workers(count, devices=jax.devices()[:1])
     adam = optax.adam(2e-4, b1=0.5)
-    ways = {
-        "md": lambda: md_gan.MDGan(adam, adam, batches_k=k),
-        "fl": lambda: fl_gan.fl_gan(
-            adam, adam, max(rows // batch_size, 1), axis_name=workers.axis_name
-        ),
-    }
+    game, options = losses.acgan(gan), {"batch_size": batch_size}
+    if method == "md":
+        way = md_gan.MDGan(adam, adam, batches_k=k)
+        program = way.program(gan, game, workers, **options)
+    else:
+        rounds = max(rows // batch_size, 1)
+        fl = fl_gan.fl_gan(adam, adam, rounds, axis_name=workers.axis_name)
+        program = step.program(gan, game, fl, workers, same_sample=True, **options)
     shares = (
         jax.ShapeDtypeStruct((count, rows, *gan.sample_shape), np.uint8),
         jax.ShapeDtypeStruct((count, rows), np.int32),
     )
-    config = loop.TrainConfig(steps=1, batch_size=batch_size, same_sample=True)
-    sizes = np.full(count, rows)
-    return cost.plan(
-        ways[method](), gan, losses.acgan(gan), workers, shares, sizes, config
-    )
+    return cost.cost(program, shares, np.full(count, rows), steps=1)
 
 
 def measure(

@@ -31,6 +31,7 @@ from jaxsp.gan import command
 from jaxsp.gan.command import BadFlagError, flag
 from jaxsp.gan.files import replacing
 from jaxsp.gan.training import loop, plots
+from jaxsp.gan.training.records import read_metrics
 
 PROGRAM = "compare.py"
 _MANY = 10**9  # steps, where something else ends a run
@@ -168,7 +169,7 @@ def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, A
             except loop.TrainingDivergedError as error:
                 print(f"{name} diverged: {error}", file=sys.stderr)
                 ends[name] = f"diverged at step {error.step}"
-        records[name] = plots.read_metrics(metrics)
+        records[name] = read_metrics(metrics)
         # After each run: what there is can be looked at while the next one trains.
         _write(directory, records, ends, budget, config)
     print(f"written: {directory / 'plots.md'}, {directory / 'comparison.png'}")
@@ -178,7 +179,7 @@ def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, A
 def _has_ended(where: pathlib.Path, budget: Budget) -> bool:
     """Whether a run has come to its end, its score and its checkpoint."""
     metrics = where / "metrics.jsonl"
-    records = plots.read_metrics(metrics) if metrics.exists() else []
+    records = read_metrics(metrics) if metrics.exists() else []
     if not records or not budget.used_up(records[-1]):
         return False
     saved = [int(p.name) for p in where.glob("checkpoints/*") if p.name.isdecimal()]

@@ -39,10 +39,11 @@ from train_gan_config import DTYPES, LOSSES, METHODS, Config, resolve
 
 import jaxsp
 from jaxsp import compressors, distributed
-from jaxsp.gan import command, data, md_gan, models, names, scores
+from jaxsp.gan import command, data, md_gan, models, names, scores, step
 from jaxsp.gan.command import BadFlagError, naming
 from jaxsp.gan.data import partition
 from jaxsp.gan.training import checkpoint, cost, loop
+from jaxsp.gan.training.directory import check_directory
 
 PROGRAM = "train_gan.py"
 # What a run may go on with when it differs; the rest makes the run what it is.
@@ -88,7 +89,7 @@ def run(
         directory = pathlib.Path(directory).expanduser()
         if not config.dry_run and _is_main():
             with naming("workdir", None, checkpoint.WorkdirError):
-                going_on = checkpoint.check_directory(
+                going_on = check_directory(
                     directory, _settings(config), config.resume, ("workers",)
                 )
     with naming("data_dir", config.data_dir, OSError, ImportError):
@@ -112,20 +113,11 @@ def run(
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
         method = make(config, workers, sizes, x + y)
     config = dataclasses.replace(config, model=model)
-    game = LOSSES[config.loss](gan)
-    training = loop.TrainConfig(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        log_every=max(1, config.eval_every // 10),
-        eval_every=config.eval_every,
-        checkpoint_every=config.eval_every,
-        same_sample=METHODS[config.method].same_sample,
-    )
+    program = _program(config, gan, method, workers)
     _tell_start(config, workers)
     if config.dry_run:
         if _is_main():
-            _tell_cost(method, gan, game, workers, loaded, sizes, training)
+            _tell_cost(program, loaded, sizes, config.steps)
         return None
     _tell(f"{x:,} parameters of the generator, {y:,} of the discriminator")
     _tell(f"files in {directory}")
@@ -143,18 +135,21 @@ def run(
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
         result = loop.train(
-            gan,
-            game,
-            method,
-            workers,
+            program,
             loaded,
             parts,
-            training,
+            loop.TrainConfig(
+                steps=config.steps,
+                seed=config.seed,
+                log_every=max(1, config.eval_every // 10),
+                eval_every=config.eval_every,
+                checkpoint_every=config.eval_every,
+                description=_settings(config),
+                progress=progress,
+            ),
             score=evaluate,
             workdir=directory,
             resume=config.resume,
-            description=_settings(config),
-            progress=progress,
             callback=callback,
         )
     if evaluate is not None and result.signal is None:
@@ -272,6 +267,18 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
         return chosen.build(config.learning_rate, **given)
 
 
+def _program(config, gan, method, workers):
+    """What the training loop runs, or what is asked for its cost."""
+    game, batch_size = LOSSES[config.loss](gan), config.batch_size
+    if not isinstance(method, md_gan.MDGan):
+        same = METHODS[config.method].same_sample
+        options: Any = {"batch_size": batch_size, "same_sample": same}
+        return step.program(gan, game, method, workers, **options)
+    if config.dry_run:  # all in this process
+        method = dataclasses.replace(method, server_device=workers.devices[0])
+    return method.program(gan, game, workers, batch_size=batch_size)
+
+
 _TEXTS = ("topology", "compressor", "down")  # what a method may refuse
 
 
@@ -316,17 +323,14 @@ def _tell_start(config, workers):
     )
 
 
-def _tell_cost(method, gan, game, workers, dataset, sizes, training):
+def _tell_cost(program, dataset, sizes, steps):
     """What a run would cost."""
     rows = (len(sizes), int(max(sizes)))
     samples = (*rows, *dataset.sample_shape)
     shapes: Any = jax.ShapeDtypeStruct(samples, dataset.train.dtype)
-    if gan.num_classes:
+    if program.gan.num_classes:
         shapes = shapes, jax.ShapeDtypeStruct(rows, jnp.int32)
-    if isinstance(method, md_gan.MDGan):  # all in this process
-        method = dataclasses.replace(method, server_device=workers.devices[0])
-    found = cost.plan(method, gan, game, workers, shapes, sizes, training)
-    _tell(cost.format(found))
+    _tell(cost.format(cost.cost(program, shapes, sizes, steps)))
 
 
 def _tell_scores(result, floor):

@@ -5,16 +5,13 @@ server of MD-GAN is process 0, and every other process has one worker; of FL-GAN
 process has one.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 import optax
 from task import Run, Task, traffic
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models
-from jaxsp.gan.training import loop
+from jaxsp.gan import fl_gan, losses, md_gan, models, step
 
 __all__ = ["prepare"]
 
@@ -33,18 +30,18 @@ def prepare(name: str, task: Task) -> Run:
     """
     adam = optax.adam(2e-4, b1=0.5)
     gan = models.mlp((28, 28, 1), latent_size=64, width=256)
+    game = losses.non_saturating(gan)
     if name == "MD-GAN":
         others = [d for d in jax.devices() if d.process_index > 0]
         workers = jaxsp.Workers(len(others), devices=others)
-        method: Any = md_gan.MDGan(adam, adam)
+        program = md_gan.MDGan(adam, adam).program(gan, game, workers, batch_size=BATCH)
     else:
         workers = jaxsp.Workers(task.num_processes)
         axis = workers.axis_name
         method = fl_gan.fl_gan(adam, adam, SYNC_EVERY, axis_name=axis)
-    config = loop.TrainConfig(steps=1, batch_size=BATCH, steps_per_call=1)
-    program = loop.make_program(
-        method, gan, losses.non_saturating(gan), workers, config
-    )
+        program = step.program(
+            gan, game, method, workers, batch_size=BATCH, steps_per_call=1
+        )
     rng = np.random.default_rng(0)
     images = rng.integers(
         0, 256, (workers.count, SHARE, *gan.sample_shape), dtype=np.uint8
@@ -52,7 +49,7 @@ def prepare(name: str, task: Task) -> Run:
     shares, sizes = workers.shard((images, np.full(workers.count, SHARE, np.int32)))
     key = jax.random.key(1)
 
-    def step(state):
+    def advance(state):
         state, values = program.step(state, shares, sizes, key, 1)
         jax.block_until_ready((state, values))
         return state
@@ -68,7 +65,7 @@ def prepare(name: str, task: Task) -> Run:
         return down * workers.count, up * workers.count
 
     return Run(
-        step,
+        advance,
         program.init(jax.random.key(0)),
         counted,
         1 if name == "MD-GAN" else SYNC_EVERY,

@@ -4,9 +4,10 @@ A worker's step draws two independent batches from its share of the data, takes 
 field at `params` on the first and hands the transformation a function that takes it
 anywhere on the second, so that methods of one and of two gradients are called alike:
 
-    g_m = F_m(z_m; ξ_m);    z_m ← z_m + update(g_m, state_m, z_m, F_m(·; ξ'_m))
+$$g_m = F_m(z_m; \xi_m), \qquad
+z_m \leftarrow z_m + \mathrm{update}(g_m, \mathrm{state}_m, z_m, F_m(\cdot; \xi'_m))$$
 
-(or on the same, ξ' = ξ). All that is random follows from a key, the step and the
+(or on the same, $\xi' = \xi$). All that is random follows from a key, the step and the
 worker's index.
 """
 
@@ -20,9 +21,10 @@ import optax
 from jax import lax
 
 from jaxsp import comm, methods, metrics, operators
+from jaxsp._arguments import check_count, check_decay
 from jaxsp.gan import data, models
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.training.program import Program, Role, Summary
+from jaxsp.gan.program import Program, Role, Summary, Traffic
 from jaxsp.operators import MinMax
 from jaxsp.workers import Workers
 
@@ -56,7 +58,7 @@ class TrainState(NamedTuple):
 
 def init_state(
     gan: models.Gan,
-    transformation: optax.GradientTransformation,
+    method: optax.GradientTransformation,
     workers: Workers,
     key: jax.Array,
 ) -> TrainState:
@@ -64,7 +66,7 @@ def init_state(
 
     Args:
       gan: generator and discriminator.
-      transformation: what turns a field into an update of the parameters.
+      method: what turns a field into an update of the parameters.
       workers: who trains.
       key: a typed key, from which the parameters are drawn.
 
@@ -72,23 +74,23 @@ def init_state(
       The state, stacked, on the workers' devices; no two of its arrays share memory.
     """
     z = models.init(gan, key)
-    return _start(transformation, workers, z, z.x, 0)
+    return _start(method, workers, z, z.x, 0)
 
 
-def _start(transformation, workers, z, ema, step):
+def _start(method, workers, z, ema, step):
     """The state at `step` of workers that all hold the parameters `z`."""
     params = workers.replicate(z)
-    opt_state = jax.jit(workers.map(transformation.init))(params)
+    opt_state = jax.jit(workers.map(method.init))(params)
     step = jnp.full(workers.count, step, jnp.int32)
     return workers.shard(TrainState(step, params, opt_state, workers.replicate(ema)))
 
 
 def make_step(
     losses: Losses,
-    transformation: optax.GradientTransformation,
+    method: optax.GradientTransformation,
     workers: Workers,
     *,
-    batch_size: int,
+    batch_size: int = 16,
     ema_decay: float = 0.999,
     steps_per_call: int = 1,
     same_sample: bool = False,
@@ -97,13 +99,16 @@ def make_step(
 
     Args:
       losses: the losses of both players, each `f(x, y, batch, key)`.
-      transformation: an optax transformation, which may use collectives over
+      method: an optax transformation, which may use collectives over
         `workers.axis_name` and call `operator_fn`.
       workers: who trains.
       batch_size: examples a worker draws for one gradient.
-      ema_decay: as in `TrainConfig`.
-      steps_per_call: the most steps that one call can do.
-      same_sample: as in `TrainConfig`.
+      ema_decay: d in ema ← d ema + (1 − d) generator. Step t uses
+        min(d, (1 + t) / (10 + t)), so that the start is forgotten early on.
+      steps_per_call: the most steps that one call can do, in a loop on the device.
+      same_sample: whether a method's second gradient in a step is taken on the sample
+        of the first (batch, latents and noise), as alternating steps usually are, or on
+        a sample of its own, as the theory of extragradient asks.
 
     Returns:
       `step(state, shares, sizes, key, count)`, which does `count` steps, at most
@@ -112,8 +117,14 @@ def make_step(
       rows are filled. It consumes `state`: the buffers are reused. `shares` and `sizes`
       are what `partition.stack` returns, or, for a class-conditional GAN, a pair of
       images and labels for `shares`; `key` is a key all workers share.
+
+    Raises:
+      ValueError: if a number is out of range.
     """
-    update = optax.with_extra_args_support(transformation).update
+    check_count("batch_size", batch_size)
+    check_count("steps_per_call", steps_per_call)
+    check_decay("ema_decay", ema_decay)
+    update = optax.with_extra_args_support(method).update
     operator = operators.game(
         _with_value(losses.generator), _with_value(losses.discriminator), has_aux=True
     )
@@ -199,43 +210,59 @@ def _with_value(loss):
 
 
 def program(
-    transformation: optax.GradientTransformation,
     gan: models.Gan,
     losses: Losses,
+    method: optax.GradientTransformation,
     workers: Workers,
     *,
-    batch_size: int,
+    batch_size: int = 16,
     ema_decay: float = 0.999,
-    steps_per_call: int = 1,
+    steps_per_call: int | None = None,
     same_sample: bool = False,
 ) -> Program:
     """The program in which every worker trains both networks.
 
     Args:
-      transformation: as in `make_step`.
       gan: generator and discriminator.
       losses: as in `make_step`.
+      method: as in `make_step`: of `jaxsp.methods`, `jaxsp.gan.fl_gan.fl_gan`, or any
+        optax transformation.
       workers: who trains.
       batch_size: as in `make_step`.
-      ema_decay: as in `TrainConfig`.
-      steps_per_call: as in `make_step`.
-      same_sample: as in `TrainConfig`.
+      ema_decay: as in `make_step`.
+      steps_per_call: as in `make_step`. None means 1 on CPU, where a convolution inside
+        a loop is 3 to 4 times slower, and 32 elsewhere.
+      same_sample: as in `make_step`.
 
     Returns:
-      What the training loop runs.
+      What `jaxsp.gan.training.train` runs; nothing is compiled yet.
+
+    Raises:
+      ValueError: if a number is out of range.
     """
-    step_fn = make_step(
-        losses,
-        transformation,
-        workers,
-        batch_size=batch_size,
-        ema_decay=ema_decay,
-        steps_per_call=steps_per_call,
-        same_sample=same_sample,
-    )
+    options: dict[str, Any] = {"ema_decay": ema_decay, "same_sample": same_sample}
+    if steps_per_call is None:
+        steps_per_call = 1 if workers.devices[0].platform == "cpu" else 32
+
+    def step_of(count):
+        return make_step(
+            losses,
+            method,
+            workers,
+            batch_size=batch_size,
+            steps_per_call=count,
+            **options,
+        )
+
+    step_fn = step_of(steps_per_call)
+    # The operations of a loop are counted once, however often it runs.
+    single_step = step_fn if steps_per_call == 1 else step_of(1)
     reported = jax.jit(
         workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
     )
+
+    def init(key):
+        return init_state(gan, method, workers, key)
 
     def generator(state):
         return workers.fetch_mean(state.ema)
@@ -243,33 +270,80 @@ def program(
     def summary(state):
         return Summary(generator(state), workers.fetch_mean(reported(state)))
 
-    def adopt(summary, step, key):
-        del key
-        return _start(transformation, workers, summary.params, summary.generator, step)
+    def restart_from(summary, step):
+        return _start(method, workers, summary.params, summary.generator, step)
+
+    def bits_of(state):
+        return bits(workers.fetch(comm.find_traffic(state.opt_state)))
 
     def roles(shares, sizes):
         key = jax.eval_shape(lambda: jax.random.key(0))
-        state = jax.eval_shape(
-            lambda: init_state(gan, transformation, workers, jax.random.key(0))
-        )
-        lowered = step_fn.lower(state, shares, sizes, key, 1)
+        lowered = single_step.lower(jax.eval_shape(init, key), shares, sizes, key, 1)
         members = workers.count // len(workers.devices)
         return {"worker": Role((lowered,), members)}
 
+    def traffic(steps):
+        share = jnp.zeros((workers.count, 1, *gan.sample_shape))
+        if gan.num_classes:
+            share = share, jnp.zeros((workers.count, 1), jnp.int32)
+        sizes = jnp.ones(workers.count, jnp.int32)
+
+        def one_step(state, key):
+            return single_step(state, share, sizes, key, 1)[0]
+
+        sent, received = bits_of(_counters_after(steps, init, one_step))
+        if sent is None or received is None:
+            return {}
+        return {"worker": Traffic(sent, received)}
+
     return Program(
+        gan=gan,
         workers=workers,
+        batch_size=batch_size,
+        settings=options,
         steps_per_call=steps_per_call,
-        init=lambda key: init_state(gan, transformation, workers, key),
+        init=init,
         step=step_fn,
         generator=generator,
-        bits=lambda state: bits(workers.fetch(comm.find_traffic(state.opt_state))),
+        bits=bits_of,
         consensus=lambda state: float(_consensus_distance(state.params)),
         summary=summary,
-        adopt=adopt,
-        adopted="all workers start from the mean of the parameters, optimizers anew",
+        restart_from=restart_from,
+        restart_note="all workers start from the mean of the parameters, optimizers "
+        "anew",
         roles=roles,
+        traffic=traffic,
         fetch=lambda values: fetch_losses(values, workers),
     )
+
+
+def _counters_after(steps, init, one_step):
+    """The state after some steps, right in what is no floating-point number.
+
+    The steps are gone through with everything left out that is no counter and no random
+    draw. Counters must not depend on floating-point parts of the state, and those of no
+    method here do.
+    """
+    key = jax.random.key(0)
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(init, key))
+    exact = [not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+
+    def counters(state):
+        return [x for x, e in zip(jax.tree.leaves(state), exact, strict=True) if e]
+
+    def with_zeros(counters, zeros):
+        rest = iter(counters)
+        return treedef.unflatten(
+            [next(rest) if e else zeros(x) for x, e in zip(leaves, exact, strict=True)]
+        )
+
+    def body(carried, _):
+        # Nothing that comes of the zeros is returned, so the compiler drops it all.
+        state = with_zeros(carried, lambda x: jnp.zeros(x.shape, x.dtype))
+        return counters(one_step(state, key)), None
+
+    after = jax.jit(lambda: lax.scan(body, counters(init(key)), length=steps)[0])
+    return with_zeros(after(), lambda x: np.broadcast_to(np.float32(0), x.shape))
 
 
 def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:

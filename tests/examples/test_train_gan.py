@@ -14,9 +14,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxsp.gan import command, fl_gan, models, scores
+from jaxsp.gan import command, fl_gan, md_gan, models, scores
 from jaxsp.gan.data import official, partition
 from jaxsp.gan.training import checkpoint, cost, loop
 
@@ -173,7 +174,7 @@ def reached(script, monkeypatch):
         calls = []
 
         def trained(*args, **kwargs):
-            calls.append((args, kwargs))
+            calls.append(args)
             raise ReachedError
 
         monkeypatch.setattr(loop, "train", trained)
@@ -196,16 +197,16 @@ def reached(script, monkeypatch):
 )
 def test_every_method_reaches_the_loop(reached, tmp_path, capsys, method, topology):
     """With the transformation that belongs to it, and a description to resume by."""
-    args, kwargs = reached(
+    args = reached(
         method=method,
         topology=topology,
         dataset="mixture_ring",
         workdir=str(tmp_path / "run"),
     )
-    assert hasattr(args[2], "update")
-    assert kwargs["description"]["method"] == method
+    description = args[3].description
+    assert description["method"] == method
     rate = 2e-3 if "oadam" in method else 0.02 if method == "dposg" else 0.01
-    assert kwargs["description"]["learning_rate"] == rate
+    assert description["learning_rate"] == rate
     out = capsys.readouterr().out
     assert method in out
     assert "8 workers by vmap on 1 cpu device\n" in out
@@ -284,8 +285,7 @@ def test_these_are_the_methods(script):
 def few_steps(monkeypatch):
     """Training of which the steps are done, and nothing else that `train` does."""
 
-    def trained(gan, losses, method, workers, dataset, parts, config, **kwargs):
-        program = loop.make_program(method, gan, losses, workers, config)
+    def trained(program, dataset, parts, config, **kwargs):
         state = program.init(jax.random.key(0))
         shares, sizes = partition.stack(dataset.train, parts)
         for _ in range(config.steps):
@@ -310,7 +310,8 @@ def test_a_method_trains_and_sends_what_its_plan_says(
     tiny = models.mlp((2,), latent_size=2, width=2, depth=1)
     monkeypatch.setattr(models, "parse", lambda *args: tiny)
     plans = []
-    monkeypatch.setattr(cost, "_cost", lambda role: cost.Cost(1.0, 1))  # not compiled
+    free = cost.StepCost(1.0, 1)
+    monkeypatch.setattr(cost, "_step_cost", lambda role: free)  # not compiled
     monkeypatch.setattr(cost, "format", lambda found: plans.append(found) or "")
     given = {**FEW, "method": method, "steps": 3, "loss": "hinge", **METHODS[method]}
     config = script.Config(**given)
@@ -323,15 +324,19 @@ def test_a_method_trains_and_sends_what_its_plan_says(
 
 @pytest.mark.parametrize(("loss", "classes"), [("acgan", 8), ("hinge", 0)])
 def test_classes_and_half_precision_reach_the_networks(reached, loss, classes):
-    args, kwargs = reached(**FEW, loss=loss, dtype="bfloat16", method="md_gan")
-    assert args[0].num_classes == classes
-    assert args[0].generator.dtype == jnp.bfloat16
-    assert kwargs["description"]["model"] == "mlp:4"
+    args = reached(**FEW, loss=loss, dtype="bfloat16", method="md_gan")
+    assert args[0].gan.num_classes == classes
+    assert args[0].gan.generator.dtype == jnp.bfloat16
+    assert args[3].description["model"] == "mlp:4"
 
 
-def test_one_worker_more_is_lost_every_so_many_steps(reached):
-    args, _ = reached(**FEW, method="md_gan", crash_every=10, batches_k="log")
-    method = args[2]
+def test_one_worker_more_is_lost_every_so_many_steps(reached, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        md_gan.MDGan, "program", lambda self, *_, **__: seen.append(self)
+    )
+    reached(**FEW, method="md_gan", crash_every=10, batches_k="log")
+    method = seen[-1]
     assert method.batches_k == 2  # log2(3), rounded up
     assert method.swap_every == round(50_000 / 3 / 4)
     alive = [method.living(step, 3).sum() for step in (0, 9, 10, 19, 20, 500)]
@@ -343,6 +348,7 @@ def test_fl_gan_counts_in_epochs_and_weighs_by_shares(script, reached, monkeypat
 
     def made(*args, **kwargs):
         seen.append((args, kwargs))
+        return optax.sgd(0.1)
 
     monkeypatch.setattr(fl_gan, "fl_gan", made)
     parts = {"partition": "dirichlet:0.3", "participation": 0.6}

@@ -7,6 +7,7 @@ DIRECTORY/saw-PROCESS.json, states in DIRECTORY/states.npz. The test calls `fit`
 own process too.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -23,20 +24,20 @@ import optax
 import jaxsp
 from jaxsp.gan import data, fl_gan, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint, loop
+from jaxsp.gan.training import checkpoint, loop, plots
 
 COUNT, STEPS = 4, 12
 GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
 LOSSES = losses.non_saturating(GAN)
 CONFIG = loop.TrainConfig(
     steps=STEPS,
-    batch_size=8,
     log_every=3,
     eval_every=6,
     checkpoint_every=6,
     eval_samples=100,
+    progress=False,
 )
-HALF = loop.dataclasses.replace(CONFIG, steps=STEPS // 2)
+HALF = dataclasses.replace(CONFIG, steps=STEPS // 2)
 
 
 @functools.cache
@@ -50,12 +51,9 @@ def average(workers):
 
 
 def compressed(workers):
-    return jaxsp.methods.dqgan(
-        1e-2,
-        jaxsp.compressors.quantize(8),
-        key=jax.random.key(3),
-        axis_name=workers.axis_name,
-    )
+    eight_bits, key = jaxsp.compressors.quantize(8), jax.random.key(3)
+    channel = jaxsp.channel(workers.axis_name, eight_bits, key=key)
+    return jaxsp.methods.dqgan(1e-2, channel)
 
 
 def federated(workers):
@@ -88,13 +86,22 @@ def score(samples):
     return {"frechet_distance": float(np.mean(samples)), "size": len(samples)}
 
 
-def fit(method, workers, **kwargs):
+@functools.cache
+def program_of(method, workers, batch_size=8):
+    """The program of a method; equal steps are compiled once."""
+    made, options = method(workers), {"batch_size": batch_size}
+    if isinstance(made, md_gan.MDGan):
+        return made.program(GAN, LOSSES, workers, **options)
+    return step.program(GAN, LOSSES, made, workers, **options)
+
+
+def fit(method, workers, program=None, **kwargs):
     """`loop.train` on shares of different sizes."""
     full = data.load("mixture_ring")
     few = full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
     parts = partition.dirichlet(few.train_labels, workers.count, alpha=1.0, seed=0)
-    kwargs = {"config": CONFIG, "score": score, "progress": False, **kwargs}
-    return loop.train(GAN, LOSSES, method(workers), workers, few, parts, **kwargs)
+    kwargs = {"config": CONFIG, "score": score, **kwargs}
+    return loop.train(program or program_of(method, workers), few, parts, **kwargs)
 
 
 def everything(workers, result):
@@ -104,10 +111,9 @@ def everything(workers, result):
 
 
 def quickly():
-    """Without pictures, which take most of the time; equal steps are compiled once."""
-    loop.plots.plot_samples = loop.plots.plot_curves = lambda *args: None
-    loop.partition.plot = lambda *args: None
-    loop.local_program = functools.cache(step.program)
+    """Without pictures, which take most of the time."""
+    plots.plot_samples = plots.plot_curves = lambda *args: None
+    partition.plot = lambda *args: None
 
 
 def caught(call):
@@ -119,22 +125,17 @@ def caught(call):
     return None
 
 
-def signalled(process):
-    """`loop.make_program`, of a program that is sent SIGTERM in one process."""
-    made = loop.make_program
+def signalled(program, process):
+    """The program, which sends itself SIGTERM in one process."""
+    calls = []
 
-    def make_program(*args):
-        program, calls = made(*args), []
+    def step(*args):
+        calls.append(1)
+        if len(calls) == 5 and jaxsp.distributed.process_index() == process:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return program.step(*args)
 
-        def step(*args):
-            calls.append(1)
-            if len(calls) == 5 and jaxsp.distributed.process_index() == process:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return program.step(*args)
-
-        return loop.dataclasses.replace(program, step=step)
-
-    return make_program
+    return dataclasses.replace(program, step=step)
 
 
 def main(directory):
@@ -176,22 +177,21 @@ def main(directory):
         saw[name] = {"step": result.step, "history": result.history}
 
     # A signal that reaches one process only.
-    workdir, make_program = directory / "signalled", loop.make_program
-    loop.make_program = signalled(2)
-    result = fit(gossip, workers, workdir=workdir)
-    loop.make_program = make_program
+    workdir = directory / "signalled"
+    stopping = signalled(program_of(gossip, workers), 2)
+    result = fit(gossip, workers, stopping, workdir=workdir)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         saw["signalled"] = [result.step, result.signal, checkpoints.latest]
     keep("continued", workers, fit(gossip, workers, workdir=workdir, resume=True))
 
     # What ends it ends it everywhere, and what is wrong is said everywhere.
     stopped = fit(gossip, workers, callback=lambda record: record["step"] == 3)
-    other = loop.dataclasses.replace(CONFIG, batch_size=7 if mine == 3 else 8)
+    other = program_of(gossip, workers, 7 if mine == 3 else 8)
     saw |= {
         "stopped": stopped.step,
         "diverged": caught(lambda: fit(diverging, workers)),
         "failed": caught(lambda: fit(gossip, workers, score=lambda samples: 1 / 0)),
-        "unequal": caught(lambda: fit(gossip, workers, config=other)),
+        "unequal": caught(lambda: fit(gossip, workers, other)),
         "taken": caught(lambda: fit(gossip, workers, workdir=workdir)),
         "own": caught(lambda: fit(gossip, workers, workdir=directory / f"own-{mine}")),
     }

@@ -93,7 +93,7 @@ def run_case(workers, **case):
     }.items():
         found[name] = np.asarray(ravel_pytree(value)[0])
     # Others go on from the summary.
-    state = program.adopt(program.summary(state), 5, jax.random.key(5))
+    state = program.restart_from(program.summary(state), 5)
     state, values = program.step(state, shares, sizes, jax.random.key(4), 1)
     found["adopted"] = np.asarray(ravel_pytree(program.summary(state))[0])
     found["adopted losses"] = program.fetch([values])[0]

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
+from jaxsp._arguments import check_count, check_decay
 from jaxsp.gan import models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.md_gan import run
-from jaxsp.gan.md_gan.roles import check_losses
-from jaxsp.gan.training.program import Program
+from jaxsp.gan.md_gan.roles import check_losses, joining, messages
+from jaxsp.gan.program import Program, Traffic
 from jaxsp.workers import Workers
 
 __all__ = ["MDGan"]
@@ -19,10 +20,9 @@ __all__ = ["MDGan"]
 
 @dataclasses.dataclass(frozen=True)
 class MDGan:
-    r"""MD-GAN as a way of training, for `jaxsp.gan.training.loop.train`.
+    r"""MD-GAN as a way of training: its `program` is for `jaxsp.gan.training.train`.
 
-    Of `train.TrainConfig`, `steps_per_call` and `same_sample` mean nothing to it:
-    server and workers are called in turn, and all of a worker's gradients in an
+    Server and workers are called in turn, and all of a worker's gradients in an
     iteration are on one batch.
 
     All discriminators start from the same parameters. With one worker, one batch and
@@ -70,19 +70,16 @@ class MDGan:
       >>> import jax, optax, jaxsp
       >>> from jaxsp.gan import data, losses, md_gan, models
       >>> from jaxsp.gan.data import partition
-      >>> from jaxsp.gan.training.loop import TrainConfig, train
+      >>> from jaxsp.gan.training import TrainConfig, train
       >>> mixture = data.load("mixture_ring")
       >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(4, jax.devices()[:1])
       >>> adam = optax.adam(1e-3, b1=0.5)
+      >>> method = md_gan.MDGan(adam, adam, batches_k=2, swap_every=5)
       >>> result = train(
-      ...     gan,
-      ...     losses.non_saturating(gan),
-      ...     md_gan.MDGan(adam, adam, batches_k=2, swap_every=5),
-      ...     workers,
+      ...     method.program(gan, losses.non_saturating(gan), workers),
       ...     mixture,
       ...     partition.iid(mixture.train_labels, 4, seed=0),
-      ...     TrainConfig(steps=10, log_every=10),
-      ...     progress=False,
+      ...     TrainConfig(steps=10, log_every=10, progress=False),
       ... )
       >>> result.history[-1]["bits_down"] > 10 * 2 * 16 * 2 * 32  # and two swaps
       True
@@ -126,7 +123,7 @@ class MDGan:
         losses: Losses,
         workers: Workers,
         *,
-        batch_size: int,
+        batch_size: int = 16,
         ema_decay: float = 0.999,
     ) -> Program:
         """The program of this method.
@@ -136,7 +133,7 @@ class MDGan:
           losses: losses with `generator_on` and `discriminator_on`.
           workers: who holds the discriminators.
           batch_size: b, of a worker's real samples and of a generated batch.
-          ema_decay: as in `train.TrainConfig`.
+          ema_decay: as in `jaxsp.gan.step.make_step`.
 
         Returns:
           What the training loop runs.
@@ -144,6 +141,8 @@ class MDGan:
         Raises:
           ValueError: if the method does not fit the workers or the losses.
         """
+        check_count("batch_size", batch_size)
+        check_decay("ema_decay", ema_decay)
         count = workers.count
         if self.batches_k > count:
             raise ValueError(
@@ -175,3 +174,40 @@ class MDGan:
         if not alive.any():
             raise ValueError(f"alive must leave a worker, got none at step {step}.")
         return alive
+
+    def traffic(
+        self, gan: models.Gan, batch_size: int, count: int, steps: int
+    ) -> dict[str, Traffic]:
+        """What is sent and received in some steps, as the host knows beforehand.
+
+        Args:
+          gan: generator and discriminator.
+          batch_size: b.
+          count: how many workers.
+          steps: how many steps.
+
+        Returns:
+          That of a worker, mean over workers, and of the server.
+        """
+        size = messages(gan, batch_size, self.discriminator_optimizer, self.moments)
+        up, down, server = [0] * count, [0] * count, [0, 0]
+        before = np.ones(count, bool)
+        for step in range(steps):
+            alive = self.living(step, count)
+            joins, source = joining(before, alive, step)
+            for joined in np.flatnonzero(joins):
+                up[source] += size.join
+                down[joined] += size.join
+            living = np.flatnonzero(alive).tolist()
+            due = self.swap_every is not None and (step + 1) % self.swap_every == 0
+            swapped = size.swap if due and len(living) > 1 else 0
+            for n in living:
+                up[n] += size.up + swapped
+                down[n] += size.down + swapped
+            server[0] += size.down * len(living)
+            server[1] += size.up * len(living)
+            before = alive
+        return {
+            "worker": Traffic(sum(up) // count, sum(down) // count),
+            "server": Traffic(*server),
+        }

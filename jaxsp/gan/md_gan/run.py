@@ -9,8 +9,8 @@ import numpy as np
 from jaxsp import comm
 from jaxsp.gan import data, models
 from jaxsp.gan.md_gan import link, roles
+from jaxsp.gan.program import Program, Role, Summary
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
-from jaxsp.gan.training.program import Program, Role, Summary
 from jaxsp.operators import MinMax
 
 __all__ = ["MDGanState", "Run"]
@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, method, gan, losses, workers, batch_size, ema_decay):
         self.method, self.gan, self.workers = method, gan, workers
+        self.batch_size, self.ema_decay = batch_size, ema_decay
         optimizers = method.generator_optimizer, method.discriminator_optimizer
         size = roles.messages(gan, batch_size, optimizers[1], method.moments)
         axis = workers.axis_name
@@ -93,7 +94,6 @@ class Run:
             return x, opt_state, moving_average(ema, x, step, ema_decay)
 
         self.generate = jax.jit(generate)
-        self.batch_size = batch_size
         self.link = link.link(workers, method.server_device, self._messages())
         self.work = jax.jit(
             workers.map(work, in_axes=(0,) * 8 + (None, None)), donate_argnums=(0, 1, 2)
@@ -116,7 +116,10 @@ class Run:
     def program(self):
         """What the training loop runs."""
         return Program(
+            gan=self.gan,
             workers=self.workers,
+            batch_size=self.batch_size,
+            settings={"ema_decay": self.ema_decay},
             steps_per_call=1,
             init=self.init,
             step=self.step,
@@ -124,10 +127,14 @@ class Run:
             bits=lambda state: bits(self.link.read((), state.traffic)[1]),
             consensus=lambda state: None,  # no two networks are meant to agree
             summary=self.summary,
-            adopt=self.adopt,
-            adopted="the generator goes on, each worker has one of the discriminators "
-            "in turn, optimizers start anew",
+            restart_from=self.restart_from,
+            restart_note="the generator goes on, each worker has one of the "
+            "discriminators in turn, optimizers start anew",
             roles=self.roles,
+            traffic=lambda steps: self.method.traffic(
+                self.gan, self.batch_size, self.workers.count, steps
+            ),
+            idle_processes=True,
             fetch=lambda values: self.link.read(values, ())[0],
             finite=self.finite,
         )
@@ -152,9 +159,8 @@ class Run:
         x, y = models.init(self.gan, key)
         return self.start(x, self.workers.replicate(y), x, 0)
 
-    def adopt(self, summary, step, key):
+    def restart_from(self, summary, step):
         """The state at `step` of networks that other workers trained."""
-        del key
         x, y = summary.params
         row = np.arange(self.workers.count) % len(jax.tree.leaves(y)[0])
         y = jax.tree.map(lambda leaf: leaf[row], y)

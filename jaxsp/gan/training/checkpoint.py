@@ -1,172 +1,188 @@
-"""What a run leaves in its directory so that it can go on: settings and checkpoints.
+"""Checkpoints of a run, and going on from them.
 
-A run directory holds `config.json` (what the run is), `metrics.jsonl`, pictures, and
-`checkpoints/STEP/`, written by Orbax under a temporary name and then renamed, so that a
-checkpoint is there completely or not at all. Over many processes each writes the rows
-of its own workers and process 0 commits; the directory must be one that all see.
+`checkpoints/STEP/` in the run's directory is written by Orbax under a temporary name
+and then renamed, so that a checkpoint is there completely or not at all. Over many
+processes each writes the rows of its own workers, and process 0 commits.
 """
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
-import secrets
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from jaxsp import distributed
-from jaxsp.gan.training import plots, shards
-from jaxsp.gan.training.program import named_leaves, with_named_leaves
+from jaxsp.gan.program import Program, named_leaves, with_named_leaves
+from jaxsp.gan.training import directory, shards
+from jaxsp.gan.training.directory import WorkdirError
+from jaxsp.gan.training.progress import Progress, add_bits
 
 __all__ = [
     "Checkpoints",
+    "Run",
     "WorkdirError",
-    "check_directory",
-    "check_equal",
-    "check_shared",
     "last_progress",
+    "open_run",
     "read_generator",
-    "write_config",
 ]
 
-_CONFIG = "config.json"
+_log = logging.getLogger(__name__)
+
 _CHECKPOINTS = "checkpoints"
-_PATIENCE = 5.0  # seconds
-# What a run writes. A directory that holds any of these belongs to a run.
-_RUN_FILES = (_CONFIG, _CHECKPOINTS, "metrics.jsonl", "samples.png", "curves.png")
+# What is another if the workers are others: the run then starts again from a summary.
+_OF_WORKERS = ("workers", "data_crc32")
 
 
-class WorkdirError(ValueError):
-    """A directory that cannot be used: it holds another run, or is no directory."""
-
-
-def check_directory(
-    workdir: str | os.PathLike,
+@contextlib.contextmanager
+def open_run(
+    workdir: str | os.PathLike | None,
     settings: Mapping[str, Any],
+    free: Mapping[str, Any],
     resume: bool,
-    may_differ: Sequence[str] = (),
-) -> bool:
-    """Whether a run in `workdir` can go on; writes nothing.
+) -> Iterator["Run"]:
+    """Open the directory of a run, and make it where there is none.
+
+    Over many processes all must call it.
 
     Args:
-      workdir: the run directory, which need not exist yet.
-      settings: what must be equal for a run to go on, with values that JSON can hold.
-        Names that `workdir` does not know are not compared.
-      resume: whether the caller wants to go on with what is there.
-      may_differ: names of settings that are not compared.
+      workdir: the directory; of None comes a run of which nothing is saved.
+      settings: what must stay as it is when the run goes on, with values that JSON can
+        hold.
+      free: what may change then, for the record.
+      resume: whether to go on with what is there.
 
-    Returns:
-      True if there is a run and `resume`; False if there is none.
+    Yields:
+      The run.
 
     Raises:
-      WorkdirError: if there is a run and not `resume`; if the run there has other
-        settings, or its files are not a run's; if `workdir` cannot be a directory.
+      WorkdirError: as `check_directory`; if not all processes see the directory.
     """
-    workdir = pathlib.Path(workdir)
-    existing = next((p for p in (workdir, *workdir.parents) if p.exists()), workdir)
-    if not existing.is_dir():
-        raise WorkdirError(f"{existing} is a file, not a directory.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise WorkdirError(f"no permission to write in {existing}.")
-    found = [name for name in _RUN_FILES if (workdir / name).exists()]
-    if not found:
-        return False
-    if not resume:
-        raise WorkdirError(
-            f"{workdir} holds another run ({', '.join(found)}), which is never "
-            "overwritten: choose another directory, or go on with it by --resume (in "
-            "Python: resume=True)."
-        )
-    saved = _read_settings(workdir)
-    different = [
-        _difference(name, value, saved)
-        for name, value in json.loads(json.dumps(dict(settings))).items()
-        if name in saved and saved[name] != value and name not in may_differ
-    ]
-    if different:
-        raise WorkdirError(
-            f"{workdir} holds a run with another configuration: "
-            f"{'; '.join(different)}. Resume it as it was, or choose another directory."
-        )
-    return True
-
-
-def check_equal(name: str, saved: Any, now: Any, workdir: str | os.PathLike) -> None:
-    """Raise a WorkdirError if a value is not what a checkpoint was made with."""
-    if saved != now:
-        raise WorkdirError(
-            f"{workdir} holds a run with another configuration: "
-            f"{_difference(name, now, {name: saved})}. Resume it as it was, or choose "
-            "another directory."
-        )
-
-
-def check_shared(workdir: str | os.PathLike) -> None:
-    """Raise a WorkdirError in all processes if not all see the same directory.
-
-    All must call it. Process 0 writes a file and takes it away again.
-
-    Args:
-      workdir: the run directory, which exists where process 0 runs.
-    """
-    if distributed.is_alone():
+    if workdir is None:
+        yield Run(None, settings, free, None)
         return
-    main, number = distributed.is_main(), secrets.randbits(30)
-    number = int(distributed.process_max([number if main else 0])[0])
-    token = pathlib.Path(workdir) / f".shared.{number}"
+    workdir, main = pathlib.Path(workdir), distributed.is_main()
     with distributed.raise_together():
         if main:
-            token.touch()
-    deadline = time.monotonic() + _PATIENCE
-    while not (seen := token.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # a network file system may take its time
-    blind = distributed.process_count() - distributed.process_index()
-    found = int(distributed.process_max([0 if seen else blind])[0])
-    if main:
-        token.unlink(missing_ok=True)
-    if found:
-        error = WorkdirError(
-            f"{pathlib.Path(workdir).absolute()} must be a directory that all "
-            "processes see, on a shared file system: process "
-            f"{distributed.process_count() - found} does not see there what process 0 "
-            "writes. Choose another directory."
-        )
-        raise distributed.in_all(error)
+            directory.check_directory(workdir, settings, resume, may_differ=_OF_WORKERS)
+            workdir.mkdir(parents=True, exist_ok=True)
+    directory.check_shared(workdir)
+    with distributed.raise_together():
+        if main and not (workdir / directory.CONFIG).exists():
+            # First of all: without it nobody could tell whose the rest is.
+            directory.write_config(workdir, settings, free)
+    with Checkpoints(workdir) as checkpoints:
+        yield Run(workdir, settings, free, checkpoints)
 
 
-def _difference(name, value, saved):
-    return f"{name} is {value!r} now and {saved[name]!r} there"
+class Run(NamedTuple):
+    """The directory of a run that `open_run` has opened.
 
+    Over many processes all must call the methods alike.
 
-def _read_settings(workdir):
-    try:
-        return dict(json.loads((workdir / _CONFIG).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = ", ".join(name for name in _RUN_FILES if (workdir / name).exists())
-        raise WorkdirError(
-            f"{workdir} holds {found or 'nothing'} but no readable {_CONFIG}, so "
-            "there is no telling which run this is: choose another directory."
-        ) from None
-
-
-def write_config(
-    workdir: str | os.PathLike, settings: Mapping[str, Any], free: Mapping[str, Any]
-) -> None:
-    """Write `config.json`, all at once.
-
-    Args:
-      workdir: the run directory, which exists.
-      settings: what must stay as it is when the run is resumed.
-      free: what may change then, for the record.
+    Attributes:
+      workdir: the directory, or None.
+      settings: as in `open_run`.
+      free: as in `open_run`.
+      checkpoints: those in the directory; None where there is none.
     """
-    text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
-    with plots.replacing(pathlib.Path(workdir) / _CONFIG) as path:
-        path.write_text(text + "\n")
+
+    workdir: pathlib.Path | None
+    settings: Mapping[str, Any]
+    free: Mapping[str, Any]
+    checkpoints: "Checkpoints | None"
+
+    def start(
+        self, program: Program, key: jax.Array, steps: int
+    ) -> tuple[Any, Progress, str | None]:
+        """Where training begins: at step 0, or where the last checkpoint was written.
+
+        Args:
+          program: what is run.
+          key: what the parameters are drawn from at step 0.
+          steps: the step to train to.
+
+        Returns:
+          The state, the progress, and, where other workers go on than have written the
+          checkpoint, how many of each, in words.
+
+        Raises:
+          WorkdirError: if the run is further than `steps`, or of other data, or the
+            checkpoint is damaged.
+        """
+        state, crc32 = program.init(key), self.settings["data_crc32"]
+        progress = Progress(workers=program.workers.count, data_crc32=crc32)
+        restarted = None
+        if self.checkpoints is None:
+            return state, progress, restarted
+        what = f"the last checkpoint in {self.workdir}"
+        step = self.checkpoints.latest
+        distributed.check_same("train", {what: step})
+        if step is not None:
+            saved = self.checkpoints.progress(step)
+            with distributed.raise_together():
+                self._check_saved(saved, progress, steps)
+            if saved.workers == progress.workers:
+                state, progress = self.checkpoints.restore(step, state), saved
+            else:
+                summary = self.checkpoints.summary(step, program.summary(state))
+                state = program.restart_from(summary, step)
+                restarted = f"{saved.workers} -> {progress.workers} workers"
+                progress = saved._replace(
+                    bits_before=saved.bits, workers=progress.workers, data_crc32=crc32
+                )
+        with distributed.raise_together():
+            if distributed.is_main():
+                directory.write_config(self.workdir, self.settings, self.free)
+                if restarted:
+                    _log.warning(
+                        "step %d: %s; %s; the data are divided anew.",
+                        step,
+                        restarted,
+                        program.restart_note,
+                    )
+        return state, progress, restarted
+
+    def _check_saved(self, saved, now, steps):
+        if saved.step > steps:
+            raise WorkdirError(
+                f"steps must be at least {saved.step}, which the run in {self.workdir} "
+                f"has reached, got {steps}."
+            )
+        name = "data_crc32"
+        if saved.workers == now.workers and saved.data_crc32 != now.data_crc32:
+            said = directory.difference(name, now.data_crc32, {name: saved.data_crc32})
+            raise directory.other_configuration(self.workdir, [said])
+
+    @property
+    def last(self) -> pathlib.Path | None:
+        """The last checkpoint, or None."""
+        if self.checkpoints is None or self.checkpoints.latest is None:
+            return None
+        return self.checkpoints.path(self.checkpoints.latest)
+
+    def is_behind(self, step: int) -> bool:
+        """Whether there should be a checkpoint of `step` and is none."""
+        return self.checkpoints is not None and self.checkpoints.latest != step
+
+    def save(self, program: Program, state: Any, progress: Progress) -> None:
+        """Write a checkpoint; returns when it is on disk.
+
+        Args:
+          program: what is run.
+          state: the state.
+          progress: how far the run has come.
+        """
+        bits = add_bits(program.bits(state), progress.bits_before)
+        if self.checkpoints is not None:
+            self.checkpoints.save(
+                state, program.summary(state), progress._replace(bits=bits)
+            )
 
 
 class Checkpoints:
@@ -203,23 +219,19 @@ class Checkpoints:
         """Where the checkpoint of `step` lies."""
         return self._directory / str(step)
 
-    def save(
-        self, step: int, state: Any, summary: Any, progress: Mapping[str, Any]
-    ) -> None:
+    def save(self, state: Any, summary: Any, progress: Progress) -> None:
         """Write a checkpoint and drop the oldest; returns when it is on disk.
 
         Args:
-          step: the step that the state has reached. Where there is a checkpoint of
-            this or a later step nothing is written.
           state: a pytree of arrays, wherever they are.
           summary: a `program.Summary`, which can be read without knowing the state;
             that of process 0 is written.
-          progress: what else goes on from here, with values that JSON can hold;
-            likewise.
+          progress: how far the run has come; likewise. Where there is a checkpoint of
+            this or a later step nothing is written.
         """
-        note = {"progress": dict(progress), "layout": _layout(state)}
+        note = {"progress": progress._asdict(), "layout": _layout(state)}
         self._manager.save(
-            step,
+            progress.step,
             args=ocp.args.Composite(
                 shards=shards.Save(state),
                 summary=ocp.args.StandardSave(named_leaves(summary)),
@@ -227,9 +239,9 @@ class Checkpoints:
             ),
         )
 
-    def note(self, step: int) -> dict[str, Any]:
+    def progress(self, step: int) -> Progress:
         """The progress saved with a checkpoint."""
-        return dict(self._read_note(step)["progress"])
+        return _progress(self._read_note(step))
 
     def summary(self, step: int, like: Any) -> Any:
         """The summary saved with a checkpoint.
@@ -253,11 +265,6 @@ class Checkpoints:
 
     def named_summary(self, step: int) -> dict[str, np.ndarray]:
         """The leaves of the summary saved with a checkpoint, by name."""
-        if not (self.path(step) / "summary").is_dir():
-            raise WorkdirError(
-                f"the checkpoint {self.path(step)} has no summary: it was written by "
-                "another version, which can resume it and nothing else."
-            )
         read: Any = self._manager.restore(
             step, args=ocp.args.Composite(summary=ocp.args.StandardRestore())
         )
@@ -290,8 +297,6 @@ class Checkpoints:
                     f"the checkpoint {self.path(step)} is of another configuration: "
                     f"{name} is {there} there and {here} here."
                 )
-        if not (self.path(step) / "shards").is_dir():
-            return self._restore_standard(step, like)
         try:
             read: Any = self._manager.restore(
                 step, args=ocp.args.Composite(shards=shards.Restore(like))
@@ -300,22 +305,17 @@ class Checkpoints:
             raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
         return read.shards
 
-    def _restore_standard(self, step, like):
-        """A state that an earlier version wrote, whole on the host of each process."""
-        whole = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=SingleDeviceSharding(jax.local_devices()[0])
-            ),
-            like,
-        )
-        read: Any = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(whole))
-        )
-        return jax.tree.map(shards.place, read.state, like)
+
+def _progress(note):
+    """The progress in a note, in which JSON has made lists of tuples."""
+    saved = note["progress"]
+    return Progress(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+    )
 
 
-def last_progress(workdir: str | os.PathLike) -> tuple[int, dict[str, Any]] | None:
-    """The step of the last checkpoint of a run, and what `Checkpoints.note` says of it.
+def last_progress(workdir: str | os.PathLike) -> Progress | None:
+    """The progress saved with the last checkpoint of a run.
 
     One process can read it by itself.
 
@@ -323,14 +323,14 @@ def last_progress(workdir: str | os.PathLike) -> tuple[int, dict[str, Any]] | No
       workdir: the directory of the run.
 
     Returns:
-      The step and the progress; None where there is no checkpoint.
+      The progress; None where there is no checkpoint.
     """
-    directory = pathlib.Path(workdir) / _CHECKPOINTS
-    steps = [int(p.name) for p in directory.glob("*") if p.name.isdecimal()]
+    path = pathlib.Path(workdir) / _CHECKPOINTS
+    steps = [int(p.name) for p in path.glob("*") if p.name.isdecimal()]
     if not steps:
         return None
-    note = json.loads((directory / str(max(steps)) / "note" / "metadata").read_text())
-    return max(steps), dict(note["progress"])
+    note = json.loads((path / str(max(steps)) / "note" / "metadata").read_text())
+    return _progress(note)
 
 
 def read_generator(
@@ -357,7 +357,7 @@ def read_generator(
             f"{path} is neither the directory of a run nor a checkpoint of one "
             f"(RUN/{_CHECKPOINTS}/STEP)."
         )
-    settings = _read_settings(run)
+    settings = directory.read_settings(run)
     with Checkpoints(run) as checkpoints:
         step = checkpoints.latest if step is None else step
         if step is None or not checkpoints.path(step).is_dir():

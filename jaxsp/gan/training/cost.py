@@ -1,6 +1,6 @@
 """What a training run will cost, before it is run.
 
-`plan` counts the parameters, the bits that travel, and, from what the compiler says of
+`cost` counts the parameters, the bits that travel, and, from what the compiler says of
 the programs, the operations and the memory of each kind of member. Nothing is trained,
 and no array of the size of the networks or of the data is made.
 """
@@ -10,21 +10,15 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
-from jaxsp.gan import md_gan, models
-from jaxsp.gan.losses import Losses
-from jaxsp.gan.training.loop import TrainConfig, make_program
-from jaxsp.gan.training.program import Program, Role
-from jaxsp.workers import Workers
+from jaxsp.gan import models
+from jaxsp.gan.program import Program, Role, Traffic
 
-__all__ = ["Cost", "Plan", "Traffic", "format", "plan"]
+__all__ = ["Cost", "StepCost", "cost", "format"]
 
 
-class Cost(NamedTuple):
+class StepCost(NamedTuple):
     """What one member of a kind needs for a step.
 
     Attributes:
@@ -36,20 +30,8 @@ class Cost(NamedTuple):
     memory: int | None
 
 
-class Traffic(NamedTuple):
-    """Bits that one member sends and receives in the whole run.
-
-    Attributes:
-      sent: bits sent.
-      received: bits received.
-    """
-
-    sent: int
-    received: int
-
-
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Cost:
     """What a training run will cost.
 
     Attributes:
@@ -70,24 +52,14 @@ class Plan:
     steps: int
     steps_per_epoch: float
     traffic: dict[str, Traffic]
-    costs: dict[str, Cost]
+    costs: dict[str, StepCost]
 
 
-def plan(
-    method: "optax.GradientTransformation | md_gan.MDGan",
-    gan: models.Gan,
-    losses: Losses,
-    workers: Workers,
-    shares: Any,
-    sizes: Any,
-    config: TrainConfig,
-) -> Plan:
-    """Find what `train.train` would cost.
+def cost(program: Program, shares: Any, sizes: Any, steps: int) -> Cost:
+    """Find what `jaxsp.gan.training.train` would cost.
 
-    *Traffic* is exact: it is what the counters of the run will say after
-    `config.steps` steps, coins and random graphs included. The steps are gone through
-    with everything left out that is no counter and no draw. Counters must not depend
-    on floating-point parts of the state, and those of no method here do.
+    *Traffic* is exact: it is what the counters of the run will say after `steps` steps,
+    coins and random graphs included.
 
     *Operations* are those that XLA counts in the program it has compiled for the
     devices in use: multiplications and additions, other functions of a number apart.
@@ -102,34 +74,27 @@ def plan(
     largest. What JAX itself and the compiled code take comes on top.
 
     Args:
-      method: as in `train.train`.
-      gan: as in `train.train`.
-      losses: as in `train.train`.
-      workers: as in `train.train`.
+      program: what `train` would run.
       shares: what `partition.stack` returns, or `jax.ShapeDtypeStruct` of the same
         shapes; a pair of samples and labels for a class-conditional GAN.
       sizes: how many examples each worker holds.
-      config: as in `train.train`.
+      steps: how many steps.
 
     Returns:
-      The plan; see `format`.
-
-    Raises:
-      ValueError: if the method does not fit the workers or the losses.
+      The cost; see `format`.
 
     Example:
       >>> import jax, jaxsp, numpy as np
-      >>> from jaxsp.gan import losses, models
-      >>> from jaxsp.gan.training.loop import TrainConfig
+      >>> from jaxsp.gan import losses, models, step
       >>> gan, workers = models.mlp((2,), width=16), jaxsp.Workers(2, jax.devices()[:1])
-      >>> found = plan(
-      ...     jaxsp.methods.cp_oadam(1e-3, workers.axis_name),
-      ...     gan,
-      ...     losses.non_saturating(gan),
-      ...     workers,
+      >>> method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
+      >>> found = cost(
+      ...     step.program(
+      ...         gan, losses.non_saturating(gan), method, workers, batch_size=8
+      ...     ),
       ...     jax.ShapeDtypeStruct((2, 100, 2), np.float32),
       ...     [100, 60],
-      ...     TrainConfig(steps=30, batch_size=8),
+      ...     steps=30,
       ... )
       >>> found.steps_per_epoch
       10.0
@@ -137,107 +102,27 @@ def plan(
       >>> found.traffic["worker"].sent == 30 * 32 * numbers  # 2 (M - 1) / M of them
       True
     """
-    # One step in a call: a loop's operations are counted once, however often it runs.
-    single = dataclasses.replace(config, steps_per_call=1)
-    program = make_program(method, gan, losses, workers, single)
     sizes = np.asarray(sizes, np.int32)
-    shapes = jax.tree.map(_shape_of, (shares, sizes))
-    z: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
-    if isinstance(method, md_gan.MDGan):
-        traffic = _md_gan_traffic(method, gan, workers.count, config)
-    else:
-        traffic = _traffic(program, shapes, config)
-    return Plan(
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (shares, sizes)
+    )
+    z: Any = jax.eval_shape(lambda: models.init(program.gan, jax.random.key(0)))
+    return Cost(
         generator=_numbers(z.x),
         discriminator=_numbers(z.y),
-        workers=workers.count,
-        steps=config.steps,
-        steps_per_epoch=float(sizes.mean()) / config.batch_size,
-        traffic=traffic,
-        costs={name: _cost(role) for name, role in program.roles(*shapes).items()},
+        workers=program.workers.count,
+        steps=steps,
+        steps_per_epoch=float(sizes.mean()) / program.batch_size,
+        traffic=program.traffic(steps),
+        costs={name: _step_cost(role) for name, role in program.roles(*shapes).items()},
     )
-
-
-def _shape_of(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _numbers(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-# ------------------------------------------------------------------ traffic
-
-
-def _traffic(program: Program, shapes, config: TrainConfig) -> dict[str, Traffic]:
-    """What the counters in the state will say, of a program that is one function."""
-    key = jax.random.key(0)
-    state = jax.eval_shape(program.init, key)
-    leaves, treedef = jax.tree.flatten(state)
-    exact = [not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-
-    def counters(state):
-        return [x for x, e in zip(jax.tree.leaves(state), exact, strict=True) if e]
-
-    def with_zeros(counters, zeros):
-        rest = iter(counters)
-        return treedef.unflatten(
-            [next(rest) if e else zeros(x) for x, e in zip(leaves, exact, strict=True)]
-        )
-
-    def zeros(x):
-        return jnp.zeros(x.shape, x.dtype)
-
-    def one_step(carried, _):
-        # Nothing that comes of the zeros is returned, so the compiler drops it all.
-        state = with_zeros(carried, zeros)
-        state, _ = program.step(state, *jax.tree.map(zeros, shapes), key, 1)
-        return counters(state), None
-
-    @jax.jit
-    def after():
-        start = counters(program.init(key))
-        return lax.scan(one_step, start, length=config.steps)[0]
-
-    nothing = with_zeros(after(), lambda x: np.broadcast_to(np.float32(0), x.shape))
-    sent, received = program.bits(nothing)
-    if sent is None or received is None:
-        return {}
-    return {"worker": Traffic(sent, received)}
-
-
-def _md_gan_traffic(method, gan, count, config) -> dict[str, Traffic]:
-    """The same for an MD-GAN, whose host says who takes part and who swaps."""
-    size = md_gan.messages(
-        gan, config.batch_size, method.discriminator_optimizer, method.moments
-    )
-    up, down, server = [0] * count, [0] * count, [0, 0]
-    before = np.ones(count, bool)
-    for step in range(config.steps):
-        alive = method.living(step, count)
-        joins, source = md_gan.joining(before, alive, step)
-        for joining in np.flatnonzero(joins):
-            up[source] += size.join
-            down[joining] += size.join
-        living = np.flatnonzero(alive).tolist()
-        due = method.swap_every is not None and (step + 1) % method.swap_every == 0
-        swapped = size.swap if due and len(living) > 1 else 0
-        for n in living:
-            up[n] += size.up + swapped
-            down[n] += size.down + swapped
-        server[0] += size.down * len(living)
-        server[1] += size.up * len(living)
-        before = alive
-    return {
-        "worker": Traffic(sum(up) // count, sum(down) // count),
-        "server": Traffic(*server),
-    }
-
-
-# ------------------------------------------------------------------ operations, memory
-
-
-def _cost(role: Role) -> Cost:
+def _step_cost(role: Role) -> StepCost:
     """What the compiler says of a role's programs, for one member."""
     flops, memory = [], []
     for lowered in role.parts:
@@ -252,68 +137,49 @@ def _cost(role: Role) -> Cost:
             + held.temp_size_in_bytes
             - held.alias_size_in_bytes
         )
-    return Cost(
+    return StepCost(
         None if None in flops else sum(flops) / role.members,
         None if None in memory else math.ceil(max(memory) / role.members),
     )
 
 
-# ------------------------------------------------------------------ telling
-
-
-def format(plan: Plan) -> str:
-    """A plan as a table to read.
+def format(found: Cost) -> str:
+    """A cost as a table to read.
 
     Args:
-      plan: the plan.
+      found: the cost.
 
     Returns:
       Lines of text.
     """
-    epochs = plan.steps / plan.steps_per_epoch
-    head = [
-        ("generator", f"{plan.generator:,} parameters"),
-        ("discriminator", f"{plan.discriminator:,} parameters"),
-        ("workers", f"{plan.workers:,}"),
-        ("an epoch", f"{plan.steps_per_epoch:,.4g} steps"),
-        ("the run", f"{plan.steps:,} steps, {epochs:,.4g} epochs"),
-    ]
-    names = list(plan.costs)
-    rows = [
-        ("", names),
-        ("operations a step", [_scaled(plan.costs[n].flops, "FLOP") for n in names]),
-        ("memory", [_scaled(plan.costs[n].memory, "B") for n in names]),
-    ]
-    if plan.traffic:
-        shares = {
-            "a step": 1 / plan.steps,
-            "an epoch": 1 / epochs,
-            "in the run": 1.0,
-        }
-        for field, done in enumerate(("sent", "received")):
-            for when, share in shares.items():
-                cells = [
-                    _scaled(share * plan.traffic[n][field] / 8, "B")
-                    if n in plan.traffic
-                    else "-"
-                    for n in names
-                ]
-                rows.append((f"{done} {when}", cells))
-            rows.append(
-                (
-                    "  in bits",
-                    [
-                        f"{plan.traffic[n][field]:,}" if n in plan.traffic else "-"
-                        for n in names
-                    ],
-                )
-            )
-    else:
-        rows.append(("sent, received", ["nothing"] * len(names)))
-    first = max(len(name) for name, _ in [*head, *rows])
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(names))]
-    lines = [f"{name:{first}}  {text}" for name, text in head]
-    for name, cells in rows:
+    epochs = found.steps / found.steps_per_epoch
+    head = {
+        "generator": f"{found.generator:,} parameters",
+        "discriminator": f"{found.discriminator:,} parameters",
+        "workers": f"{found.workers:,}",
+        "an epoch": f"{found.steps_per_epoch:,.4g} steps",
+        "the run": f"{found.steps:,} steps, {epochs:,.4g} epochs",
+    }
+    names = list(found.costs)
+    rows = {
+        "": names,
+        "operations a step": [_scaled(found.costs[n].flops, "FLOP") for n in names],
+        "memory": [_scaled(found.costs[n].memory, "B") for n in names],
+    }
+    shares = {"a step": found.steps, "an epoch": epochs, "in the run": 1}
+    for field in ("sent", "received") if found.traffic else ():
+        bits = [getattr(found.traffic.get(n), field, None) for n in names]
+        for when, parts in shares.items():
+            rows[f"{field} {when}"] = [
+                "-" if n is None else _scaled(n / parts / 8, "B") for n in bits
+            ]
+        rows[f"{field} in bits"] = ["-" if n is None else f"{n:,}" for n in bits]
+    if not found.traffic:
+        rows["sent, received"] = ["nothing"] * len(names)
+    first = max(map(len, [*head, *rows]))
+    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+    lines = [f"{name:{first}}  {text}" for name, text in head.items()]
+    for name, cells in rows.items():
         aligned = [f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)]
         lines.append(f"{name:{first}}  {'  '.join(aligned)}".rstrip())
     return "\n".join(lines)

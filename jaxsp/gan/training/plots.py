@@ -1,198 +1,24 @@
-"""What a training run tells: a file of metrics, a progress bar and pictures.
+"""Pictures of a training run: samples, curves, and several runs in comparison.
 
-Everything here runs on the host, on NumPy arrays and plain numbers. A file is written
-under a temporary name and renamed, so that a reader never sees half of one; lines are
-appended to the metrics file and flushed one at a time.
+Everything here runs on the host, on NumPy arrays and plain numbers.
 """
 
-import contextlib
-import json
 import math
 import os
-import pathlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tqdm
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-__all__ = [
-    "MetricsFile",
-    "Progress",
-    "plot_comparison",
-    "plot_curves",
-    "plot_samples",
-    "read_metrics",
-    "replacing",
-]
+from jaxsp.gan.files import replacing
+
+__all__ = ["plot_comparison", "plot_curves", "plot_samples"]
 
 _BLUE, _RED, _GREY = "#1f5fa8", "#c2462e", "#8a8a8a"
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary path that takes the place of `path` once the block has succeeded.
-
-    Args:
-      path: the file to write. Its old content stays until the new one is complete.
-
-    Yields:
-      The path to write to, in the same directory and with the same suffix.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------ numbers
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `"step"`.
-
-    Args:
-      path: the file; None keeps the records in memory only.
-      keep: which of the records that the file holds to keep, or None for none. The
-        others are removed.
-
-    Attributes:
-      records: all records so far, as dicts.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike | None,
-        keep: Callable[[dict[str, Any]], bool] | None = None,
-    ):
-        self.records: list[dict[str, Any]] = []
-        self._file: TextIO | None = None
-        if path is None:
-            return
-        path = pathlib.Path(path)
-        if keep is not None and path.exists():
-            self.records = [r for r in read_metrics(path) if keep(r)]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(map(_line, self.records)))
-        self._file = path.open("a")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; numbers that are not finite become null."""
-        self.records.append(json.loads(_line(record)))
-        if self._file is not None:
-            self._file.write(_line(record))
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _line(record):
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v
-        for k, v in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, without what is no whole line.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The records in the file's order.
-    """
-    records = []
-    for line in pathlib.Path(path).read_text().splitlines():
-        # A machine that loses power may leave half a last line.
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
-
-
-class Progress:
-    """A progress bar on a terminal, a line now and then elsewhere.
-
-    Args:
-      total: the step at which training ends.
-      start: the step at which it begins.
-      enabled: whether to show anything.
-      stream: where to; the default is standard error.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        start: int = 0,
-        enabled: bool = True,
-        stream: TextIO | None = None,
-    ):
-        self._stream = sys.stderr if stream is None else stream
-        self._total, self._start, self._step = total, start, start
-        self._began = self._said = time.monotonic()
-        self._said_step = start
-        self._enabled, self._bar = enabled, None
-        if enabled and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total,
-                initial=start,
-                file=self._stream,
-                unit="step",
-                dynamic_ncols=True,
-            )
-
-    def update(self, step: int, **numbers: float) -> None:
-        """Show that `step` is reached, and the numbers given by name."""
-        if self._bar is not None:
-            self._bar.set_postfix(
-                {k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False
-            )
-            self._bar.update(step - self._step)
-        self._step = step
-        if self._enabled and self._bar is None:
-            now = time.monotonic()
-            tenth = (step - self._said_step) >= (self._total - self._start) / 10
-            if tenth or step == self._total or now - self._said >= 30:
-                self._say(now, numbers)
-
-    def _say(self, now, numbers):
-        elapsed = now - self._began
-        left = elapsed * (self._total - self._step) / max(self._step - self._start, 1)
-        shown = "".join(f", {k} {v:.3f}" for k, v in numbers.items())
-        print(
-            f"step {self._step}/{self._total}, {_clock(elapsed)}, "
-            f"{_clock(left)} left{shown}",
-            file=self._stream,
-            flush=True,
-        )
-        self._said, self._said_step = now, self._step
-
-    def close(self) -> None:
-        """Leave the bar as it is and go to the next line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-# ------------------------------------------------------------------ pictures
 
 
 def plot_samples(

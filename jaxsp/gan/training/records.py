@@ -1,21 +1,32 @@
 """What is written down while a GAN is trained: metrics, scores and pictures.
 
 Over many processes process 0 writes and scores, and the others help to compute what is
-written.
+written. Lines are appended to the file of metrics and flushed one at a time.
 """
 
+import contextlib
+import json
+import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
 
 import jax
 import numpy as np
+import tqdm
 
 from jaxsp import distributed
-from jaxsp.gan import models
+from jaxsp.gan import data, models
+from jaxsp.gan.data import partition
+from jaxsp.gan.files import replacing
+from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
+from jaxsp.gan.training.progress import Progress, add_bits
 
-__all__ = ["Recorder", "add_bits"]
+__all__ = ["MetricsFile", "ProgressBar", "Recorder", "draw_samples", "read_metrics"]
 
 _SAMPLE_BATCH = 500  # samples generated at once for a score
 _GRID = 64  # images shown
@@ -25,35 +36,41 @@ class Recorder:
     """Writes a line of metrics, scores and draws the averaged generator's samples.
 
     Args:
-      gan: generator and discriminator.
-      dataset: what is learned.
-      config: as in `train.train`.
       program: what is trained.
-      key: what samples are drawn from, the same every time.
-      score: as in `train.train`.
-      callback: as in `train.train`.
-      workdir: as in `train.train`.
-      resumed_step: the step of the checkpoint from which it goes on, or 0. Of a file
-        that is there, records that are later than the checkpoint are removed.
+      dataset: what is learned.
+      key: what shown samples are drawn from, the same every time.
+      evaluate: `evaluate(x)`, the scores by name of a generator.
+      callback: as in `train`.
+      workdir: the directory of the run, or None.
+      start: the step at which training begins. Of a file that is there, records that
+        are later are removed.
     """
 
     def __init__(
-        self, gan, dataset, config, program, key, score, callback, workdir, resumed_step
+        self,
+        program: Program,
+        dataset: data.Dataset,
+        key: jax.Array,
+        evaluate: Callable[[Any], Mapping[str, float]],
+        callback: Callable[[dict[str, Any]], Any] | None,
+        workdir: pathlib.Path | None,
+        start: int,
     ):
-        self._gan, self._dataset, self._config = gan, dataset, config
-        self._program = program
-        self._key, self._score, self._callback = key, score, callback
+        self._program, self._dataset, self._key = program, dataset, key
+        self._evaluate, self._callback = evaluate, callback
         self._workdir, self._main = workdir, distributed.is_main()
-        self._file = plots.MetricsFile(
-            workdir / "metrics.jsonl" if workdir is not None and self._main else None,
-            # What a checkpoint knows nothing of is not kept: later steps, and other
-            # workers' going on from this one, which is told anew if it is done again.
-            keep=lambda r: (
-                resumed_step > 0
-                and r["step"] <= resumed_step
-                and not (r["step"] == resumed_step and "workers" in r)
-            ),
-        )
+        writes = workdir is not None and self._main
+        with distributed.raise_together():
+            self._file = MetricsFile(
+                workdir / "metrics.jsonl" if writes else None,
+                # What a checkpoint knows nothing of goes: later steps, and that other
+                # workers go on from this one, which is written again if they do again.
+                keep=lambda r: (
+                    start > 0
+                    and r["step"] <= start
+                    and not (r["step"] == start and "workers" in r)
+                ),
+            )
         self.headline: dict[str, float] = {}
 
     @property
@@ -70,40 +87,46 @@ class Recorder:
         """Close the file of metrics."""
         self._file.close()
 
+    def draw_partition(self, parts: Sequence[np.ndarray]) -> None:
+        """Draw who holds what. All processes must call it.
+
+        Args:
+          parts: for each worker the indices of its examples.
+        """
+        with distributed.raise_together():
+            if self._main and self._workdir is not None:
+                counts = partition.table(self._dataset.train_labels, parts)
+                partition.plot(counts, self._workdir / "partition.png")
+
     def record(
         self,
-        step: int,
-        seconds: float,
-        losses: np.ndarray | None,
+        progress: Progress,
         state: Any,
         scored: bool,
-        bits_before: Sequence[int],
-        note: Mapping[str, Any],
+        restarted: str | None = None,
     ) -> bool:
         """Write one line; pictures too, if `scored`. All processes must call it.
 
         Args:
-          step: the step that is reached.
-          seconds: of training.
-          losses: of generator and discriminator since the line before.
+          progress: how far the run has come.
           state: the state.
           scored: whether to score and draw samples.
-          bits_before: bits that other workers sent and received before.
-          note: what else to write.
+          restarted: of a line that says that other workers go on, who.
 
         Returns:
           Whether the callback says that it is enough, in all processes.
         """
-        up, down = add_bits(self._program.bits(state), bits_before)
+        up, down = add_bits(self._program.bits(state), progress.bits_before)
+        means = None if restarted else progress.mean_losses
         line = {
-            "step": step,
-            "seconds": round(seconds, 3),
-            "loss_generator": None if losses is None else float(losses[0]),
-            "loss_discriminator": None if losses is None else float(losses[1]),
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "loss_generator": None if means is None else means[0],
+            "loss_discriminator": None if means is None else means[1],
             "bits_up": up,
             "bits_down": down,
             "consensus_distance": self._program.consensus(state),
-            **note,
+            **({"workers": restarted} if restarted else {}),
         }
         x = self._program.generator(state) if scored else None
         enough = False
@@ -114,8 +137,8 @@ class Recorder:
 
     def _write(self, line, x):
         """The line, with scores and pictures of the generator `x`; whether to stop."""
-        if x is not None and self._score is not None:
-            line |= {k: float(v) for k, v in self._score(self._draw(x)).items()}
+        if x is not None:
+            line |= {k: float(v) for k, v in self._evaluate(x).items()}
         self._file.write(line)
         if "frechet_distance" in line:
             self.headline = {"FD": line["frechet_distance"]}
@@ -124,23 +147,14 @@ class Recorder:
             self._draw_pictures(line["step"], x)
         return bool(enough)
 
-    def _draw(self, x):
-        """As many samples as asked for, from the same latents every time."""
-        total = self._config.eval_samples
-        size = min(total, _SAMPLE_BATCH)
-        batches = [
-            np.asarray(_sample(self._gan, x, jax.random.fold_in(self._key, i), size))
-            for i in range(-(-total // size))
-        ]
-        return np.concatenate(batches)[:total]
-
     def _draw_pictures(self, step, x):
-        points = len(self._gan.sample_shape) == 1
+        gan = self._program.gan
+        points = len(gan.sample_shape) == 1
         count, labels = 1000 if points else _GRID, None
-        if self._gan.num_classes and not points:  # a column for each class
-            columns = min(self._gan.num_classes, 10)
+        if gan.num_classes and not points:  # a column for each class
+            columns = min(gan.num_classes, 10)
             count, labels = columns**2, np.tile(np.arange(columns), columns)
-        shown = np.asarray(_sample(self._gan, x, self._key, count, labels))
+        shown = np.asarray(_sample(gan, x, self._key, count, labels))
         below = np.asarray(self._dataset.train[:2000]) if points else None
         names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
         for name in names:
@@ -151,11 +165,162 @@ class Recorder:
         )
 
 
+def draw_samples(gan: models.Gan, x: Any, key: jax.Array, count: int) -> np.ndarray:
+    """Samples of a generator, in batches.
+
+    Args:
+      gan: generator and discriminator.
+      x: the generator's parameters.
+      key: what the latents are drawn from.
+      count: how many.
+
+    Returns:
+      The samples, stacked.
+    """
+    size = min(count, _SAMPLE_BATCH)
+    batches = [
+        np.asarray(_sample(gan, x, jax.random.fold_in(key, i), size))
+        for i in range(-(-count // size))
+    ]
+    return np.concatenate(batches)[:count]
+
+
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
 
 
-def add_bits(
-    bits: tuple[int | None, int | None], before: Sequence[int]
-) -> list[int | None]:
-    """Two counts of bits sent and received, together; None where nothing counts."""
-    return [None if n is None else n + m for n, m in zip(bits, before, strict=True)]
+# ------------------------------------------------------------------ lines
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `"step"`.
+
+    Args:
+      path: the file; None keeps the records in memory only.
+      keep: which of the records that the file holds to keep, or None for none. The
+        others are removed.
+
+    Attributes:
+      records: all records so far, as dicts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+    ):
+        self.records: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        path = pathlib.Path(path)
+        if keep is not None and path.exists():
+            self.records = [r for r in read_metrics(path) if keep(r)]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(map(_line, self.records)))
+        self._file = path.open("a")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; numbers that are not finite become null."""
+        self.records.append(json.loads(_line(record)))
+        if self._file is not None:
+            self._file.write(_line(record))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(record):
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, without what is no whole line.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The records in the file's order.
+    """
+    records = []
+    for line in pathlib.Path(path).read_text().splitlines():
+        # A machine that loses power may leave half a last line.
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+class ProgressBar:
+    """A progress bar on a terminal, a line now and then elsewhere.
+
+    Args:
+      total: the step at which training ends.
+      start: the step at which it begins.
+      enabled: whether to show anything.
+      stream: where to; the default is standard error.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ):
+        self._stream = sys.stderr if stream is None else stream
+        self._total, self._start, self._step = total, start, start
+        self._began = self._said = time.monotonic()
+        self._said_step = start
+        self._enabled, self._bar = enabled, None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                file=self._stream,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def update(self, step: int, **numbers: float) -> None:
+        """Show that `step` is reached, and the numbers given by name."""
+        if self._bar is not None:
+            self._bar.set_postfix(
+                {k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False
+            )
+            self._bar.update(step - self._step)
+        self._step = step
+        if self._enabled and self._bar is None:
+            now = time.monotonic()
+            tenth = (step - self._said_step) >= (self._total - self._start) / 10
+            if tenth or step == self._total or now - self._said >= 30:
+                self._say(now, numbers)
+
+    def _say(self, now, numbers):
+        elapsed = now - self._began
+        left = elapsed * (self._total - self._step) / max(self._step - self._start, 1)
+        shown = "".join(f", {k} {v:.3f}" for k, v in numbers.items())
+        print(
+            f"step {self._step}/{self._total}, {_clock(elapsed)}, "
+            f"{_clock(left)} left{shown}",
+            file=self._stream,
+            flush=True,
+        )
+        self._said, self._said_step = now, self._step
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

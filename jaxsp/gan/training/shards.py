@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from jaxsp import distributed
 
-__all__ = ["Handler", "Restore", "Save", "place"]
+__all__ = ["Handler", "Restore", "Save"]
 
 
 class _Piece(NamedTuple):
@@ -156,20 +156,6 @@ def _read_index(directory: pathlib.Path) -> dict[str, list[_Piece]]:
                 for offset, start, shape in leaf["pieces"]
             )
     return found
-
-
-def place(whole: jax.Array, like: jax.Array) -> jax.Array:
-    """An array that every process has whole, placed as `like` is.
-
-    Args:
-      whole: the array, on a device of this process.
-      like: an array of the same shape and dtype.
-
-    Returns:
-      The array; no memory is shared with `whole`.
-    """
-    values = np.asarray(_plain(whole))
-    return _made(like, lambda index: np.array(values[index]))
 
 
 def _placed(like: Any, name: str, pieces: list[_Piece]) -> jax.Array | np.ndarray:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models
-from jaxsp.gan.training import loop
+from jaxsp.gan import data, losses, md_gan, models, step
+from jaxsp.gan.data import partition
+from jaxsp.gan.training import loop, plots
 
 GAN = models.mlp((2,), latent_size=3, width=6, depth=1, dtype=jnp.float64)
 LOSSES = losses.non_saturating(GAN)
@@ -379,48 +380,40 @@ def points():
     labels = np.repeat(np.arange(COUNT), SIZES).astype(np.int32)
     train = rng.normal(size=(sum(SIZES), 2)) + labels[:, None]
     train[labels == 3] = np.nan
-    train = loop.astype(np.float32)
+    train = train.astype(np.float32)
     return data.Dataset("points", train, labels, train[:9], labels[:9], COUNT)
 
 
 @pytest.fixture
 def fit(points, monkeypatch):
     """`loop.train` on the points, without pictures; one program for one object."""
-    monkeypatch.setattr(loop.plots, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(loop.plots, "plot_curves", lambda *args: None)
-    monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
-    programs, make_program = {}, loop.make_program
+    monkeypatch.setattr(plots, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(plots, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(partition, "plot", lambda *args: None)
+    programs = {}
 
-    def once(method, *args):
-        if id(method) not in programs:
-            programs[id(method)] = method, make_program(method, *args)
-        return programs[id(method)][1]
-
-    monkeypatch.setattr(loop, "make_program", once)
+    def program_of(method, gan, losses, workers):
+        options = {"batch_size": BATCH}
+        if isinstance(method, md_gan.MDGan):
+            return method.program(gan, losses, workers, **options)
+        return step.program(gan, losses, method, workers, same_sample=True, **options)
 
     def fit(method, steps=STEPS, workers=None, gan=GAN, losses=LOSSES, **kwargs):
         workers = workers or jaxsp.Workers(COUNT, jax.devices()[:1])
         config = loop.TrainConfig(
             steps=steps,
-            batch_size=BATCH,
             seed=4,
             log_every=1,
             eval_every=1000,
             checkpoint_every=1000,
             eval_samples=1,
-            same_sample=kwargs.pop("same_sample", False),
-        )
-        return loop.train(
-            gan,
-            losses,
-            method,
-            workers,
-            points,
-            shares(workers.count),
-            config,
             progress=False,
-            **kwargs,
         )
+        if id(method) not in programs:
+            made = program_of(method, gan, losses, workers)
+            programs[id(method)] = method, made
+        program = programs[id(method)][1]
+        return loop.train(program, points, shares(workers.count), config, **kwargs)
 
     return fit
 
@@ -552,7 +545,7 @@ def test_one_worker_is_the_standalone_gan(x64, fit, gan, loss, L):
     kwargs = {"workers": one, "gan": gan, "losses": loss(gan)}
     method = jaxsp.transforms.alternating(*OPTIMIZERS, y_steps=L)
     distributed = fit(MDGan(disc_steps=L), **kwargs)
-    alone = fit(method, same_sample=True, **kwargs)
+    alone = fit(method, **kwargs)
     x, y = distributed.state.params
     assert_equal(flat(x), rows(alone.state.params.x, 1)[0])
     assert_equal(rows(y, 1), rows(alone.state.params.y, 1))

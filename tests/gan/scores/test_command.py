@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsp.gan import command, data, models, scores
+from jaxsp.gan import command, data, models, program, scores
 from jaxsp.gan.scores import __main__ as score
-from jaxsp.gan.training import checkpoint, program
+from jaxsp.gan.training import checkpoint, directory
+from jaxsp.gan.training.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[3]
 POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}
@@ -22,11 +23,11 @@ POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}
 def write_run(path, settings, gan, step=7, shift=0.0):
     """A run directory with one checkpoint of an untrained generator."""
     path.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_config(path, settings, {})
+    directory.write_config(path, settings, {})
     z = models.init(gan, jax.random.key(1))
     x = jax.tree.map(lambda p: np.asarray(p) + np.float32(shift), z.x)
-    with checkpoint.Checkpoints(path) as kept:
-        kept.save(step, {"none": np.zeros(1)}, program.Summary(x, z), {})
+    with checkpoint.Checkpoints(path) as checkpoints:
+        checkpoints.save({"none": np.zeros(1)}, program.Summary(x, z), Progress(step))
     return x
 
 

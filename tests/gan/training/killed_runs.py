@@ -21,9 +21,9 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models
+from jaxsp.gan import data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import loop
+from jaxsp.gan.training import loop, plots
 
 STEPS, EVERY, COUNT = 240, 10, 3
 
@@ -38,30 +38,27 @@ def run(directory, method):
     axis = workers.axis_name
     gan = models.mlp((2,), latent_size=4, width=8, depth=1)
     adam = optax.adam(1e-2, b1=0.5)
+    game = losses.non_saturating(gan)
+    dp_oadam = jaxsp.methods.dp_oadam(1e-2, jaxsp.topology.ring(COUNT), axis_name=axis)
+    served = md_gan.MDGan(adam, adam, batches_k=2, swap_every=7)
     choices = {
-        "dp_oadam": lambda: jaxsp.methods.dp_oadam(
-            1e-2, jaxsp.topology.ring(COUNT), axis_name=axis
-        ),
-        "md_gan": lambda: md_gan.MDGan(adam, adam, batches_k=2, swap_every=7),
+        "dp_oadam": lambda: step.program(gan, game, dp_oadam, workers, batch_size=8),
+        "md_gan": lambda: served.program(gan, game, workers, batch_size=8),
     }
     result = loop.train(
-        gan,
-        losses.non_saturating(gan),
         choices[method](),
-        workers,
         few,
         partition.iid(few.train_labels, COUNT, seed=0),
         loop.TrainConfig(
             steps=STEPS,
-            batch_size=8,
             log_every=EVERY // 2,
             eval_every=10 * STEPS,
             checkpoint_every=EVERY,
             eval_samples=100,
+            progress=False,
         ),
         workdir=directory,
         resume=True,
-        progress=False,
     )
     leaves = map(np.asarray, jax.tree.leaves((result.state.params, result.state.ema)))
     np.savez(directory.with_suffix(".npz"), *leaves)
@@ -73,8 +70,8 @@ def start(directory, method):
     if pid := os.fork():
         return pid
     try:
-        loop.plots.plot_samples = loop.plots.plot_curves = lambda *args: None
-        loop.partition.plot = lambda *args: None
+        plots.plot_samples = plots.plot_curves = lambda *args: None
+        partition.plot = lambda *args: None
         run(directory, method)
     except BaseException:
         traceback.print_exc()

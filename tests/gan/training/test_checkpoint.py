@@ -1,18 +1,18 @@
 """Run directories: whose they are, and checkpoints that are whole."""
 
 import json
-import shutil
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 import jaxsp
-from jaxsp.gan.training import checkpoint, program
+from jaxsp.gan import program
+from jaxsp.gan.training import checkpoint, directory
+from jaxsp.gan.training.progress import Progress
 
 
 class State(NamedTuple):
@@ -47,19 +47,19 @@ def assert_same(a, b):
 def test_restores_exactly_what_was_saved(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest is None
-        progress = {"seconds": 0.1, "totals": [1 / 3, 2.0]}
-        checkpoints.save(7, make_state(1), SUMMARY, progress)
+        progress = Progress(7, 0.1, (1 / 3, 2.0), 3, (0, 0), (None, 2**60 + 1), 4, 5)
+        checkpoints.save(make_state(1), SUMMARY, progress)
         state = checkpoints.restore(7, make_state(0))
-        assert checkpoints.note(7) == progress
+        assert checkpoints.progress(7) == progress == checkpoint.last_progress(tmp_path)
     assert_same(state, make_state(1))
 
 
 def test_a_summary_is_read_without_knowing_the_state(tmp_path):
-    checkpoint.write_config(tmp_path, SETTINGS, {})
+    directory.write_config(tmp_path, SETTINGS, {})
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step in (7, 9):
             scaled = jax.tree.map(lambda x, step=step: step * x, SUMMARY)
-            checkpoints.save(step, make_state(), scaled, {})
+            checkpoints.save(make_state(), scaled, Progress(step))
         nothing = jax.tree.map(lambda x: np.zeros(()), SUMMARY)
         assert_same(checkpoints.summary(9, like=nothing), scaled)
         other = SUMMARY._replace(generator={"c": np.zeros(1)})
@@ -82,22 +82,20 @@ def test_there_is_no_generator_where_there_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
         checkpoint.read_generator(tmp_path)
-    checkpoint.write_config(tmp_path, SETTINGS, {})
+    directory.write_config(tmp_path, SETTINGS, {})
     for path in (tmp_path, tmp_path / "checkpoints" / "3"):
         with pytest.raises(checkpoint.WorkdirError, match="no checkpoint in"):
             checkpoint.read_generator(path)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, make_state(), SUMMARY, {})
-    shutil.rmtree(tmp_path / "checkpoints" / "5" / "summary")
-    with pytest.raises(checkpoint.WorkdirError, match="has no summary"):
-        checkpoint.read_generator(tmp_path)
+        checkpoints.save(make_state(), SUMMARY, Progress(5))
+    assert checkpoint.read_generator(tmp_path)[0] == 5
 
 
 def test_restores_to_where_it_is_used(tmp_path):
     spread = jaxsp.Workers(4, jax.devices()[:4])
     single = jaxsp.Workers(4, jax.devices()[:1])
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, spread.shard(make_state(1)), SUMMARY, {})
+        checkpoints.save(spread.shard(make_state(1)), SUMMARY, Progress(0))
         for workers in (spread, single):
             like = workers.shard(make_state(0))
             state = checkpoints.restore(0, like)
@@ -125,7 +123,7 @@ def test_restores_to_workers_on_some_of_the_devices_and_to_one_of_them(tmp_path)
         (make_state(0), jnp.zeros(3), jnp.zeros(3)),
     )
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, state, SUMMARY, {})
+        checkpoints.save(state, SUMMARY, Progress(0))
         for like in likes:
             found = checkpoints.restore(0, like)
             assert_same(found, (make_state(1), three, three))
@@ -140,29 +138,9 @@ def test_restores_to_workers_on_some_of_the_devices_and_to_one_of_them(tmp_path)
     assert written.stat().st_size == numbers
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
-    """Which Orbax wrote by itself."""
-    state = make_state(1)
-    note = {"progress": {"seconds": 1.0}, "layout": checkpoint._layout(state)}
-    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
-        items = {
-            "state": ocp.args.StandardSave(state),
-            "note": ocp.args.JsonSave(note),
-        }
-        manager.save(3, args=ocp.args.Composite(**items))
-    spread = jaxsp.Workers(4, jax.devices()[:2])
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        for like in (make_state(0), spread.shard(make_state(0))):
-            found = checkpoints.restore(3, like)
-            assert_same(found, state)
-            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
-                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    assert checkpoint.last_progress(tmp_path) == (3, {"seconds": 1.0})
-
-
 def test_a_checkpoint_that_has_lost_a_part_is_damaged(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, make_state(1), SUMMARY, {})
+        checkpoints.save(make_state(1), SUMMARY, Progress(0))
         shards = checkpoints.path(0) / "shards"
         (shards / "0.bin").write_bytes((shards / "0.bin").read_bytes()[:-9])
         with pytest.raises(checkpoint.WorkdirError, match=r"checkpoints/0 is damaged"):
@@ -179,8 +157,8 @@ def test_the_progress_of_a_run_without_checkpoints_is_none(tmp_path):
 def test_keeps_the_last_two_whole_ones(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, make_state(step), SUMMARY, {})
-        checkpoints.save(3, make_state(9), SUMMARY, {})  # there already: kept
+            checkpoints.save(make_state(step), SUMMARY, Progress(step))
+        checkpoints.save(make_state(9), SUMMARY, Progress(3))  # there already: kept
     # What a machine that goes down while writing leaves behind.
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     with checkpoint.Checkpoints(tmp_path) as again:
@@ -189,13 +167,13 @@ def test_keeps_the_last_two_whole_ones(tmp_path):
         assert not again.path(1).exists()
         assert_same(again.restore(2, make_state()), make_state(2))
         assert_same(again.restore(3, make_state()), make_state(3))
-        again.save(4, make_state(4), SUMMARY, {})
+        again.save(make_state(4), SUMMARY, Progress(4))
         assert_same(again.restore(4, make_state()), make_state(4))
 
 
 def test_refuses_a_state_of_another_layout(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(size=3), SUMMARY, {})
+        checkpoints.save(make_state(size=3), SUMMARY, Progress(1))
         message = r"\.params\['w'\] is float32\[4, 3\] there and float32\[4, 5\] here"
         with pytest.raises(checkpoint.WorkdirError, match=message):
             checkpoints.restore(1, make_state(size=5))
@@ -207,23 +185,23 @@ def test_refuses_a_state_of_another_layout(tmp_path):
 def test_a_new_directory_has_no_run_and_is_not_made(tmp_path):
     for resume in (False, True):
         new = tmp_path / "a" / "b"
-        assert checkpoint.check_directory(new, SETTINGS, resume) is False
+        assert directory.check_directory(new, SETTINGS, resume) is False
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("not a run's")
-    assert checkpoint.check_directory(tmp_path, SETTINGS, False) is False
+    assert directory.check_directory(tmp_path, SETTINGS, False) is False
 
 
 def test_a_run_is_resumed_only_with_its_settings(tmp_path):
-    checkpoint.write_config(tmp_path, SETTINGS, {"steps": 10})
+    directory.write_config(tmp_path, SETTINGS, {"steps": 10})
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["settings"] == {**SETTINGS, "shape": [2, 3]}
     assert saved["free"] == {"steps": 10}
-    assert checkpoint.check_directory(tmp_path, SETTINGS, True) is True
-    assert checkpoint.check_directory(tmp_path, {**SETTINGS, "new": 1}, True) is True
+    assert directory.check_directory(tmp_path, SETTINGS, True) is True
+    assert directory.check_directory(tmp_path, {**SETTINGS, "new": 1}, True) is True
     other = {**SETTINGS, "method": "cp"}
-    assert checkpoint.check_directory(tmp_path, other, True, may_differ=["method"])
+    assert directory.check_directory(tmp_path, other, True, may_differ=["method"])
     with pytest.raises(checkpoint.WorkdirError) as caught:
-        checkpoint.check_directory(
+        directory.check_directory(
             tmp_path, {**SETTINGS, "method": "cp", "learning_rate": 0.2}, True
         )
     message = str(caught.value)
@@ -237,22 +215,22 @@ def test_a_run_is_resumed_only_with_its_settings(tmp_path):
 def test_what_belongs_to_a_run_is_not_taken_over(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(checkpoint.WorkdirError, match=f"another run.*{name}"):
-        checkpoint.check_directory(tmp_path, SETTINGS, False)
+        directory.check_directory(tmp_path, SETTINGS, False)
     with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
-        checkpoint.check_directory(tmp_path, SETTINGS, True)
+        directory.check_directory(tmp_path, SETTINGS, True)
     assert (tmp_path / name).read_text() == "{}"
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(checkpoint.WorkdirError, match="is a file"):
-        checkpoint.check_directory(tmp_path / "a" / "b", SETTINGS, False)
+        directory.check_directory(tmp_path / "a" / "b", SETTINGS, False)
 
 
 def test_numpy_arrays_are_kept_too(tmp_path):
     state = {"a": np.arange(6.0).reshape(2, 3), "b": np.int32(3), "c": jnp.arange(2)}
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"g": np.ones(2)}, {})
+        checkpoints.save(state, {"g": np.ones(2)}, Progress(1))
         again = checkpoints.restore(1, jax.tree.map(np.zeros_like, state))
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert isinstance(again["a"], np.ndarray)

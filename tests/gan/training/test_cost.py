@@ -1,4 +1,4 @@
-"""Plans: what the table says of parameters, traffic, operations and memory."""
+"""Costs: what the table says of parameters, traffic, operations and memory."""
 
 import jax
 import numpy as np
@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp.gan import fl_gan, losses, md_gan, models
-from jaxsp.gan.training import cost, loop
+from jaxsp.gan import fl_gan, losses, md_gan, models, program, step
+from jaxsp.gan.training import cost
 
 COUNT, BATCH, WIDTH, LATENT = 2, 32, 64, 8
 GAN = models.mlp((2,), latent_size=LATENT, width=WIDTH, depth=1)
@@ -17,17 +17,21 @@ FORWARD_X = 2 * (LATENT * WIDTH + WIDTH * 2)
 FORWARD_Y = 2 * (2 * WIDTH + WIDTH)
 
 
-def planned(method, devices=1, steps=10, rows=100, sizes=(100, 60), **kwargs):
-    workers = jaxsp.Workers(COUNT, jax.devices()[:devices])
-    return cost.plan(
-        method(workers.axis_name),
-        GAN,
-        LOSSES,
-        workers,
-        jax.ShapeDtypeStruct((COUNT, rows, 2), np.float32),
-        sizes,
-        loop.TrainConfig(steps=steps, batch_size=BATCH, **kwargs),
-    )
+def program_of(method, devices=1, count=COUNT, **options):
+    workers = jaxsp.Workers(count, jax.devices()[:devices])
+    made, options = method(workers.axis_name), {"batch_size": BATCH, **options}
+    if isinstance(made, md_gan.MDGan):
+        return made.program(GAN, LOSSES, workers, **options)
+    return step.program(GAN, LOSSES, made, workers, **options)
+
+
+def cost_of(program, steps=10, rows=100, sizes=(100, 60)):
+    shares = jax.ShapeDtypeStruct((program.workers.count, rows, 2), np.float32)
+    return cost.cost(program, shares, sizes, steps)
+
+
+def planned(method, devices=1, steps=10, rows=100, **options):
+    return cost_of(program_of(method, devices, **options), steps, rows)
 
 
 def descent(axis):
@@ -69,14 +73,10 @@ def test_operations_are_those_of_the_networks(local):
 
 
 def test_a_worker_costs_the_same_in_a_block(local):
-    def in_blocks(devices):
-        workers = jaxsp.Workers(4, jax.devices()[:devices])
-        shares = jax.ShapeDtypeStruct((4, 100, 2), np.float32)
-        config = loop.TrainConfig(steps=10, batch_size=BATCH)
-        made = descent(workers.axis_name)
-        return cost.plan(made, GAN, LOSSES, workers, shares, (100,) * 4, config)
-
-    virtual, blocks = in_blocks(1).costs["worker"], in_blocks(2).costs["worker"]
+    virtual, blocks = (
+        cost_of(program_of(descent, devices, 4), sizes=(100,) * 4).costs["worker"]
+        for devices in (1, 2)
+    )
     assert 0.9 < blocks.flops / virtual.flops < 1.1
     assert 0.7 < blocks.memory / virtual.memory < 1.4
 
@@ -93,7 +93,7 @@ def test_memory_has_parameters_and_data(local):
 def test_a_worker_with_a_device_costs_what_a_virtual_one_does(local):
     real = planned(descent, devices=2)
     assert real.traffic == local.traffic
-    for field in cost.Cost._fields:
+    for field in cost.StepCost._fields:
         one, other = (getattr(p.costs["worker"], field) for p in (real, local))
         assert one == pytest.approx(other, rel=0.3)
 
@@ -101,10 +101,10 @@ def test_a_worker_with_a_device_costs_what_a_virtual_one_does(local):
 @pytest.fixture
 def not_compiled(monkeypatch):
     """Leaves out what the compiler is asked, where only traffic matters."""
-    monkeypatch.setattr(cost, "_cost", lambda role: None)
+    monkeypatch.setattr(cost, "_step_cost", lambda role: None)
 
 
-def test_a_plan_does_not_depend_on_steps_in_a_call(local):
+def test_a_cost_does_not_depend_on_steps_in_a_call(local):
     assert planned(descent, steps_per_call=7) == local
 
 
@@ -121,14 +121,12 @@ def test_traffic_is_what_the_counters_say(method, not_compiled):
 
     method = method or rounds
     found = planned(method, steps=steps)
-    workers = jaxsp.Workers(COUNT, jax.devices()[:1])
-    config = loop.TrainConfig(steps=steps, batch_size=BATCH, steps_per_call=1)
-    program = loop.make_program(method(workers.axis_name), GAN, LOSSES, workers, config)
-    state = program.init(jax.random.key(1))
+    running = program_of(method)
+    state = running.init(jax.random.key(1))
     shares, sizes = np.zeros((COUNT, 100, 2), np.float32), np.array([100, 60], np.int32)
     for _ in range(steps):
-        state, _ = program.step(state, shares, sizes, jax.random.key(2), 1)
-    assert found.traffic["worker"] == program.bits(state)
+        state, _ = running.step(state, shares, sizes, jax.random.key(2), 1)
+    assert found.traffic["worker"] == running.bits(state)
     if "server" in found.traffic:  # what it sends, workers receive
         size = md_gan.messages(GAN, BATCH)
         both = 2 * steps - 2  # two steps were done without the second worker
@@ -140,9 +138,7 @@ def test_random_times_are_told_without_training(not_compiled):
 
     def masha(axis):
         key = jax.random.key(3)
-        return jaxsp.methods.masha1(
-            1e-3, compressor, None, 0.3, key=key, axis_name=axis
-        )
+        return jaxsp.methods.masha1(1e-3, jaxsp.channel(axis, compressor, key=key), 0.3)
 
     found = planned(masha, steps=steps)
     numbers = found.generator + found.discriminator
@@ -154,17 +150,20 @@ def test_random_times_are_told_without_training(not_compiled):
 
 
 def test_the_table_can_be_read(local):
-    server = cost.Plan(
+    server = cost.Cost(
         generator=1_234,
         discriminator=56,
         workers=2,
         steps=40,
         steps_per_epoch=2.5,
         traffic={
-            "worker": cost.Traffic(8_000 * 40, 16_000_000 * 40),
-            "server": cost.Traffic(0, 80),
+            "worker": program.Traffic(8_000 * 40, 16_000_000 * 40),
+            "server": program.Traffic(0, 80),
         },
-        costs={"worker": cost.Cost(2.5e9, 999), "server": cost.Cost(None, 1_000_000)},
+        costs={
+            "worker": cost.StepCost(2.5e9, 999),
+            "server": cost.StepCost(None, 1_000_000),
+        },
     )
     assert cost.format(server).splitlines() == [
         "generator            1,234 parameters",
@@ -178,16 +177,16 @@ def test_the_table_can_be_read(local):
         "sent a step                 1 kB      0 B",
         "sent an epoch             2.5 kB      0 B",
         "sent in the run            40 kB      0 B",
-        "  in bits                320,000        0",
+        "sent in bits             320,000        0",
         "received a step             2 MB   0.25 B",
         "received an epoch           5 MB  0.625 B",
         "received in the run        80 MB     10 B",
-        "  in bits            640,000,000       80",
+        "received in bits     640,000,000       80",
     ]
 
 
 def test_what_travels_nowhere_is_said_so():
-    alone = cost.Plan(1, 1, 1, 1, 1.0, {}, {"worker": cost.Cost(1.0, 1)})
+    alone = cost.Cost(1, 1, 1, 1, 1.0, {}, {"worker": cost.StepCost(1.0, 1)})
     assert cost.format(alone).splitlines()[-1].split() == [
         "sent,",
         "received",

@@ -1,5 +1,6 @@
 """The step of all workers and the training loop."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -8,7 +9,6 @@ import shutil
 import signal
 import threading
 import types
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import pytest
 import jaxsp
 from jaxsp.gan import data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint, loop
+from jaxsp.gan.training import checkpoint, flights, loop, plots, records
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
@@ -30,16 +30,19 @@ LOSSES = losses.non_saturating(GAN)
 METHOD = jaxsp.methods.dp_oadam(1e-2, jaxsp.topology.ring(COUNT), axis_name=AXIS)
 CONFIG = loop.TrainConfig(
     steps=20,
-    batch_size=8,
     log_every=5,
     eval_every=10,
     checkpoint_every=10,
     eval_samples=600,
+    progress=False,
 )
 
 
+OPTIONS = ("batch_size", "ema_decay", "steps_per_call", "same_sample")
+
+
 def config(**changes):
-    return loop.dataclasses.replace(CONFIG, **changes)
+    return dataclasses.replace(CONFIG, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +51,33 @@ def mixture():
     return full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    return functools.cache(step.program)
-
-
 @pytest.fixture
 def fit(fit_and_draw, monkeypatch):
     """`fit_and_draw` without the pictures, which take most of the time."""
-    monkeypatch.setattr(loop.plots, "plot_samples", lambda *args: None)
-    monkeypatch.setattr(loop.plots, "plot_curves", lambda *args: None)
-    monkeypatch.setattr(loop.partition, "plot", lambda *args: None)
+    monkeypatch.setattr(plots, "plot_samples", lambda *args: None)
+    monkeypatch.setattr(plots, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(partition, "plot", lambda *args: None)
     return fit_and_draw
 
 
-@pytest.fixture
-def fit_and_draw(mixture, compiled, monkeypatch):
-    """`loop.train` on the small mixture; equal steps are compiled once."""
-    monkeypatch.setattr(loop, "local_program", compiled)
-    parts = partition.iid(mixture.train_labels, COUNT, seed=0)
+@functools.cache
+def program_of(method=METHOD, workers=WORKERS, gan=GAN, game=LOSSES, **options):
+    """The program of a method or of an MD-GAN; equal steps are compiled once."""
+    options = {"batch_size": 8, **options}
+    if isinstance(method, md_gan.MDGan):
+        return method.program(gan, game, workers, **options)
+    return step.program(gan, game, method, workers, **options)
 
-    def fit(config=CONFIG, method=METHOD, workers=WORKERS, parts=parts, **kwargs):
-        kwargs = {"losses": LOSSES, "gan": GAN, "progress": False, **kwargs}
-        return loop.train(
-            method=method,
-            workers=workers,
-            dataset=mixture,
-            parts=parts,
-            config=config,
-            **kwargs,
-        )
+
+@pytest.fixture
+def fit_and_draw(mixture):
+    """`loop.train` on the small mixture, with what `program_of` takes."""
+    iid = partition.iid(mixture.train_labels, COUNT, seed=0)
+    names = ("method", "workers", "gan", "game", *OPTIONS)
+
+    def fit(config=CONFIG, parts=iid, **kwargs):
+        own = {name: kwargs.pop(name) for name in names if name in kwargs}
+        return loop.train(program_of(**own), mixture, parts, config, **kwargs)
 
     return fit
 
@@ -266,7 +266,7 @@ def test_records_what_happened(fit_and_draw, tmp_path):
 def test_losses_are_means_since_the_line_before(fit):
     each = fit(config(log_every=1)).history
     for every, calls in ((4, 1), (5, 4)):
-        some = fit(config(log_every=every, steps_per_call=calls)).history
+        some = fit(config(log_every=every), steps_per_call=calls).history
         for before, line in itertools.pairwise(some):
             window = each[before["step"] + 1 : line["step"] + 1]
             for name in ("loss_generator", "loss_discriminator"):
@@ -300,8 +300,8 @@ def test_a_generator_that_stands_still_scores_the_same(fit):
 
 
 def test_many_steps_a_call_are_the_same_steps(fit):
-    one = fit(config(steps_per_call=1))
-    many = fit(config(steps_per_call=4))  # 4 does not divide 5 or 10
+    one = fit(steps_per_call=1)
+    many = fit(steps_per_call=4)  # 4 does not divide 5 or 10
     assert [r["step"] for r in many.history] == [0, 5, 10, 15, 20]
     assert_close(one.state, many.state)
 
@@ -311,7 +311,7 @@ def test_workers_on_devices_of_their_own_are_the_same_workers(fit):
     assert spread.mode == "shard_map"
     virtual = fit(config(steps=40))
     for calls in (1, 4):
-        result = fit(config(steps=40, steps_per_call=calls), workers=spread)
+        result = fit(config(steps=40), steps_per_call=calls, workers=spread)
         assert_close(result.state, virtual.state)
         assert result.history[-1]["bits_up"] == virtual.history[-1]["bits_up"]
 
@@ -330,12 +330,14 @@ def test_workers_in_blocks_are_the_same_workers(fit, mixture, method):
             ),
             "four bits": lambda axis=axis: jaxsp.methods.dqgan_adam(
                 1e-2,
-                jaxsp.compressors.scaled(jaxsp.compressors.quantize(4)),
-                key=jax.random.key(5),
-                axis_name=axis,
+                jaxsp.channel(
+                    axis,
+                    jaxsp.compressors.scaled(jaxsp.compressors.quantize(4)),
+                    key=jax.random.key(5),
+                ),
             ),
             "local steps": lambda axis=axis: jaxsp.methods.local_extra_adam(
-                1e-2, 3, axis_name=axis
+                1e-2, 3, axis
             ),
         }[method]()
         result = fit(config(steps=20), method=made, workers=workers, parts=parts)
@@ -368,13 +370,12 @@ METHODS = {
     ],
 )
 def test_a_resumed_run_continues_bit_for_bit(fit, tmp_path, method, steps_per_call):
-    settings = config(steps_per_call=steps_per_call)
     kwargs = {"method": METHODS[method], "score": score}
-    whole = fit(settings, workdir=tmp_path / "whole", **kwargs)
+    kwargs["steps_per_call"] = steps_per_call
+    whole = fit(workdir=tmp_path / "whole", **kwargs)
     parts = tmp_path / "parts"
     for steps in (7, 13, 20):  # neither recorded nor saved in the whole run
-        stopping = loop.dataclasses.replace(settings, steps=steps)
-        resumed = fit(stopping, workdir=parts, resume=True, **kwargs)
+        resumed = fit(config(steps=steps), workdir=parts, resume=True, **kwargs)
     assert_same(resumed.state, whole.state)
     assert_same(resumed.generator, whole.generator)
     kept = [r for r in lines(parts) if r["step"] not in (7, 13)]
@@ -500,17 +501,17 @@ def test_without_checkpoints_it_says_so(fit):
 
 
 def test_another_run_is_never_touched(fit, tmp_path, mixture):
-    fit(workdir=tmp_path, description={"method": "dp_oadam"})
+    fit(config(description={"method": "dp_oadam"}), workdir=tmp_path)
     files = contents(tmp_path)
     other = partition.by_label(mixture.train_labels, COUNT)
     for kwargs, message in [
         ({}, "holds another run"),
         (
-            {"resume": True, "description": {"method": "cp"}},
+            {"resume": True, "config": config(description={"method": "cp"})},
             "method is 'cp' now and 'd",
         ),
         ({"resume": True, "config": config(seed=1)}, "seed is 1 now and 0 there"),
-        ({"resume": True, "config": config(batch_size=9)}, "batch_size is 9 now and 8"),
+        ({"resume": True, "batch_size": 9}, "batch_size is 9 now and 8"),
         ({"resume": True, "parts": other}, "data_crc32 is"),
         ({"resume": True, "config": config(steps=5)}, "steps must be at least 20"),
         ({"resume": True, "method": optax.sgd(1e-2)}, r"\.opt_state.* missing here"),
@@ -530,7 +531,7 @@ def test_resume_begins_where_there_is_nothing_to_resume(fit, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"config": config(batch_size=101)}, "at most 100, .* worker 0 holds, got 101"),
+        ({"batch_size": 101}, "at most 100, .* worker 0 holds, got 101"),
         ({"parts": [np.arange(9)]}, "each of the 3 workers, got 1"),
         ({"gan": models.mlp((3,))}, r"samples of shape \(3,\), but .* shape \(2,\)"),
     ],
@@ -553,8 +554,13 @@ def test_arguments_that_do_not_fit_are_refused(fit, tmp_path, kwargs, message):
     ],
 )
 def test_bad_settings_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
-        loop.TrainConfig(**{field: value})
+    makes = [program_of] if field in OPTIONS else [loop.TrainConfig]
+    if field in ("batch_size", "ema_decay"):
+        adam = optax.adam(1e-3)
+        makes.append(functools.partial(program_of, md_gan.MDGan(adam, adam)))
+    for make in makes:
+        with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
+            make(**{field: value})
 
 
 # ------------------------------------------------------------------ other workers
@@ -626,31 +632,6 @@ def test_the_same_workers_with_other_data_are_another_run(fit, tmp_path, mixture
         fit(config(steps=10), workdir=tmp_path, resume=True, parts=other)
 
 
-@pytest.mark.parametrize("classes", [0, 8])
-def test_a_run_of_an_earlier_version_goes_on(fit, tmp_path, mixture, classes):
-    """Its checkpoints know the data by a checksum with the padding."""
-    gan = models.mlp((2,), latent_size=12, width=8, depth=1, num_classes=classes)
-    game = (losses.acgan if classes else losses.non_saturating)(gan)
-    parts = [np.arange(100), np.arange(100, 130), np.arange(130, 300)]
-    kwargs = {"gan": gan, "losses": game, "workdir": tmp_path, "parts": parts}
-    fit(config(steps=5), **kwargs)
-    arrays = [mixture.train, mixture.train_labels][: 2 if classes else 1]
-    stacked = [partition.stack(array, parts)[0] for array in arrays]
-    crc = zlib.crc32(np.array([100, 30, 170], np.int32).tobytes())
-    for array in stacked:
-        crc = zlib.crc32(array.tobytes(), crc)
-    path = tmp_path / "checkpoints" / "5" / "note" / "metadata"
-    note = json.loads(path.read_text())
-    del note["progress"]["data_crc32_format"]
-    for old, message in ((crc ^ 1, "data_crc32 is"), (crc, None)):
-        note["progress"]["data_crc32"] = old
-        path.write_text(json.dumps(note))
-        if message:
-            with pytest.raises(checkpoint.WorkdirError, match=message):
-                fit(config(steps=7), resume=True, **kwargs)
-    assert fit(config(steps=7), resume=True, **kwargs).step == 7
-
-
 def test_a_callback_can_end_it(fit, tmp_path):
     seen = []
     result = fit(
@@ -691,22 +672,16 @@ def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path)
 
     method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
     parts = partition.iid(mixture.train_labels, 2, seed=0)
-    arguments = (method, workers, mixture, parts)
     settings = config(steps=2, log_every=1, eval_every=10)
-    result = loop.train(
-        gan,
-        losses.Losses(wrong, wrong),
-        *arguments,
-        settings,
-        workdir=tmp_path,
-        progress=False,
-    )
+    program = program_of(method, workers, gan, losses.Losses(wrong, wrong))
+    result = loop.train(program, mixture, parts, settings, workdir=tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["settings"]["conditional"] is True  # its scores depend on it
     assert 0 < result.history[-1]["loss_generator"] < 6 * mixture.std
     other = models.mlp((2,), latent_size=12, width=8, num_classes=5)
+    program = program_of(method, workers, other)
     with pytest.raises(ValueError, match=r"conditional on 5 classes.*has 8"):
-        loop.train(other, LOSSES, *arguments, settings, progress=False)
+        loop.train(program, mixture, parts, settings)
 
 
 def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch):
@@ -716,7 +691,7 @@ def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch
         if step == 15:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.plots.Progress, "update", update)
+    monkeypatch.setattr(records.ProgressBar, "update", update)
     result = fit(config(log_every=15), workdir=tmp_path)
     assert (result.step, result.signal) == (15, signal.SIGTERM)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -729,7 +704,7 @@ def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "Checkpoints", killed)
+        patch.setattr(checkpoint, "Checkpoints", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(workdir=tmp_path)
     assert fit(config(steps=5), workdir=tmp_path, resume=True).step == 5
@@ -738,7 +713,7 @@ def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
 def test_seconds_are_without_the_call_that_compiles(fit, monkeypatch):
     """By a clock that ticks once whenever it is looked at."""
     clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(flights, "time", clock)
     result = fit(config(steps=3, log_every=1))
     assert [record["seconds"] for record in result.history] == [0, 0, 1, 2]
 

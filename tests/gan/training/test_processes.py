@@ -14,7 +14,8 @@ import pytest
 from processes import gan_train, start
 
 import jaxsp
-from jaxsp.gan.training import loop
+from jaxsp.gan.data import partition
+from jaxsp.gan.training import plots
 
 COUNT = gan_train.COUNT
 
@@ -23,10 +24,9 @@ COUNT = gan_train.COUNT
 def quickly():
     with pytest.MonkeyPatch.context() as patch:
         for module, name in [
-            (loop.plots, "plot_samples"),
-            (loop.plots, "plot_curves"),
-            (loop.partition, "plot"),
-            (loop, "local_program"),
+            (plots, "plot_samples"),
+            (plots, "plot_curves"),
+            (partition, "plot"),
         ]:
             patch.setattr(module, name, getattr(module, name))  # to be put back
         gan_train.quickly()
@@ -51,7 +51,7 @@ def four(quickly, tmp_path_factory):
     for name, count in (("begun_by_one", COUNT), ("begun_by_two", 2)):
         config = {"config": gan_train.HALF, "workdir": path / name}
         gan_train.fit(gan_train.gossip, virtual(count), **config)
-    shutil.copytree(path / "begun_by_two", path / "to_adopt")
+    shutil.copytree(path / "begun_by_two", path / "to_restart")
     config = {"config": gan_train.HALF, "workdir": path / "served_by_one"}
     gan_train.fit(gan_train.served, virtual(COUNT - 1), **config)
     code, output = start.launch(4, "gan_train.py", path)
@@ -149,7 +149,7 @@ def test_what_four_processes_saved_goes_on_in_one(four):
 def test_another_number_of_workers_goes_on_in_four_processes(four):
     """As in one process, from what two workers left."""
     whole = gan_train.fit(
-        gan_train.gossip, virtual(COUNT), workdir=four.path / "to_adopt", resume=True
+        gan_train.gossip, virtual(COUNT), workdir=four.path / "to_restart", resume=True
     )
     assert_close(four.states["begun_by_two"], whole)
     found = four.saw[0]["begun_by_two"]["history"]
@@ -195,7 +195,7 @@ def test_what_ends_one_process_ends_all(four):
 def test_what_is_wrong_is_said_by_all(four):
     for process, saw in enumerate(four.saw):
         assert saw["unequal"][0] == "ValueError"
-        assert "in all processes, and config is not the same" in saw["unequal"][1]
+        assert "in all processes, and batch_size is not the same" in saw["unequal"][1]
         kind = "DistributedError" if process else "WorkdirError"
         assert saw["taken"][0] == kind
         assert "signalled holds another run" in saw["taken"][1]

@@ -1,7 +1,7 @@
 """What the training loop runs: a way of training, compiled, behind one interface.
 
-The loop of `jaxsp.gan.training.loop` knows nothing of gradients, servers or exchanges.
-It calls the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
+The loop of `jaxsp.gan.training` knows nothing of gradients, servers or exchanges. It
+calls the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
 transformation and `jaxsp.gan.md_gan.MDGan.program` of an MD-GAN.
 """
 
@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsp.gan import models
 from jaxsp.workers import Workers
 
 __all__ = [
     "Program",
     "Role",
     "Summary",
+    "Traffic",
     "all_finite",
     "named_leaves",
     "with_named_leaves",
@@ -37,6 +39,18 @@ class Summary(NamedTuple):
 
     generator: Any
     params: Any
+
+
+class Traffic(NamedTuple):
+    """Bits that one member sends and receives.
+
+    Attributes:
+      sent: bits sent.
+      received: bits received.
+    """
+
+    sent: int
+    received: int
 
 
 class Role(NamedTuple):
@@ -74,7 +88,11 @@ class Program:
     a summary has the same names everywhere.
 
     Attributes:
+      gan: generator and discriminator.
       workers: who trains.
+      batch_size: examples a worker draws for one gradient.
+      settings: what else must be the same when a run goes on, with values that JSON can
+        hold.
       steps_per_call: the most steps that one call of `step` does.
       init: `init(key)`, the state at step 0.
       step: `step(state, shares, sizes, key, count)` does `count` steps and returns the
@@ -88,17 +106,25 @@ class Program:
       consensus: `consensus(state)`, the consensus distance of parameters that are meant
         to agree, or None where there are none.
       summary: `summary(state)`, a `Summary` of NumPy arrays.
-      adopt: `adopt(summary, step, key)`, a state at `step` from a summary of any number
-        of workers; optimizers start anew.
-      adopted: what `adopt` does, in a few words for the log.
-      roles: `roles(shares, sizes)`, what each kind of member does in a step, by name.
+      restart_from: `restart_from(summary, step)`, a state at `step` from a summary of
+        any number of workers; optimizers start anew.
+      restart_note: what `restart_from` does, in a few words for the log.
+      roles: `roles(shares, sizes)`, what each kind of member does in a single step, by
+        name; the arguments may be `jax.ShapeDtypeStruct`s.
+      traffic: `traffic(steps)`, what a member of each kind sends and receives in so
+        many steps, by name; a worker as `bits` has it. Empty where nothing travels.
+      idle_processes: whether a process may hold none of the workers, as that of a
+        server does.
       fetch: `fetch(values)`, a list of what `step` has returned as losses, as NumPy
         arrays, in every process.
       finite: `finite(state)`, whether all parameters and the averaged generator are
         finite; the same answer in every process.
     """
 
+    gan: models.Gan
     workers: Workers
+    batch_size: int
+    settings: Mapping[str, Any]
     steps_per_call: int
     init: Callable[[jax.Array], Any]
     step: Callable[..., tuple[Any, jax.Array]]
@@ -106,9 +132,11 @@ class Program:
     bits: Callable[[Any], tuple[int | None, int | None]]
     consensus: Callable[[Any], float | None]
     summary: Callable[[Any], Summary]
-    adopt: Callable[[Summary, int, jax.Array], Any]
-    adopted: str
+    restart_from: Callable[[Summary, int], Any]
+    restart_note: str
     roles: Callable[[Any, Any], dict[str, Role]]
+    traffic: Callable[[int], dict[str, Traffic]]
+    idle_processes: bool = False
     fetch: Callable[[list[jax.Array]], list[np.ndarray]] = lambda values: [
         np.asarray(value) for value in values
     ]

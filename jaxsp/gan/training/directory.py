@@ -1,0 +1,163 @@
+"""The directory of a run: whose it is, and whether all processes see it.
+
+It holds `config.json` (what the run is), `metrics.jsonl`, pictures, and `checkpoints/`.
+"""
+
+import json
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxsp import distributed
+from jaxsp.gan.files import replacing
+
+__all__ = [
+    "CONFIG",
+    "WorkdirError",
+    "check_directory",
+    "check_shared",
+    "difference",
+    "other_configuration",
+    "read_settings",
+    "write_config",
+]
+
+CONFIG = "config.json"
+_PATIENCE = 5.0  # seconds
+# What a run writes. A directory that holds any of these belongs to a run.
+_RUN_FILES = (CONFIG, "checkpoints", "metrics.jsonl", "samples.png", "curves.png")
+
+
+class WorkdirError(ValueError):
+    """A directory that cannot be used: it holds another run, or is no directory."""
+
+
+def check_directory(
+    workdir: str | os.PathLike,
+    settings: Mapping[str, Any],
+    resume: bool,
+    may_differ: Sequence[str] = (),
+) -> bool:
+    """Whether a run in `workdir` can go on; writes nothing.
+
+    Args:
+      workdir: the run directory, which need not exist yet.
+      settings: what must be equal for a run to go on, with values that JSON can hold.
+        Names that `workdir` does not know are not compared.
+      resume: whether the caller wants to go on with what is there.
+      may_differ: names of settings that are not compared.
+
+    Returns:
+      True if there is a run and `resume`; False if there is none.
+
+    Raises:
+      WorkdirError: if there is a run and not `resume`; if the run there has other
+        settings, or its files are not a run's; if `workdir` cannot be a directory.
+    """
+    workdir = pathlib.Path(workdir)
+    existing = next((p for p in (workdir, *workdir.parents) if p.exists()), workdir)
+    if not existing.is_dir():
+        raise WorkdirError(f"{existing} is a file, not a directory.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise WorkdirError(f"no permission to write in {existing}.")
+    found = [name for name in _RUN_FILES if (workdir / name).exists()]
+    if not found:
+        return False
+    if not resume:
+        raise WorkdirError(
+            f"{workdir} holds another run ({', '.join(found)}), which is never "
+            "overwritten: choose another directory, or go on with it by --resume (in "
+            "Python: resume=True)."
+        )
+    saved = read_settings(workdir)
+    different = [
+        difference(name, value, saved)
+        for name, value in json.loads(json.dumps(dict(settings))).items()
+        if name in saved and saved[name] != value and name not in may_differ
+    ]
+    if different:
+        raise other_configuration(workdir, different)
+    return True
+
+
+def other_configuration(
+    workdir: str | os.PathLike, different: Sequence[str]
+) -> WorkdirError:
+    """The error that a run is another one.
+
+    Args:
+      workdir: its directory.
+      different: what `difference` says of each setting that is not what it was.
+    """
+    return WorkdirError(
+        f"{workdir} holds a run with another configuration: {'; '.join(different)}. "
+        "Resume it as it was, or choose another directory."
+    )
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Raise a WorkdirError in all processes if not all see the same directory.
+
+    All must call it. Process 0 writes a file and takes it away again.
+
+    Args:
+      workdir: the directory, which exists where process 0 runs.
+    """
+    if distributed.is_alone():
+        return
+    main, number = distributed.is_main(), secrets.randbits(30)
+    number = int(distributed.process_max([number if main else 0])[0])
+    token = workdir / f".shared.{number}"
+    with distributed.raise_together():
+        if main:
+            token.touch()
+    deadline = time.monotonic() + _PATIENCE
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a network file system may take its time
+    blind = distributed.process_count() - distributed.process_index()
+    found = int(distributed.process_max([0 if seen else blind])[0])
+    if main:
+        token.unlink(missing_ok=True)
+    if found:
+        error = WorkdirError(
+            f"{workdir.absolute()} must be a directory that all "
+            "processes see, on a shared file system: process "
+            f"{distributed.process_count() - found} does not see there what process 0 "
+            "writes. Choose another directory."
+        )
+        raise distributed.in_all(error)
+
+
+def difference(name: str, value: Any, saved: Mapping[str, Any]) -> str:
+    """That a setting is not what it was, in words."""
+    return f"{name} is {value!r} now and {saved[name]!r} there"
+
+
+def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
+    """The settings in `config.json`; a WorkdirError if they cannot be read."""
+    try:
+        return dict(json.loads((workdir / CONFIG).read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = ", ".join(name for name in _RUN_FILES if (workdir / name).exists())
+        raise WorkdirError(
+            f"{workdir} holds {found or 'nothing'} but no readable {CONFIG}, so "
+            "there is no telling which run this is: choose another directory."
+        ) from None
+
+
+def write_config(
+    workdir: str | os.PathLike, settings: Mapping[str, Any], free: Mapping[str, Any]
+) -> None:
+    """Write `config.json`, all at once.
+
+    Args:
+      workdir: the run directory, which exists.
+      settings: what must stay as it is when the run is resumed.
+      free: what may change then, for the record.
+    """
+    text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
+    with replacing(pathlib.Path(workdir) / CONFIG) as path:
+        path.write_text(text + "\n")

@@ -1,0 +1,70 @@
+"""How far a run has come, as one tuple."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Progress", "add_bits"]
+
+
+class Progress(NamedTuple):
+    """How far a run has come: saved beside the state, and restored as it is.
+
+    Attributes:
+      step: how many steps are done.
+      seconds: of training.
+      losses: of generator and discriminator, means over the workers, summed over the
+        steps since the last line of metrics.
+      losses_steps: how many steps these are.
+      bits_before: bits that other workers sent and received before these went on, means
+        over workers.
+      bits: the same until this step, with those of these workers; None where nothing
+        counts them.
+      workers: how many workers.
+      data_crc32: a checksum of their data.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: tuple[float, float] = (0.0, 0.0)
+    losses_steps: int = 0
+    bits_before: tuple[int | None, int | None] = (0, 0)
+    bits: tuple[int | None, int | None] = (0, 0)
+    workers: int = 0
+    data_crc32: int = 0
+
+    def after(self, losses: np.ndarray, seconds: float) -> "Progress":
+        """The progress after some steps more.
+
+        Args:
+          losses: of generator and discriminator, (workers, steps, 2).
+          seconds: how long they took.
+        """
+        x, y = self.losses
+        # One by one: the sum does not depend on how many came together.
+        for mean in losses.mean(axis=0, dtype=np.float64).tolist():
+            x, y = x + mean[0], y + mean[1]
+        done = losses.shape[1]
+        return self._replace(
+            step=self.step + done,
+            seconds=self.seconds + seconds,
+            losses=(x, y),
+            losses_steps=self.losses_steps + done,
+        )
+
+    @property
+    def mean_losses(self) -> tuple[float, float] | None:
+        """Mean losses since the last line of metrics; None if there was no step."""
+        if not self.losses_steps:
+            return None
+        return self.losses[0] / self.losses_steps, self.losses[1] / self.losses_steps
+
+
+def add_bits(
+    bits: tuple[int | None, int | None], before: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    """Two counts of bits sent and received, together; None where nothing counts."""
+    up, down = (
+        None if n is None else n + (m or 0) for n, m in zip(bits, before, strict=True)
+    )
+    return up, down
