@@ -13,7 +13,8 @@ An iteration, with $N$ workers, $k$ batches of $b$ samples and $L$ discriminator
 
 Workers hold neither the generator nor its optimizer and compute nothing for it: what
 they run is compiled apart from what the server runs. Where there is a device more than
-the workers use, the server has it to itself; over processes it has process 0 (`link`).
+the workers use, the server has it to itself; over processes it has process 0
+(`transport`).
 
 References:
   Hardy, Le Merrer, Sericola, MD-GAN: Multi-Discriminator Generative Adversarial

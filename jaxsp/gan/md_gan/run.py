@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsp import comm
 from jaxsp.gan import data, models
-from jaxsp.gan.md_gan import link, roles
+from jaxsp.gan.md_gan import roles, transport
 from jaxsp.gan.program import Program, Role, Summary
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
 from jaxsp.operators import MinMax
@@ -94,7 +94,9 @@ class Run:
             return x, opt_state, moving_average(ema, x, step, ema_decay)
 
         self.generate = jax.jit(generate)
-        self.link = link.link(workers, method.server_device, self._messages())
+        self.transport = transport.between(
+            workers, method.server_device, self._messages()
+        )
         self.work = jax.jit(
             workers.map(work, in_axes=(0,) * 8 + (None, None)), donate_argnums=(0, 1, 2)
         )
@@ -123,8 +125,8 @@ class Run:
             steps_per_call=1,
             init=self.init,
             step=self.step,
-            generator=lambda state: self.link.read(state.ema, ())[0],
-            bits=lambda state: bits(self.link.read((), state.traffic)[1]),
+            generator=lambda state: self.transport.read(state.ema, ())[0],
+            bits=lambda state: bits(self.transport.read((), state.traffic)[1]),
             consensus=lambda state: None,  # no two networks are meant to agree
             summary=self.summary,
             restart_from=self.restart_from,
@@ -135,20 +137,20 @@ class Run:
                 self.gan, self.batch_size, self.workers.count, steps
             ),
             idle_processes=True,
-            fetch=lambda values: self.link.read(values, ())[0],
+            fetch=lambda values: self.transport.read(values, ())[0],
             finite=self.finite,
         )
 
     def start(self, x, y, ema, step):
         """The state at `step` of a generator and stacked discriminators."""
-        at_server = self.link.at_server  # copies: the loop gives its buffers away
+        at_server = self.transport.at_server  # copies: the loop gives its buffers away
         x, ema = at_server(lambda: (x, ema))
         y = self.workers.shard(y)
         opt_x = at_server(self.method.generator_optimizer.init, x)
         return MDGanState(
             step=at_server(lambda: jnp.asarray(step, jnp.int32)),
             params=MinMax(x, y),
-            opt_state=MinMax(opt_x, self.link.at_workers(self.renew, y)),
+            opt_state=MinMax(opt_x, self.transport.at_workers(self.renew, y)),
             ema=ema,
             alive=self.workers.shard(np.ones(self.workers.count, bool)),
             traffic=self.workers.replicate(comm.no_traffic()),
@@ -178,29 +180,33 @@ class Run:
         index = roles.assignment(alive, method.batches_k)
         x, y = state.params
         opt_x, opt_y = state.opt_state
-        ema, traffic, next_step = state.ema, state.traffic, self.link.absent(state.step)
+        ema, traffic, next_step = (
+            state.ema,
+            state.traffic,
+            self.transport.absent(state.step),
+        )
 
         fakes = latents = feedback = values = None
-        if self.link.serves:
+        if self.transport.serves:
             *fakes, latents = self.generate(x, key, state.step, *index)
-        fakes = self.link.down(fakes, alive)
-        if self.link.works:
+        fakes = self.transport.down(fakes, alive)
+        if self.transport.works:
             y, opt_y, traffic, feedback, values = self.work(
                 y, opt_y, traffic, shares, sizes, *fakes, mine, key, np.int32(step)
             )
-        feedback, values = self.link.up(feedback, values, alive)
-        if self.link.serves:
+        feedback, values = self.transport.up(feedback, values, alive)
+        if self.transport.serves:
             x, opt_x, ema = self.update(
                 x, opt_x, ema, latents, feedback, index[0], alive, state.step
             )
             next_step = state.step + 1
             values = _of_the_living(values, alive)[:, None]
         else:
-            values = self.link.absent(
+            values = self.transport.absent(
                 jax.ShapeDtypeStruct((workers.count, 1, 2), jnp.float32)
             )
         due = method.swap_every is not None and (step + 1) % method.swap_every == 0
-        if due and self.link.works:
+        if due and self.transport.works:
             y, opt_y, traffic = self._swapped(y, opt_y, traffic, alive, key, step)
         state = MDGanState(
             step=next_step,
@@ -216,14 +222,14 @@ class Run:
     def _know(self, state):
         """The step and the living, on the host; waits only if the state is not ours."""
         if state.step is not self._known[0]:
-            step, alive = self.link.read(state.step, state.alive)
+            step, alive = self.transport.read(state.step, state.alive)
             return int(step), alive, self.workers.shard(alive)
         return self._known[1:]
 
     def _joined(self, state, before, alive, step):
         """Who comes anew copies the discriminator of the first that was there."""
         joins, source = roles.joining(before, alive, step)
-        if not (joins.any() and self.link.works):
+        if not (joins.any() and self.transport.works):
             return state
         rows = np.where(joins, source, np.arange(len(alive)))
         y = self.workers.permute(state.params.y, rows)
@@ -260,12 +266,14 @@ class Run:
     def summary(self, state):
         """The generator, and the discriminators of the living."""
         of_server = state.ema, state.params.x
-        (ema, x), (y, living) = self.link.read(of_server, (state.params.y, state.alive))
+        (ema, x), (y, living) = self.transport.read(
+            of_server, (state.params.y, state.alive)
+        )
         return Summary(ema, MinMax(x, jax.tree.map(lambda leaf: leaf[living], y)))
 
     def finite(self, state):
         """Whether all parameters are finite, on every process."""
-        return self.link.finite((state.params.x, state.ema), state.params.y)
+        return self.transport.finite((state.params.x, state.ema), state.params.y)
 
     def _shapes(self):
         """Shapes of the networks and of a call of `generate`: arguments and result."""

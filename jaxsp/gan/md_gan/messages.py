@@ -1,4 +1,4 @@
-"""Pieces of stacked arrays: what goes from device to device, and what arrives."""
+"""The arrays of messages: what goes from device to device, and what arrives."""
 
 import functools
 import operator

@@ -1,4 +1,11 @@
-"""What server and workers of an MD-GAN say to each other from process to process."""
+"""What server and workers say to each other, in one process or from one to another.
+
+A transport carries the generated batches down and the feedback up, and knows where the
+server and the workers live. `InProcess` copies from device to device. `OverProcesses`
+is for a server and workers that no process sees all of: every process makes the same
+calls in the same order, those who have no part in a message pass by, and each array of
+somebody else is held without its data.
+"""
 
 import functools
 from typing import Any
@@ -8,12 +15,84 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxsp.gan.md_gan import pieces
+from jaxsp.gan.md_gan import messages
 from jaxsp.workers import Workers
 
-__all__ = ["OverProcesses", "in_words"]
+__all__ = ["InProcess", "OverProcesses", "between"]
 
 _PAGE = 4096  # bytes
+
+
+def between(workers: Workers, server: Any, shapes: Any) -> "InProcess | OverProcesses":
+    """The transport between a server and its workers.
+
+    Args:
+      workers: who holds the discriminators.
+      server: the device of the generator, or None to choose it: of one process the
+        first that no worker has where the workers have several, else the workers'
+        first; of many the first of process 0 that no worker has.
+      shapes: shapes of what travels, stacked over the workers: the pair of what goes
+        down (the two generated batches, alike) and of what comes up.
+
+    Returns:
+      An `InProcess` if this is the only process, or if server and workers all live in
+      it; otherwise an `OverProcesses`.
+
+    Raises:
+      ValueError: if the server has no device of its own in process 0, among many.
+    """
+    everyone = [*workers.devices, *([] if server is None else [server])]
+    if jax.process_count() == 1 or (
+        server is not None
+        and all(d.process_index == jax.process_index() for d in everyone)
+    ):
+        return InProcess(workers, server or _free_device(workers))
+    return OverProcesses(workers, server or _first_device(workers), *shapes)
+
+
+class InProcess:
+    """Server and workers of one process.
+
+    Args:
+      workers: who holds the discriminators.
+      server: the device of the generator.
+    """
+
+    serves = works = True
+
+    def __init__(self, workers: Workers, server: Any):
+        self._workers, self._server = workers, server
+
+    def at_server(self, make: Any, *args: Any) -> Any:
+        """What `make(*args)` makes, in arrays of their own on the server's device."""
+        made = jax.device_put(make(*args), self._server)
+        return jax.tree.map(jnp.array, made)
+
+    def at_workers(self, make: Any, *args: Any) -> Any:
+        """What `make(*args)` makes, stacked, on the workers' devices."""
+        return self._workers.shard(make(*args))
+
+    def down(self, fakes: Any, alive: np.ndarray) -> Any:
+        """From the server to the workers: the two generated batches, stacked."""
+        del alive
+        return self._workers.shard(fakes)
+
+    def up(self, feedback: Any, values: Any, alive: np.ndarray) -> tuple[Any, Any]:
+        """From the workers to the server: the feedback. The losses stay."""
+        del alive
+        return jax.device_put(feedback, self._server), values
+
+    def absent(self, tree: Any) -> Any:
+        """Nothing is absent here."""
+        return tree
+
+    def read(self, of_server: Any, of_workers: Any) -> tuple[Any, Any]:
+        """Trees of the server and of the workers as NumPy arrays."""
+        return jax.tree.map(np.asarray, (of_server, of_workers))
+
+    def finite(self, of_server: Any, of_workers: Any) -> bool:
+        """Whether every number is finite."""
+        return bool(messages.finite(of_server)) and bool(messages.finite(of_workers))
 
 
 class OverProcesses:
@@ -42,7 +121,7 @@ class OverProcesses:
             raise ValueError(
                 "server_device must be a device of process 0 that no worker has, where "
                 f"several processes train, got {server} beside workers on "
-                f"{in_words(workers)}."
+                f"{_in_words(workers)}."
             )
         here = jax.process_index()
         self.serves = server.process_index == here
@@ -51,12 +130,13 @@ class OverProcesses:
         self._block = workers.count // len(self._devices)
         self._down, self._up = down, up
         self._server = server
-        self._at_server = NamedSharding(pieces.mesh([server]), PartitionSpec())
+        self._at_server = NamedSharding(messages.mesh([server]), PartitionSpec())
         self._at_workers = workers.shard(np.zeros(workers.count, bool)).sharding
         first = {d.process_index: d for d in reversed(jax.devices())}
         self._own = first[here]
         self._all = NamedSharding(
-            pieces.mesh([first[p] for p in sorted(first)]), PartitionSpec(pieces.ENDS)
+            messages.mesh([first[p] for p in sorted(first)]),
+            PartitionSpec(messages.ENDS),
         )
 
     # ------------------------------------------------------------------ who holds what
@@ -100,7 +180,7 @@ class OverProcesses:
           X^d and X^g on the workers' devices; None where no worker lives.
         """
         living = self._living(alive)
-        sent = pieces.divided(fakes, living) if self.serves else [None] * len(living)
+        sent = messages.divided(fakes, living) if self.serves else [None] * len(living)
         placed = {}
         for device, rows, message in zip(self._devices, living, sent, strict=True):
             if rows:
@@ -137,15 +217,15 @@ class OverProcesses:
             if rows:
                 message = None
                 if device.process_index == jax.process_index():
-                    held = [pieces.piece(x, device) for x in (feedback, values)]
+                    held = [messages.piece(x, device) for x in (feedback, values)]
                     whole = len(rows) == self._block
-                    message = held if whole else pieces.taken(held, rows)
-                shapes = pieces.first_axis(list(self._up), len(rows))
+                    message = held if whole else messages.taken(held, rows)
+                shapes = messages.first_axis(list(self._up), len(rows))
                 arrived.append(self._send(device, message, shapes, down=False))
         if not self.serves:
             return None, None
         every = tuple(n for n, lives in enumerate(alive) if lives)
-        return tuple(pieces.scattered(arrived, every, self._workers.count))
+        return tuple(messages.scattered(arrived, every, self._workers.count))
 
     def _living(self, alive):
         """For each device those rows of its block that are alive."""
@@ -167,12 +247,12 @@ class OverProcesses:
         Of those that are gone they are zeros, and what comes of these is not used.
         """
         if len(rows) == self._block:
-            return pieces.opened(message)
+            return messages.opened(message)
         if rows:
-            return pieces.spread(message, rows, self._block)
-        shapes = pieces.first_axis(self._down, self._block)
+            return messages.spread(message, rows, self._block)
+        shapes = messages.first_axis(self._down, self._block)
         return [
-            jax.tree.map(lambda s: pieces.zeros(device, s.shape, s.dtype), shapes)
+            jax.tree.map(lambda s: messages.zeros(device, s.shape, s.dtype), shapes)
         ] * 2
 
     def _send(self, device, tree, shapes, down):
@@ -187,13 +267,13 @@ class OverProcesses:
         mine = [end for end in ends if end.process_index == here]
         if not mine:
             return None
-        sharding = NamedSharding(pieces.mesh(ends), PartitionSpec(pieces.ENDS))
+        sharding = NamedSharding(messages.mesh(ends), PartitionSpec(messages.ENDS))
 
         def whole(shape, *leaf):
             halves = [
                 leaf[0].addressable_data(0)
                 if end == source
-                else pieces.zeros(end, shape.shape, shape.dtype)
+                else messages.zeros(end, shape.shape, shape.dtype)
                 for end in mine
             ]
             return jax.make_array_from_single_device_arrays(
@@ -201,8 +281,8 @@ class OverProcesses:
             )
 
         trees = (tree,) if source in mine else ()
-        sent = pieces.carrier(ends, down)(jax.tree.map(whole, shapes, *trees))
-        return pieces.piece(sent, target) if target in mine else None
+        sent = messages.carrier(ends, down)(jax.tree.map(whole, shapes, *trees))
+        return messages.piece(sent, target) if target in mine else None
 
     # ------------------------------------------------------------------ for all to know
 
@@ -235,7 +315,7 @@ class OverProcesses:
     def finite(self, of_server: Any, of_workers: Any) -> bool:
         """Whether every number is finite, on every process."""
         here = [
-            bool(pieces.finite(pieces.piece(tree, device)))
+            bool(messages.finite(messages.piece(tree, device)))
             for tree, devices in (
                 (of_server, [self._server]),
                 (of_workers, self._devices),
@@ -260,7 +340,31 @@ class OverProcesses:
         return np.asarray(total).view(np.uint8)[: len(data)]
 
 
-def in_words(workers: Workers) -> str:
+def _free_device(workers):
+    """Of this process a device that no worker has, where they have several."""
+    if len(workers.devices) > 1:
+        for device in jax.local_devices():
+            if device not in workers.devices and (
+                device.platform == workers.devices[0].platform
+            ):
+                return device
+    return workers.devices[0]
+
+
+def _first_device(workers):
+    """Of process 0 the first device that no worker has."""
+    for device in jax.devices():
+        if device.process_index == 0 and device not in workers.devices:
+            return device
+    others = sum(d.process_index > 0 for d in jax.devices())
+    raise ValueError(
+        "workers must leave a device of process 0 to the server of an MD-GAN, got "
+        f"workers on {_in_words(workers)}: write Workers({others}, devices="
+        "[d for d in jax.devices() if d.process_index > 0])."
+    )
+
+
+def _in_words(workers: Workers) -> str:
     """The workers' devices, for a message."""
     return ", ".join(f"{d} (process {d.process_index})" for d in workers.devices)
 
