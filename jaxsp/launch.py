@@ -13,7 +13,6 @@ On Linux the processes die with the launcher, however it ends.
 
 import argparse
 import contextlib
-import ctypes
 import os
 import re
 import shlex
@@ -28,6 +27,14 @@ from collections.abc import Mapping, Sequence
 __all__ = ["environment", "launch", "main"]
 
 _GRACE = 5.0  # seconds to end by oneself after a failure, and again after SIGTERM
+# A process that asks Linux for SIGKILL when its parent ends (PR_SET_PDEATHSIG, 1), and
+# then becomes the command. Popen's preexec_fn would fork with the launcher's threads.
+_DIE_WITH_PARENT = (
+    sys.executable,
+    "-ISc",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0);"
+    "os.execvp(sys.argv[1], sys.argv[1:])",
+)
 
 
 def environment(
@@ -64,6 +71,7 @@ def launch(command: Sequence[str], count: int, resume_command: str) -> int:
     """
     with socket.create_server(("127.0.0.1", 0)) as sock:
         coordinator = f"127.0.0.1:{sock.getsockname()[1]}"
+    linux = sys.platform == "linux"
     processes: list[subprocess.Popen[str]] = []
     caught: list[int] = []
 
@@ -77,7 +85,7 @@ def launch(command: Sequence[str], count: int, resume_command: str) -> int:
     try:
         for number in range(count):
             process = subprocess.Popen(
-                command,
+                [*_DIE_WITH_PARENT, *command] if linux else command,
                 env=environment(number, count, coordinator, resume_command, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -85,7 +93,6 @@ def launch(command: Sequence[str], count: int, resume_command: str) -> int:
                 text=True,
                 errors="replace",
                 process_group=0,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
             processes.append(process)
         readers = [
@@ -145,10 +152,6 @@ def _prefix(number: int, pipe, target) -> None:
         for line in pipe:
             target.write(f"[{number}] {line}" + ("" if line.endswith("\n") else "\n"))
             target.flush()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -645,5 +645,5 @@ def test_points_in_full_and_without_inception(monkeypatch):
     assert whole["frechet_distance"] == pytest.approx(wanted, rel=1e-9)
     modes = scores.mode_coverage(mixture.test[:90], mixture.centers, mixture.std)
     assert whole["high_quality"] == pytest.approx(modes.high_quality)
-    with pytest.raises(ValueError, match="inception judges images"):
+    with pytest.raises(ValueError, match="inception scores images"):
         scores.evaluator(mixture, inception="anything")
