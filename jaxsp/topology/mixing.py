@@ -365,19 +365,10 @@ def _gram(member: Topology) -> Matrix:
 
 def _diameter(members: Sequence[Topology]) -> float:
     """Mixings until every worker has heard from every other one, or infinity."""
-    heard = np.eye(members[0].size, dtype=bool)  # heard[m, j]: from j to m
-    if all(member.is_circulant for member in members):
-        heard = heard[:, :1]  # one sender stands for all
-    for hops in itertools.count():
-        if heard.all():
-            return hops
-        before = heard.copy()
-        for member in members:
-            for sources, weights in zip(
-                member.permutations, member.weights, strict=True
-            ):
-                edges = weights != 0
-                heard[edges] |= before[sources[edges]]
-        if (heard == before).all():
-            break
-    return math.inf
+    from scipy.sparse import csgraph  # a quarter of a second
+
+    union = sum(member.to_matrix() for member in members)
+    # One worker stands for all where they are alike.
+    start = 0 if all(member.is_circulant for member in members) else None
+    hops = csgraph.shortest_path(union, unweighted=True, indices=start).max()
+    return int(hops) if np.isfinite(hops) else math.inf
