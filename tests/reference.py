@@ -1,22 +1,13 @@
 """The methods as plain float64 NumPy loops: what the library's trajectories must equal.
 
 Row m of an (n, d) array Z is the point of worker m. F maps Z to the stacked values
-F_m(z_m), a descent field: every player moves along -F. Each loop calls F once per
-oracle call, in order, so a noisy oracle is `numbered(F)`. A learning rate is a number
-or a function of the iteration k = 0, 1, ... A loop returns its points stacked along a
-new leading axis, [steps + 1, n, d], the start first: entry k is where the first
-gradient of iteration k is taken.
+F_m(z_m), a descent field: every player moves along -F. A learning rate is a number or a
+function of the iteration k = 0, 1, ... A loop returns its points stacked along a new
+leading axis, [steps + 1, n, d], the start first: entry k is where the first gradient of
+iteration k is taken.
 """
 
-import itertools
-
 import numpy as np
-
-
-def numbered(F):
-    """F(Z, call) as an oracle F(Z) that counts its calls from zero: use it once."""
-    calls = itertools.count()
-    return lambda Z: F(Z, next(calls))
 
 
 def average(V):
@@ -164,16 +155,6 @@ def extra_adam(z0, F, lr, steps, b1=0.5, b2=0.9, eps=1e-8, sync_every=None):
 
 
 # Past-gradient methods.
-
-
-def gossip_descent(z0, F, W, rounds, lr, steps):
-    """Z ← W^t (Z - η F(Z)): diverges on a bilinear game."""
-    Z = np.array(z0, float)
-    points = [Z]
-    for k in range(steps):
-        Z = mix(Z - rate(lr, k) * F(Z), W, rounds)
-        points.append(Z)
-    return np.stack(points)
 
 
 def dposg(z0, F, W, rounds, lr, steps):

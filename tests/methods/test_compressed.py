@@ -314,14 +314,14 @@ def test_pp_masha1(x64, mode):
     for k in range(STEPS):
         draw_key = jax.random.fold_in(jax.random.fold_in(exchange_key, k), 1)
         participants.append(np.asarray(jax.random.randint(draw_key, (b,), 0, M)))
-    theirs = loops.pp_masha1(
+    theirs = loops.masha1(
         start_point(),
         game,
         averaged(up, exchange_key),
-        participants,
         coins(0.2),
         0.05,
         0.2,
+        participants=participants,
     )
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
@@ -329,21 +329,21 @@ def test_pp_masha1(x64, mode):
 R = 6
 
 
-def terms_of(game):
-    """`terms(z)`, `[M, R, D]`: R affine terms a worker, whose mean is its F_m."""
+def terms_of():
+    """R affine terms a worker, whose mean is its F_m: what they add to it."""
     rng = np.random.default_rng(4)
     shift = rng.normal(size=(M, R, D))
     shift -= shift.mean(1, keepdims=True)
     tilt = 0.2 * rng.normal(size=(M, R, D))
     tilt -= tilt.mean(1, keepdims=True)
-    return shift, tilt, lambda z: game(z)[:, None] + shift + tilt * np.asarray(z)
+    return shift, tilt
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["vr_masha1", "vr_masha2"])
 def test_variance_reduced_masha(x64, which, mode):
     game = Game()
-    shift, tilt, terms = terms_of(game)
+    shift, tilt = terms_of()
     rng = np.random.default_rng(8)
     batches = rng.integers(0, R, size=(STEPS, M, 2))
     up = {"vr_masha1": RAND, "vr_masha2": TOP}[which]
@@ -374,15 +374,25 @@ def test_variance_reduced_masha(x64, which, mode):
         start, game.H, game.h, shift, tilt, jnp.asarray(batches.swapaxes(0, 1))
     )
     exchange_key = jax.random.fold_in(KEY, 0)
-    draw = averaged if which == "vr_masha1" else messages
-    theirs = getattr(loops, which)(
+    draw, loop = {
+        "vr_masha1": (averaged, loops.masha1),
+        "vr_masha2": (messages, loops.masha2),
+    }[which]
+
+    def sampled(k, z):
+        added = shift + tilt * z
+        return game(z) + np.stack(
+            [added[m][batches[k, m]].mean(axis=0) for m in range(M)]
+        )
+
+    theirs = loop(
         start_point(),
-        terms,
-        batches,
+        game,
         draw(up, exchange_key),
         coins(0.2),
         rate,
         0.2,
+        sampled=sampled,
     )
     ours = np.asarray(ours).swapaxes(0, 1)
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
