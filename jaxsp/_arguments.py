@@ -55,13 +55,29 @@ def check_topology(topology: Any) -> None:
 
 
 def check_key(name: str, key: Any) -> jax.Array:
-    """Accept a typed PRNG key."""
+    """A typed key, as one of Threefry.
+
+    With keys of other generators (`"rbg"`) `vmap` changes what is drawn, and what all
+    workers must draw alike would differ between virtual ones. Threefry's words are the
+    same however they are mapped.
+    """
     if not (
         isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ):
         raise ValueError(
             f"{name} must be a typed key such as jax.random.key(0), got {key!r}."
         )
+    if key.shape:
+        raise ValueError(
+            f"{name} must be one key, got an array of keys of shape {key.shape}: write "
+            f"{name}=keys[0]."
+        )
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return key
+    words = jax.random.key_data(key)
+    key = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+    for word in words[2:]:
+        key = jax.random.fold_in(key, word)
     return key
 
 

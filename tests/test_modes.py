@@ -42,6 +42,44 @@ def test_blocks_follow_virtual_workers(x64, row):
     jax.tree.map(np.testing.assert_array_equal, *traffic)
 
 
+DRAWING = ("rand_dp_oadam", "federated_average", "dqgan_gather", "masha1_gather")
+DRAWING = [row for row in ROWS if row.name in DRAWING]
+DRAWING += [
+    table.Row(
+        "pp_masha1",
+        lambda t, lr, axis: methods.pp_masha1(lr, table.on(axis, table.RAND), 3, 0.3),
+    ),
+    table.Row(
+        "compressed_gossip",
+        lambda t, lr, axis: jaxsp.compressed_gossip(
+            t, table.FOUR_BITS, 0.3, key=table.KEY, axis_name=axis
+        ),
+    ),
+    table.Row(
+        "low_rank",
+        lambda t, lr, axis: methods.dqgan(
+            lr, table.on(axis, compressors.low_rank(1), compressors.low_rank(1))
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("row", DRAWING, ids=lambda row: row.name)
+def test_keys_of_every_type_draw_alike_in_every_mode(x64, row, impl, monkeypatch):
+    monkeypatch.setattr(table, "KEY", jax.random.key(7, impl=impl))
+    game, ring = table.make_game(8, D), topology.ring(8)
+    z0 = np.random.default_rng(5).normal(size=(8, D))
+    found = []
+    for devices in (1, 2, 8):
+        workers = jaxsp.Workers(8, jax.devices()[:devices])
+        tx = row.build(ring, row.rate, workers.axis_name)
+        found.append(table.trajectory(workers, tx, game, z0, 8)[0])
+    assert np.abs(found[0][-1] - found[0][0]).max() > 1e-3
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-12)
+
+
 # ---------------------------------------------------------- what travels
 
 

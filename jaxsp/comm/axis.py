@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsp import _arguments
 from jaxsp.comm import gloo
 from jaxsp.topology import permutations
 
@@ -65,8 +66,11 @@ def worker_key(key: jax.Array, axis_name: AxisName) -> jax.Array:
     """A key of the worker's own, made from a key that all share.
 
     What all workers must draw alike (a coin, a graph) is drawn from the shared key;
-    what each draws for itself (a batch, a rounding) from this one.
+    what each draws for itself (a batch, a rounding) from this one. It is a key of
+    Threefry, whatever the type of `key`, so that a worker draws the same numbers alone
+    on a device as under `vmap`.
     """
+    key = _arguments.check_key("key", key)
     return jax.random.fold_in(key, worker_index(axis_name))
 
 

@@ -137,7 +137,7 @@ def channel(
                 f"jaxsp.compressors.top_k(0.1), or be None, got {compressor!r}."
             )
     if key is not None:
-        _arguments.check_key("key", key)
+        key = _arguments.check_key("key", key)
     if route not in (None, "gather", "sharded"):
         raise ValueError(f'route must be None, "gather" or "sharded", got {route!r}.')
     made = Channel(axis_name, up, down, key, route)

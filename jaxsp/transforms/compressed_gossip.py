@@ -1,6 +1,6 @@
 """Gossip through compressors: differences to what neighbours know travel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -72,7 +72,7 @@ def compressed_gossip(
             "topology must be fixed, because neighbours remember what they were sent, "
             f"got {topology!r}: use gossip for a time-varying one."
         )
-    comm.check_contractive(comm.channel(axis_name, compressor, key=key))
+    channel = comm.check_contractive(comm.channel(axis_name, compressor, key=key))
     _arguments.check_probability("step_size", step_size)
 
     def init_fn(params):
@@ -87,7 +87,7 @@ def compressed_gossip(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = _arguments.require_params(params)
-        step_key = jax.random.fold_in(key, state.count)
+        step_key: Any = channel.at(state.count).key
         if not compressor.shared_key:
             step_key = comm.worker_key(step_key, axis_name)
         point = optax.tree.add(params, updates)

@@ -114,9 +114,7 @@ def federated_average(
                 "key must be a typed key that all workers share, such as "
                 "jax.random.key(0), when participants is given: it draws who they are."
             )
-    if key is not None:
-        _arguments.check_key("key", key)
-    shared_key: Any = key
+    shared_key: Any = None if key is None else _arguments.check_key("key", key)
     _arguments.check_axis_name(axis_name)
 
     def init_fn(params):

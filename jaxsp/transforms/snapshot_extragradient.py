@@ -100,7 +100,7 @@ def snapshot_extragradient(
     """
     _arguments.check_learning_rate(learning_rate)
     _arguments.check_probability("refresh", refresh.probability)
-    _arguments.check_key("key", refresh.key)
+    coin_key = _arguments.check_key("key", refresh.key)
     _arguments.check_axis_name(axis_name)
     if refresh.snapshot not in ("previous", "current"):
         raise ValueError(
@@ -173,7 +173,7 @@ def snapshot_extragradient(
             difference, state.exchange, params, **extra_args
         )
         point = project(optax.tree.sub(base, step), rate)  # z⁺
-        step_key = jax.random.fold_in(refresh.key, state.count)
+        step_key = jax.random.fold_in(coin_key, state.count)
         coin = jax.random.bernoulli(step_key, refresh.probability)
         if not after_step:  # w ← z, whose operators the next update exchanges
             snapshot = jax.tree.map(

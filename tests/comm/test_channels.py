@@ -49,6 +49,10 @@ def test_what_a_channel_allows(up, down, unbiased, contractive):
         (dict(axis_name=AXIS, down=TOP, key=None), "key must be a typed key"),
         (dict(axis_name=AXIS, up=TOP, key=0), r"typed key such as jax\.random\.key"),
         (dict(axis_name=AXIS, key=jax.random.PRNGKey(0)), "typed key"),
+        (
+            dict(axis_name=AXIS, key=jax.random.split(KEY)),
+            r"key must be one key.*\(2,\)",
+        ),
         (dict(axis_name=AXIS, up=TOP, route="ring"), 'route must be None, "gather"'),
         (dict(axis_name=AXIS, route="gather"), "route='gather' is for payloads"),
     ],
