@@ -3,13 +3,15 @@ r"""Losses of a game turned into the field that its players descend.
 Every method in jaxsp solves a variational inequality: find $z^*$ with
 $\langle F(z^*), z - z^* \rangle \ge 0$. This module is the only place that knows
 signs: `F` is always a *descent* field, every player moves along $-F$, and a
-maximizing player's gradient is negated here once.
+maximizing player's gradient is negated here once. Of complex parameters `jax.grad`
+gives the conjugate of the direction of steepest ascent, and is conjugated here.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 __all__ = ["MinMax", "game", "gradient", "saddle"]
 
@@ -50,8 +52,7 @@ def saddle(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
 
     def operator(z, *args):
         x, y = z
-        out = jax.grad(f, argnums=(0, 1), has_aux=has_aux)(x, y, *args)
-        (grad_x, grad_y), aux = out if has_aux else (out, None)
+        (grad_x, grad_y), aux = _ascent(f, (0, 1), has_aux)(x, y, *args)
         field = MinMax(grad_x, jax.tree.map(lambda g: -g, grad_y))
         return (field, aux) if has_aux else field
 
@@ -84,12 +85,10 @@ def game(
 
     def operator(z, *args):
         x, y = z
-        out_x = jax.grad(f_x, argnums=0, has_aux=has_aux)(x, y, *args)
-        out_y = jax.grad(f_y, argnums=1, has_aux=has_aux)(x, y, *args)
-        if not has_aux:
-            return MinMax(out_x, out_y)
-        (grad_x, aux_x), (grad_y, aux_y) = out_x, out_y
-        return MinMax(grad_x, grad_y), MinMax(aux_x, aux_y)
+        grad_x, aux_x = _ascent(f_x, 0, has_aux)(x, y, *args)
+        grad_y, aux_y = _ascent(f_y, 1, has_aux)(x, y, *args)
+        field = MinMax(grad_x, grad_y)
+        return (field, MinMax(aux_x, aux_y)) if has_aux else field
 
     return operator
 
@@ -109,4 +108,21 @@ def gradient(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]
       >>> print(float(jaxsp.gradient(lambda z: z**2)(3.0)))
       6.0
     """
-    return jax.grad(f, has_aux=has_aux)
+
+    def operator(z, *args):
+        field, aux = _ascent(f, 0, has_aux)(z, *args)
+        return (field, aux) if has_aux else field
+
+    return operator
+
+
+def _ascent(f, argnums, has_aux):
+    """The direction of steepest ascent, and what else `f` returns."""
+    differentiate = jax.grad(f, argnums, has_aux=has_aux)
+
+    def direction(*args):
+        out = differentiate(*args)
+        grad, aux = out if has_aux else (out, None)
+        return jax.tree.map(jnp.conj, grad), aux
+
+    return direction

@@ -392,7 +392,8 @@ def _same(x):
 
 
 def _mean(x):
-    return x.mean(axis=0).astype(x.dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return x.mean(axis=0, dtype=wide).astype(x.dtype)
 
 
 @jax.jit

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxsp
@@ -73,3 +74,43 @@ def test_field_of_identical_workers_is_local_in_every_mode():
         workers = jaxsp.Workers(8, devices)
         mapped = jax.jit(workers.map(lambda z, a: F(z, a), in_axes=(None, 0)))
         np.testing.assert_allclose(mapped(z, scale).x, 3 * scale)
+
+
+def test_complex_parameters_descend():
+    """On |z - w|², whose minimum JAX's own convention runs away from."""
+    w = 1 + 3j
+    square = lambda z: jnp.abs(z - w) ** 2  # noqa: E731
+    F = jaxsp.gradient(square)
+    np.testing.assert_allclose(F(jnp.complex64(0)), -2 * w, rtol=1e-6)
+    minmax = jaxsp.saddle(lambda x, y: square(x) - square(y))
+    alone = jaxsp.game(lambda x, y: square(x), lambda x, y: square(y))
+    for operator in (minmax, alone):
+        field = operator(jaxsp.MinMax(jnp.complex64(0), jnp.complex64(2j)))
+        np.testing.assert_allclose(field.x, -2 * w, rtol=1e-6)
+        np.testing.assert_allclose(field.y, 2 * (2j - w), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["extra_step", "average_and_adam", "cp_oadam"])
+def test_methods_find_the_complex_minimum(name):
+    workers = jaxsp.Workers(2, jax.devices()[:1])
+    tx = {
+        "extra_step": jaxsp.methods.extra_step(0.1, workers.axis_name),
+        "average_and_adam": optax.chain(
+            jaxsp.average(workers.axis_name), optax.adam(0.05)
+        ),
+        "cp_oadam": jaxsp.methods.cp_oadam(0.02, workers.axis_name),
+    }[name]
+    F = jaxsp.gradient(lambda z, w: jnp.sum(jnp.abs(z - w) ** 2))
+
+    def run(w):
+        def step(carry, _):
+            z, state = carry
+            G = lambda z: F(z, w)  # noqa: E731
+            updates, state = tx.update(G(z), state, z, operator_fn=G)
+            return (optax.apply_updates(z, updates), state), None
+
+        z = jnp.zeros(2, jnp.complex64)
+        return jax.lax.scan(step, (z, tx.init(z)), length=600)[0][0]
+
+    z = jax.jit(workers.map(run))(jnp.array([[1 + 3j, 2j], [3 - 1j, 4 + 0j]]))
+    np.testing.assert_allclose(z, [[2 + 1j, 2 + 1j]] * 2, atol=0.02)

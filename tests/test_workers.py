@@ -172,3 +172,10 @@ def test_rows_are_workers(rows):
         workers.permute(np.zeros(4), rows)
     with pytest.raises(ValueError, match="must be stacked"):
         workers.permute(np.zeros(3), [0, 1, 2, 3])
+
+
+def test_means_of_half_precision_do_not_stop_at_256():
+    """In bfloat16 257 is 256: a sum of ones stays there."""
+    workers = jaxsp.Workers(512, jax.devices()[:1])
+    ones = workers.shard(jnp.ones((512, 2), jnp.bfloat16))
+    np.testing.assert_array_equal(workers.fetch_mean(ones), np.ones(2))

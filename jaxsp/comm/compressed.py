@@ -92,11 +92,10 @@ def exchange(
     channel = as_channel(channel)
     count = worker_count(channel.axis_name)
     if channel.plain:
-        weighed = tree
+        mine = None
         if weights is not None:
             mine = weights[worker_index(channel.axis_name)]
-            weighed = jax.tree.map(lambda x: mine.astype(x.dtype) * x, tree)
-        mean, traffic = all_reduce(weighed, traffic, channel.axis_name)
+        mean, traffic = all_reduce(tree, traffic, channel.axis_name, mine)
         return Exchange(mean, tree, (), previous), traffic
     weights = jnp.ones(count) if weights is None else weights
     up = _up(channel)
@@ -182,17 +181,19 @@ def _keys(channel, vectors):
     return [(worker_key(up, channel.axis_name), down) for up, down in pairs]
 
 
-def _weighted_sum(compressor, payloads, weights, like):
-    """`Σ w_m C_m` of payloads that are stacked over workers."""
+def _weighted_mean(compressor, payloads, weights, like):
+    """`(1/M) Σ w_m C_m` of payloads that are stacked over workers."""
     count = len(weights)
+    wide = jax.ShapeDtypeStruct(like.shape, jnp.promote_types(like.dtype, jnp.float32))
 
     def add(total, received):
         m, payload = received
-        arrived = compressor.for_worker(m, count).decompress(payload, like)
-        return total + weights[m].astype(like.dtype) * arrived, None
+        arrived = compressor.for_worker(m, count).decompress(payload, wide)
+        return total + weights[m].astype(wide.dtype) * arrived, None
 
-    start = jnp.zeros(like.shape, like.dtype)
-    return jax.lax.scan(add, start, (jnp.arange(count), payloads))[0]
+    start = jnp.zeros(wide.shape, wide.dtype)
+    total, _ = jax.lax.scan(add, start, (jnp.arange(count), payloads))
+    return (total / count).astype(like.dtype)
 
 
 def _gathered(vectors, remainders, channel, weights, previous, traffic):
@@ -214,7 +215,7 @@ def _gathered(vectors, remainders, channel, weights, previous, traffic):
     for (_, down_key), x, e, some in zip(
         keys, vectors, remainders, received, strict=True
     ):
-        average = _weighted_sum(up, some, weights, x) / count
+        average = _weighted_mean(up, some, weights, x)
         if down is not None:  # C_s(mean + e), and what it leaves out
             wanted = average + e
             average = down.decompress(down.compress(down_key, wanted), wanted)
@@ -241,7 +242,7 @@ def _sharded(vectors, remainders, channel, weights, previous, traffic):
     for (_, down_key), like, e, some in zip(
         keys, likes, remainders, received, strict=True
     ):
-        average = _weighted_sum(up, some, weights, like) / count
+        average = _weighted_mean(up, some, weights, like)
         if down is None:
             answers.append(average)
             left.append(e)

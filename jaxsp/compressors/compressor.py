@@ -134,7 +134,9 @@ def scaled(unbiased: Compressor) -> Compressor:
         )
 
     def decompress(payload, like):
-        return unbiased.decompress(payload, like) / q(math.prod(like.shape))
+        wide = jax.ShapeDtypeStruct(like.shape, compute_dtype(like.dtype))
+        x = unbiased.decompress(payload, wide) / q(math.prod(like.shape))
+        return x.astype(like.dtype)
 
     worker = unbiased.worker
     return dataclasses.replace(

@@ -9,7 +9,12 @@ import numpy as np
 
 from jaxsp import _arguments
 from jaxsp.compressors import counter_rng
-from jaxsp.compressors.compressor import Compressor, check_input, nan_unless_finite
+from jaxsp.compressors.compressor import (
+    Compressor,
+    check_input,
+    compute_dtype,
+    nan_unless_finite,
+)
 
 
 class Block(NamedTuple):
@@ -95,7 +100,8 @@ def _bound(index, count):
     def decompress(payload, like):
         d = math.prod(like.shape)
         at = places(payload.seed, payload.worker, d)
-        values = (payload.values * count).astype(like.dtype)
+        values = payload.values.astype(compute_dtype(like.dtype)) * count
+        values = values.astype(like.dtype)
         return (
             jnp.zeros(d, like.dtype).at[at].set(values, mode="drop").reshape(like.shape)
         )

@@ -11,6 +11,7 @@ from jaxsp.compressors.compressor import (
     Compressor,
     check_fraction,
     check_input,
+    compute_dtype,
     nan_unless_finite,
     number_kept,
 )
@@ -67,7 +68,9 @@ def rand_k(fraction: float) -> Compressor:
 
     def decompress(payload, like):
         d = math.prod(like.shape)
-        values = (payload.values * (d / payload.values.size)).astype(like.dtype)
+        scale = d / payload.values.size
+        values = payload.values.astype(compute_dtype(like.dtype)) * scale
+        values = values.astype(like.dtype)
         zeros = jnp.zeros(d, like.dtype)
         return zeros.at[places(payload.seed, d)].set(values).reshape(like.shape)
 

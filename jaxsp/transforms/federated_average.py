@@ -145,15 +145,12 @@ def federated_average(
         # The mean over all workers of these parts is the weighted mean over S_t.
         share = sizes[me] * (workers / total)  # M n_m / Σ n_j
 
-        def part(z):
-            wide = jnp.promote_types(z.dtype, jnp.float32)
-            weighed = (share.astype(wide) * z).astype(z.dtype)
-            return jnp.where(present, weighed, jnp.zeros_like(z))
-
         def averaged(updates, traffic):
             moved = optax.tree.add(params, updates)
-            parts = jax.tree.map(part, moved)
-            agreed, traffic = comm.all_reduce(parts, traffic, axis_name)
+            parts = jax.tree.map(
+                lambda z: jnp.where(present, z, jnp.zeros_like(z)), moved
+            )
+            agreed, traffic = comm.all_reduce(parts, traffic, axis_name, share)
             return optax.tree.sub(agreed, params), traffic
 
         def local(updates, traffic):

@@ -15,8 +15,8 @@ class OptimisticAdamState(NamedTuple):
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
-      mu: the first moment $m$.
-      nu: the second moment $v$.
+      mu: the first moment $m$, of float32 where the parameters are narrower.
+      nu: the second moment $v$, likewise.
     """
 
     count: chex.Array
@@ -33,7 +33,7 @@ def optimistic_adam(
     r"""OAdam in the form of Daskalakis et al.
 
     $$m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
-    v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
+    v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
     a_t = \eta \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t},$$
     $$p \leftarrow p - 2 a_t \frac{m_t}{\sqrt{v_t} + \epsilon}
       + a_t \frac{m_{t-1}}{\sqrt{v_{t-1}} + \epsilon},$$
@@ -73,11 +73,16 @@ def optimistic_adam(
     _arguments.check_decay("b2", b2)
     _arguments.check_nonnegative("eps", eps)
 
+    def widened(tree):  # where float16 holds neither a small square nor epsilon
+        return jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), "float32")),
+            tree,
+        )
+
     def init_fn(params):
+        zeros = widened(optax.tree.zeros_like(params))
         return OptimisticAdamState(
-            count=jnp.zeros([], jnp.int32),
-            mu=optax.tree.zeros_like(params),
-            nu=optax.tree.zeros_like(params),
+            count=jnp.zeros([], jnp.int32), mu=zeros, nu=jax.tree.map(jnp.abs, zeros)
         )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -86,16 +91,17 @@ def optimistic_adam(
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         t = count.astype(jnp.result_type(float))
         a = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        wide = widened(updates)
+        mu = optax.tree.update_moment(wide, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(wide, state.nu, b2, 2)
 
-        def step(m, v, m_past, v_past):
+        def step(g, m, v, m_past, v_past):
             present = m / (jnp.sqrt(v) + eps)
             past = m_past / (jnp.sqrt(v_past) + eps)
             past = jnp.where(state.count == 0, jnp.zeros_like(past), past)
-            return (-2 * a * present + a * past).astype(m.dtype)
+            return (-2 * a * present + a * past).astype(jnp.result_type(g))
 
-        updates = jax.tree.map(step, mu, nu, state.mu, state.nu)
+        updates = jax.tree.map(step, updates, mu, nu, state.mu, state.nu)
         return updates, OptimisticAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -72,6 +72,42 @@ def test_mean_and_gather(workers):
     assert dtypes(mean) == dtypes(x)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_means_of_half_precision_are_rounded_once(workers, dtype):
+    """Sums of float16 would overflow, those of bfloat16 be rounded at each addition."""
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(1 + rng.uniform(size=(N, 3, 7)), dtype)
+    weights = jnp.asarray(rng.dirichlet(np.ones(N)) * N, jnp.float32)
+
+    def both(x):
+        mean = free(comm.mean, x, AXIS)
+        made, _ = comm.exchange(x, comm.no_traffic(), AXIS, weights=weights)
+        return mean, made.mean
+
+    mean, weighted = on_all(workers, both)(x)
+    assert mean.dtype == weighted.dtype == dtype
+    exact, rounding = np.asarray(x, float), float(jnp.finfo(dtype).eps) / 2
+    np.testing.assert_allclose(
+        np.asarray(mean, float), [exact.mean(0)] * N, rtol=rounding
+    )
+    theirs = np.tensordot(np.asarray(weights, float), exact, 1) / N
+    # A worker rounds its own part too.
+    np.testing.assert_allclose(
+        np.asarray(weighted, float), [theirs] * N, rtol=2 * rounding
+    )
+    large = jnp.full((N, 5), 5e4, dtype)
+    means, _ = on_all(workers, both)(large)
+    np.testing.assert_array_equal(means, large)
+
+
+def test_half_precision_travels_as_it_is():
+    workers, x = jaxsp.Workers(N), jnp.zeros((N, 100), jnp.float16)
+    program = workers.map(lambda x: free(comm.mean, x, AXIS))
+    text = jax.jit(program).lower(x).compile().as_text()
+    found = re.findall(r"= \(?(\w+\[[\d,]+\]).* (all-[\w-]+)\(", text)
+    assert found == [("f16[1,13]", "all-to-all"), ("f16[8,13]", "all-gather")]
+
+
 def test_gather_of_bools_and_of_nothing(workers):
     x = {"a": np.arange(N) % 3 == 0, "b": np.arange(2 * N).reshape(N, 2) % 2 == 0}
     gathered = on_all(workers, lambda t: free(comm.gather, t, AXIS))(x)

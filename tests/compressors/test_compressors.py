@@ -460,6 +460,14 @@ def test_zero_stays_zero_and_nonfinite_is_never_finite(compressor):
         assert np.all(np.isfinite(once(KEY, jnp.full(13, huge) / 13)))
 
 
+@names("unbiased", [compressors.rand_k(0.01), compressors.perm_k().for_worker(1, 100)])
+def test_scaled_of_a_few_numbers_does_not_overflow_on_the_way(unbiased):
+    x = jnp.full(1000, 1e4, jnp.float16)
+    out = np.asarray(round_trip(compressors.scaled(unbiased))[0](KEY, x))
+    np.testing.assert_array_equal(out[out != 0], np.float16(1e4))
+    assert np.count_nonzero(out) == 10
+
+
 def test_natural_at_the_ends_of_its_range(x64):
     once = round_trip(compressors.natural())[0]
     for dtype, top in ((jnp.float32, 2.0**127), (jnp.float16, 2.0**15)):

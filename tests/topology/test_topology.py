@@ -388,10 +388,10 @@ def test_exponential_spectrum(n):
 @pytest.mark.parametrize(
     "made",
     [
-        topology.ring(1024),
-        topology.complete(257),
-        topology.exponential(1000),
-        topology.one_peer_exponential(1000),
+        topology.ring(128),
+        topology.complete(65),
+        topology.exponential(100),
+        topology.one_peer_exponential(100),
     ],
     ids=lambda made: made.name,
 )

@@ -3,15 +3,18 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import reference
 
 from jaxsp import transforms
 
 
-def path(tx, gradients):
-    p, state, points = jnp.zeros(2), tx.init(jnp.zeros(2)), []
+def path(tx, gradients, dtype=None):
+    p = jnp.zeros(2, dtype)
+    state, points = tx.init(p), []
     for g in gradients:
-        updates, state = tx.update(jnp.asarray(g), state, p)
+        updates, state = tx.update(jnp.asarray(g, dtype), state, p)
+        assert updates.dtype == p.dtype
         p = p + updates
         points.append(np.asarray(p))
     return np.stack(points)
@@ -33,3 +36,26 @@ def test_equals_numpy_and_differs_from_optax_by_a_step_at_the_start(x64):
 def test_a_zero_gradient_does_not_move(x64):
     zeros = np.zeros((5, 2))
     np.testing.assert_array_equal(path(transforms.optimistic_adam(0.1), zeros), zeros)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e3])
+def test_half_precision_follows_float32(dtype, size):
+    """Squares and epsilon are below what float16 holds, or above."""
+    gradients = size * np.array([[1.0, -0.5], [0.5, 1.0], [1.0, 0.0]])
+    ours = path(transforms.optimistic_adam(0.1), gradients, dtype)
+    exact = path(transforms.optimistic_adam(0.1), gradients)
+    np.testing.assert_allclose(ours.astype(float), exact, atol=0.01)
+
+
+def test_complex_gradients_have_real_second_moments(x64):
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 2)) + 1j * rng.normal(size=(5, 2))
+    tx = transforms.optimistic_adam(0.01)
+    state = tx.init(jnp.zeros(2, complex))
+    v = np.zeros(2)
+    for g in gradients:
+        _, state = tx.update(jnp.asarray(g), state)
+        v = 0.9 * v + 0.1 * np.abs(g) ** 2
+    assert not jnp.iscomplexobj(state.nu)
+    np.testing.assert_allclose(state.nu, v, rtol=1e-12)
