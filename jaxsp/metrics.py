@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxsp import comm
 
@@ -103,14 +104,34 @@ def consensus_distance(stacked: Any) -> jax.Array:
     Returns:
       A scalar.
 
+    Raises:
+      ValueError: if a leaf is not of floating or complex numbers (a whole train state
+        has a step count, and moments, which are no parameters), if leading axes differ,
+        or in a function that `Workers.map` runs, where workers are not stacked.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxsp
       >>> print(jaxsp.metrics.consensus_distance(jnp.array([[0.0, 1.0], [6.0, 1.0]])))
       3.0
     """
+    counts = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stacked):
+        kind, shape = jnp.result_type(leaf), jnp.shape(leaf)
+        counts.add(shape[:1])
+        if not jnp.issubdtype(kind, jnp.inexact) or not shape or len(counts) > 1:
+            raise ValueError(
+                "stacked must be the parameters of all workers, floating, with one "
+                f"leading axis, but stacked{jax.tree_util.keystr(path)} has shape "
+                f"{shape} and type {kind}: give the parameters alone, as state.params."
+            )
+    if comm.inside_workers():
+        raise ValueError(
+            "stacked must be the parameters of all workers, but here runs one of them: "
+            "call consensus_distance on what Workers.map returns."
+        )
     square = sum(
-        jnp.sum(jnp.mean(jnp.square(jnp.abs(x - x.mean(0))), axis=0))
+        jnp.sum(jnp.mean(jnp.square(jnp.abs(x - x.mean(0, keepdims=True))), axis=0))
         for x in jax.tree.leaves(stacked)
     )
     return jnp.sqrt(square)
@@ -128,7 +149,7 @@ def bits_sent(state: optax.OptState) -> BitsSent:
       The bits up and down, for each worker.
 
     Raises:
-      ValueError: if nothing in the state counts.
+      ValueError: if nothing in the state counts, or in a compiled function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,6 +167,11 @@ def bits_sent(state: optax.OptState) -> BitsSent:
         raise ValueError(
             "state must hold the traffic of a transformation that communicates, such "
             "as jaxsp.average or jaxsp.gossip, and holds none."
+        )
+    if any(isinstance(limbs, Tracer) for c in counts for limbs in c):
+        raise ValueError(
+            "state must hold numbers, and is traced: bits_sent adds up 64-bit integers "
+            "on the host. Return the state from the compiled function, then read it."
         )
     return BitsSent(
         up=np.asarray(sum(_integer(c.up) for c in counts)),

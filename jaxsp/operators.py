@@ -49,6 +49,7 @@ def saddle(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
       >>> print(float(field.x), float(field.y))
       5.0 -1.0
     """
+    _check_losses(f)
 
     def operator(z, *args):
         x, y = z
@@ -59,21 +60,25 @@ def saddle(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
     return operator
 
 
-def game(
-    f_x: Callable[..., Any], f_y: Callable[..., Any], has_aux: bool = False
-) -> Callable[..., Any]:
+def game(*losses: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
     r"""The operator of a game in which each player minimizes a loss of its own.
 
-    $$F(z) = \big(\nabla_x f_x(x, y),\; \nabla_y f_y(x, y)\big).$$
+    $$F(z) = \big(\nabla_{z_1} f_1(z),\; \dots,\; \nabla_{z_n} f_n(z)\big), \qquad
+    z = (z_1, \dots, z_n).$$
 
     Args:
-      f_x: the loss `f_x(x, y, *args)` of the player who chooses `x`.
-      f_y: the loss `f_y(x, y, *args)` of the player who chooses `y`.
-      has_aux: whether both losses return a pair of a scalar and anything else.
+      *losses: the loss `f_i(z_1, ..., z_n, *args)` of each of two or more players; i
+        chooses `z_i`.
+      has_aux: whether all losses return a pair of a scalar and anything else.
 
     Returns:
-      `operator(z, *args)` as `saddle` returns it; with `has_aux` the auxiliary value
-      is `MinMax(aux of f_x, aux of f_y)`.
+      `operator(z, *args)`, which takes one part for each player and returns as many: a
+      `MinMax` of two players, a tuple of more. With `has_aux`, that and the auxiliary
+      values, likewise.
+
+    Raises:
+      ValueError: if there are fewer than two losses, one is no function, or, when
+        called, `z` has another number of parts.
 
     Example:
       >>> import jaxsp
@@ -82,13 +87,25 @@ def game(
       >>> print(float(field.x), float(field.y))
       6.0 4.0
     """
+    _check_losses(*losses)
+    if len(losses) < 2:
+        raise ValueError(
+            f"losses must be two functions or more, one for each player, got "
+            f"{len(losses)}: write jaxsp.gradient(f) for one."
+        )
+
+    def one_each(parts):
+        return MinMax(*parts) if len(losses) == 2 else tuple(parts)
 
     def operator(z, *args):
-        x, y = z
-        grad_x, aux_x = _ascent(f_x, 0, has_aux)(x, y, *args)
-        grad_y, aux_y = _ascent(f_y, 1, has_aux)(x, y, *args)
-        field = MinMax(grad_x, grad_y)
-        return (field, MinMax(aux_x, aux_y)) if has_aux else field
+        z = tuple(z)
+        if len(z) != len(losses):
+            raise ValueError(
+                f"z must have {len(losses)} parts, one for each player, got {len(z)}."
+            )
+        found = [_ascent(f, i, has_aux)(*z, *args) for i, f in enumerate(losses)]
+        field, aux = map(one_each, zip(*found, strict=True))
+        return (field, aux) if has_aux else field
 
     return operator
 
@@ -108,6 +125,7 @@ def gradient(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]
       >>> print(float(jaxsp.gradient(lambda z: z**2)(3.0)))
       6.0
     """
+    _check_losses(f)
 
     def operator(z, *args):
         field, aux = _ascent(f, 0, has_aux)(z, *args)
@@ -126,3 +144,12 @@ def _ascent(f, argnums, has_aux):
         return jax.tree.map(jnp.conj, grad), aux
 
     return direction
+
+
+def _check_losses(*losses):
+    for f in losses:
+        if not callable(f):
+            raise ValueError(
+                f"losses must be functions of the players' parts, got {f!r}: options "
+                "have names, as in has_aux=True."
+            )

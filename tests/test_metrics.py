@@ -1,8 +1,11 @@
 """Metrics against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import jaxsp
 from jaxsp import metrics
@@ -41,3 +44,34 @@ def test_duality_gap_is_the_best_deviations_of_both_players():
 def test_duality_gap_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match="payoff must be a matrix"):
         metrics.duality_gap(jnp.ones(shape), jaxsp.MinMax(jnp.ones(4), jnp.ones(3)))
+
+
+def test_consensus_distance_refuses_what_is_not_the_workers_parameters():
+    params = {"w": jnp.arange(6.0).reshape(2, 3)}
+    state = jax.vmap(
+        lambda p: TrainState.create(apply_fn=None, params=p, tx=optax.adam(0.1))
+    )(params)
+    with pytest.raises(ValueError, match=r"stacked\.step .*as state\.params"):
+        metrics.consensus_distance(state)
+    with pytest.raises(ValueError, match=r"one leading axis.*\['v'\] has shape \(3,\)"):
+        metrics.consensus_distance({"a": jnp.ones((2, 3)), "v": jnp.ones(3)})
+    for devices in (1, 2):
+        workers = jaxsp.Workers(2, jax.devices()[:devices])
+        with pytest.raises(ValueError, match="here runs one of them"):
+            workers.map(metrics.consensus_distance)(params["w"])
+
+
+def test_bits_are_read_on_the_host():
+    workers = jaxsp.Workers(2, jax.devices()[:1])
+    tx = jaxsp.average(workers.axis_name)
+    state = workers.map(tx.init)(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"is traced: .* Return the state"):
+        jax.jit(metrics.bits_sent)(state)
+
+
+def test_an_axis_that_nobody_has_bound_is_named():
+    params = jnp.ones(3)
+    gossip = jaxsp.gossip(jaxsp.topology.ring(4), axis_name="workers")
+    for tx in (jaxsp.average("workers"), jaxsp.sync(1, "workers"), gossip):
+        with pytest.raises(ValueError, match=r"'workers' is not the axis .* Workers"):
+            tx.update(params, tx.init(params), params)

@@ -42,6 +42,47 @@ def test_game_of_f_and_minus_f_is_the_saddle():
     jax.tree.map(np.testing.assert_allclose, game(POINT), jaxsp.saddle(payoff)(POINT))
 
 
+def test_game_of_three():
+    """Each player's loss takes all parts; more than two players are a tuple."""
+
+    def loss(i):
+        def f(*z):
+            *parts, scale = z
+            return scale * parts[i] ** 2 * sum(parts), {"player": i}
+
+        return f
+
+    operator = jaxsp.game(loss(0), loss(1), loss(2), has_aux=True)
+    field, aux = operator((1.0, 2.0, 3.0), 0.5)
+    assert isinstance(field, tuple)
+    expected = [0.5 * (2 * p * 6 + p**2) for p in (1.0, 2.0, 3.0)]
+    np.testing.assert_allclose(field, expected, rtol=1e-6)
+    assert aux == ({"player": 0}, {"player": 1}, {"player": 2})
+    tx = jaxsp.extragradient(optax.sgd(0.1))
+    z = (1.0, 2.0, 3.0)
+    F = lambda z: operator(z, 0.5)[0]  # noqa: E731
+    updates, _ = tx.update(F(z), tx.init(z), z, operator_fn=F)
+    assert jax.tree.structure(updates) == jax.tree.structure(z)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: jaxsp.game(payoff, payoff, True),
+            "must be functions .* got True: ",
+        ),
+        (lambda: jaxsp.game(payoff), "two functions or more.* got 1: write jaxsp.grad"),
+        (lambda: jaxsp.saddle(3.0), "must be functions of .* got 3.0"),
+        (lambda: jaxsp.gradient(None), "must be functions of .* got None"),
+        (lambda: jaxsp.game(payoff, payoff)((1.0,)), "z must have 2 parts.* got 1"),
+    ],
+)
+def test_refuses(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
 def test_gradient_of_any_tree():
     field = jaxsp.gradient(lambda z, a: a * z["p"] ** 2)({"p": 3.0}, 2.0)
     assert float(field["p"]) == 12.0

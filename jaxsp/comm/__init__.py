@@ -11,6 +11,7 @@ many collectives as the method has rounds, whatever the number of leaves of the 
 from jaxsp.comm.axis import (
     AxisName,
     between_devices,
+    inside_workers,
     permute,
     send,
     shared_index,
@@ -75,6 +76,7 @@ __all__ = [
     "find_traffic",
     "first_payloads",
     "gather",
+    "inside_workers",
     "mean",
     "mix",
     "mix_payloads",

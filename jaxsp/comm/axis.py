@@ -8,6 +8,7 @@ nothing, and then sends between devices what the others have not got.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ __all__ = [
     "all_mean",
     "all_to_all",
     "between_devices",
+    "inside_workers",
     "permute",
     "send",
     "shared_index",
@@ -51,13 +53,28 @@ def worker_index(axis_name: AxisName) -> jax.Array:
 
 def worker_count(axis_name: AxisName) -> int:
     """The number of workers on the axis, a Python integer."""
-    if isinstance(axis_name, str):
-        return lax.axis_size(axis_name)
-    return lax.axis_size(axis_name[0]) * lax.axis_size(axis_name[1])
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    try:
+        return math.prod(map(lax.axis_size, names))
+    except NameError:
+        raise ValueError(
+            f"axis_name {axis_name!r} is not the axis of anything that runs here: call "
+            "this in a function given to Workers.map, or to a vmap, pmap or shard_map "
+            "that names the axis."
+        ) from None
+
+
+def inside_workers() -> bool:
+    """Whether a function runs that `Workers.map` maps."""
+    try:
+        return bool(lax.axis_size("workers"))
+    except NameError:
+        return False
 
 
 def between_devices(axis_name: AxisName) -> bool:
     """Whether workers of the axis live on several devices, or all on one by `vmap`."""
+    worker_count(axis_name)  # or an error that says what to write
     name = axis_name if isinstance(axis_name, str) else axis_name[0]
     return name in jax.sharding.get_abstract_mesh().manual_axes
 
