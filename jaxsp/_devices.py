@@ -1,11 +1,26 @@
 """Which devices so many workers use, and what to write where they do not fit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 
-def default(count: int) -> list[Any]:
+def chosen(count: int, devices: Sequence[Any] | None) -> list[Any]:
+    """The devices given, or the default ones; a ValueError if they do not fit."""
+    given = devices is not None
+    devices = list(devices) if given else _default(count)
+    if not devices or count % len(devices):
+        raise ValueError(_misfit(count, len(devices), given))
+    if len(set(devices)) < len(devices):
+        raise ValueError(
+            f"devices must be different, got {devices}: each of Workers({count}) on "
+            "fewer devices has its block by itself."
+        )
+    return devices
+
+
+def _default(count: int) -> list[Any]:
     """The devices for so many workers: as many of each process."""
     devices = jax.devices()
     processes: dict[int, list[Any]] = {}
@@ -20,7 +35,7 @@ def default(count: int) -> list[Any]:
     return [device for some in processes.values() for device in some[:each]]
 
 
-def misfit(count: int, devices: int, given: bool) -> str:
+def _misfit(count: int, devices: int, given: bool) -> str:
     """That so many workers do not fit so many devices, and what does."""
     if not devices:
         return "devices must not be empty: leave it out, or write jax.devices()[:1]."

@@ -59,15 +59,7 @@ class Workers:
 
     def __init__(self, count: int, devices: Sequence[Any] | None = None):
         count = _arguments.check_count("count", count)
-        given = devices is not None
-        devices = list(devices) if given else _devices.default(count)
-        if not devices or count % len(devices):
-            raise ValueError(_devices.misfit(count, len(devices), given))
-        if len(set(devices)) < len(devices):
-            raise ValueError(
-                f"devices must be different, got {devices}: each of Workers({count}) "
-                "on fewer devices has its block by itself."
-            )
+        devices = _devices.chosen(count, devices)
         self.count = count
         self.devices = devices
         self._block = self.count // len(devices)
@@ -112,8 +104,8 @@ class Workers:
 
         Raises:
           ValueError: if `in_axes` holds anything but 0 and None; when called, if there
-            are more or fewer arguments than `in_axes` has entries, or an argument's
-            leading axis is not `count`.
+            are more or fewer arguments than `in_axes` has entries, an argument's
+            leading axis is not `count`, or `jax.set_mesh` has set another mesh.
         """
         if not (in_axes is None or in_axes == 0):
             if isinstance(in_axes, int) or any(a not in (0, None) for a in in_axes):
@@ -124,6 +116,12 @@ class Workers:
             in_axes = tuple(in_axes)
 
         def mapped(*args):
+            context = jax.sharding.get_abstract_mesh()
+            if not context.empty and context != self._mesh.abstract_mesh:
+                raise ValueError(
+                    f"{self} has a mesh of its own, and here jax.set_mesh has set "
+                    f"another, {context}: call the mapped function outside of it."
+                )
             axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
             if len(axes) != len(args):
                 raise ValueError(

@@ -179,3 +179,13 @@ def test_means_of_half_precision_do_not_stop_at_256():
     workers = jaxsp.Workers(512, jax.devices()[:1])
     ones = workers.shard(jnp.ones((512, 2), jnp.bfloat16))
     np.testing.assert_array_equal(workers.fetch_mean(ones), np.ones(2))
+
+
+def test_another_mesh_in_the_context_is_refused(workers):
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    double = workers.map(lambda x: 2 * x)
+    x = workers.shard(np.ones(8))
+    for fn in (double, jax.jit(double)):
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"set_mesh.*outside"):
+            fn(x)
+        np.testing.assert_array_equal(fn(x), 2 * np.ones(8))
