@@ -34,7 +34,7 @@ LAYERS = {
 }
 LAYERS["methods"] = LAYERS["transforms"] | {"transforms"}
 HEAVY = {"flax", "tensorflow_datasets", "tensorflow", "sklearn", "matplotlib"}
-HEAVY |= {"orbax", "networkx", "scipy", "PIL", "tqdm"}
+HEAVY |= {"orbax", "networkx", "PIL", "tqdm"}
 
 
 def modules():
