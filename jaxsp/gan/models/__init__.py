@@ -13,7 +13,17 @@ there is to average, to send and to store.
 | `resnet` | as `dcgan` | layer | spectral |
 | `sagan` | as `dcgan` | layer and spectral | spectral |
 
-Each is conditional where `num_classes` is given: see `Gan`.
+Every builder returns a `Gan` and takes
+
+    sample_shape: shape of one sample.
+    num_classes: number of classes of a conditional pair, see `Gan`; 0 for none.
+    latent_size: length of a latent vector, its class included.
+    width: units or channels of the layers, as each builder tells.
+    dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
+      parameters, samples, logits and singular values stay in float32 at least.
+
+and raises a `ValueError` if a shape or a size does not fit. The arguments of the
+networks, which are flax modules, have the same names.
 """
 
 from jaxsp.gan.models.attention import SelfAttention

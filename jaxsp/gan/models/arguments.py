@@ -5,14 +5,15 @@ from jaxsp.gan.models.layers import halvings
 
 __all__ = ["check", "check_image"]
 
+_KINDS = {1: "(size,)", 3: "(height, width, channels)"}
+
 
 def check(sample_shape, ranks, **sizes) -> tuple[int, ...]:
     """Refuses shapes and sizes that are no positive integers."""
     shape = tuple(sample_shape)
     if len(shape) not in ranks or any(int(s) != s or s < 1 for s in shape):
-        kinds = {1: "(size,)", 3: "(height, width, channels)"}
         raise ValueError(
-            f"sample_shape must be {' or '.join(kinds[rank] for rank in ranks)}, in "
+            f"sample_shape must be {' or '.join(_KINDS[rank] for rank in ranks)}, in "
             f"positive integers; got {shape}."
         )
     for name, size in sizes.items():
@@ -20,9 +21,9 @@ def check(sample_shape, ranks, **sizes) -> tuple[int, ...]:
     return tuple(map(int, shape))
 
 
-def check_image(sample_shape, **sizes) -> tuple[int, ...]:
+def check_image(sample_shape, width) -> tuple[int, ...]:
     """Refuses, besides, images that cannot be halved."""
-    shape = check(sample_shape, (3,), **sizes)
+    shape = check(sample_shape, (3,), width=width)
     if halvings(shape) == 0:
         raise ValueError(
             "sample_shape must have an even height and width of at least 8 to be "

@@ -10,14 +10,15 @@ __all__ = ["SelfAttention"]
 
 
 class SelfAttention(nn.Module):
-    """Adds to every pixel what it looks for anywhere in the image.
+    r"""Adds to every pixel what it looks for anywhere in the image.
 
-        y_i = x_i + γ O Σ_j β_ij v_j,    β_i = softmax_j(q_i · k_j)
+    $$y_i = x_i + \gamma O \sum_j \beta_{ij} v_j, \qquad
+    \beta_i = \mathrm{softmax}_j(q_i \cdot k_j)$$
 
-    over pixels i of the image and j of the image pooled 2x2 by its maximum, with
-    queries q and keys k of an eighth of the channels and values v of half of them, all
-    linear in x. γ is a parameter and starts at 0: the layer starts as the identity.
-    The softmax runs in the type of the parameters.
+    over pixels $i$ of the image and $j$ of the image pooled 2x2 by its maximum. Queries
+    $q$ and keys $k$ have an eighth of the channels, values $v$ half of them; all are
+    linear in $x$. $\gamma$ is a parameter and starts at 0: the layer starts as the
+    identity. The softmax runs in the type of the parameters.
 
     Args:
       spectral: whether to normalize the four kernels by their spectral norm.

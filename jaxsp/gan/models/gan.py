@@ -33,10 +33,9 @@ class Gan:
     [n, *sample_shape], `discriminator` maps samples to logits [n]. Hashable, so it may
     be a static argument of `jax.jit`.
 
-    With `num_classes` C > 0 the pair is conditional, in the manner of ACGAN: the last C
-    entries of a latent vector are its class, one-hot, so that a sample remains a
-    function of its latent vector; and `discriminator` maps samples to a pair,
-    (logits [n], class logits [n, C]).
+    With `num_classes` C > 0 the pair is conditional, as in ACGAN. The last C entries of
+    a latent vector are its class, one-hot, so that a sample is still a function of its
+    latent vector. `discriminator` maps samples to (logits [n], class logits [n, C]).
 
     Attributes:
       generator: module with the parameters x.
@@ -47,7 +46,7 @@ class Gan:
       num_classes: number of classes, or 0 for a pair that knows none.
 
     Raises:
-      ValueError: if the classes do not fit into a latent vector.
+      ValueError: if the sizes do not fit.
     """
 
     generator: nn.Module
@@ -57,6 +56,7 @@ class Gan:
     num_classes: int = 0
 
     def __post_init__(self):
+        check_count("latent_size", self.latent_size)
         check_count("num_classes", self.num_classes, minimum=0)
         if self.num_classes and self.num_classes >= self.latent_size:
             raise ValueError(
@@ -121,13 +121,12 @@ def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
     if labels is None:
         labels = jax.random.randint(class_key, (n,), 0, gan.num_classes)
     else:
-        labels = _labels(labels, n, gan.num_classes)
-    return jnp.concatenate(
-        [free, jax.nn.one_hot(labels, gan.num_classes, dtype=free.dtype)], axis=1
-    )
+        labels = _checked(labels, n, gan.num_classes)
+    classes = jax.nn.one_hot(labels, gan.num_classes, dtype=free.dtype)
+    return jnp.concatenate([free, classes], axis=1)
 
 
-def _labels(labels, n: int, num_classes: int) -> jax.Array:
+def _checked(labels, n: int, num_classes: int) -> jax.Array:
     """Labels that are one whole number a vector and, where they are known, classes."""
     known = not isinstance(labels, Tracer)
     labels = np.asarray(labels) if known else labels
@@ -145,14 +144,14 @@ def _labels(labels, n: int, num_classes: int) -> jax.Array:
 
 
 def labels_of(gan: Gan, latents: jax.Array) -> jax.Array:
-    """The classes in latent vectors [n, latent_size] of a conditional pair, int32 [n].
+    """The classes in latent vectors of a conditional pair.
 
     Args:
       gan: the pair of networks.
-      latents: latent vectors.
+      latents: latent vectors [n, latent_size].
 
     Returns:
-      The place of the largest of each vector's last `num_classes` entries.
+      The place of the largest of each vector's last `num_classes` entries, int32 [n].
 
     Raises:
       ValueError: if the pair has no classes.
@@ -197,9 +196,7 @@ def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
       Samples; images lie in [-1, 1].
 
     Raises:
-      ValueError: if labels are given to a pair without classes, or do not fit.
-        Whether they are classes is seen outside `jit` only; inside, a label that is
-        none gives a one-hot vector of zeros.
+      ValueError: as `latents`.
     """
     return generate(gan, x, latents(gan, key, n, labels))
 
@@ -239,17 +236,7 @@ def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
 def discriminate_and_classify(
     gan: Gan, y, samples: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Both answers of the discriminator, in one pass.
-
-    Args:
-      gan: the pair of networks.
-      y: parameters of the discriminator.
-      samples: real or generated samples.
-
-    Returns:
-      What `discriminate` returns and what `classify` returns, or None for the latter
-      where there are no classes.
-    """
+    """What `discriminate` and `classify` return, in one pass; None without classes."""
     said = gan.discriminator.apply({"params": y}, samples)
     if not gan.num_classes:
         return cast(jax.Array, said), None

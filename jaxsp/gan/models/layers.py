@@ -20,6 +20,7 @@ __all__ = [
     "dense",
     "halvings",
     "heads",
+    "layer_norm",
     "output",
     "param_dtype",
     "strided_conv",
@@ -51,6 +52,11 @@ def output(h: jax.Array, sample_shape: tuple[int, ...], dtype) -> jax.Array:
     """Images in [-1, 1], points anywhere; in the type of the parameters."""
     h = h.reshape(h.shape[0], *sample_shape).astype(param_dtype(dtype))
     return jnp.tanh(h) if len(sample_shape) == 3 else h
+
+
+def layer_norm(h: jax.Array, dtype) -> jax.Array:
+    """Normalizes over the channels of a pixel."""
+    return nn.LayerNorm(dtype=dtype, param_dtype=param_dtype(dtype))(h)
 
 
 def heads(h: jax.Array, num_classes: int, dtype):

@@ -16,11 +16,7 @@ __all__ = ["MLPDiscriminator", "MLPGenerator", "md_gan_mlp", "mlp"]
 class MLPGenerator(nn.Module):
     """Fully connected generator with ReLU; tanh at the end where samples are images.
 
-    Args:
-      sample_shape: shape of one sample, (height, width, channels) or (size,).
-      width: units of a hidden layer.
-      depth: hidden layers.
-      dtype: type of the computation.
+    Args: those of `mlp`.
     """
 
     sample_shape: tuple[int, ...]
@@ -40,13 +36,9 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """Fully connected discriminator with leaky ReLU; one logit a sample.
+    """Fully connected discriminator with leaky ReLU.
 
-    Args:
-      width: units of a hidden layer.
-      depth: hidden layers.
-      dtype: type of the computation.
-      num_classes: number of class logits beside the logit.
+    Args: those of `mlp`.
     """
 
     width: int = 256
@@ -74,31 +66,15 @@ def mlp(
 ) -> Gan:
     """A GAN of two fully connected networks: for points, and for very small images.
 
-    Args:
+    Args: those of every builder, see `jaxsp.gan.models`, and
       sample_shape: (size,) for points, (height, width, channels) for images.
-      num_classes: number of classes, of a conditional pair; see `Gan`.
-      latent_size: length of a latent vector, its class included.
       width: units of a hidden layer.
       depth: hidden layers.
-      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
-        parameters, samples and logits stay in float32 at least.
-
-    Returns:
-      The pair of networks.
-
-    Raises:
-      ValueError: if a shape or a size is not positive, or the classes do not fit.
     """
-    shape = check(
-        sample_shape, (1, 3), latent_size=latent_size, width=width, depth=depth
-    )
-    return Gan(
-        MLPGenerator(shape, width, depth, dtype),
-        MLPDiscriminator(width, depth, dtype, num_classes),
-        latent_size,
-        shape,
-        num_classes,
-    )
+    shape = check(sample_shape, (1, 3), width=width, depth=depth)
+    generator = MLPGenerator(shape, width, depth, dtype)
+    discriminator = MLPDiscriminator(width, depth, dtype, num_classes)
+    return Gan(generator, discriminator, latent_size, shape, num_classes)
 
 
 def md_gan_mlp(
@@ -111,33 +87,17 @@ def md_gan_mlp(
 ) -> Gan:
     """The fully connected networks of MD-GAN's experiments on MNIST.
 
-    The generator has layers of 512, 512 and 784 units, 716,560 parameters, the
-    discriminator of 512, 512 and 1 + 10, 670,219 parameters. That the class is a part
-    of the 100 latent entries and not beside them follows from the first number. The
-    paper names no activations: these are those of `mlp`.
+    The generator has layers of 512, 512 and 784 units, 716,560 parameters. The
+    discriminator has layers of 512, 512 and 1 + 10 units, 670,219 parameters. The first
+    number tells that the class is a part of the 100 latent entries. The paper names no
+    activations: these are those of `mlp`.
 
-    Args:
-      sample_shape: shape of one sample.
-      num_classes: number of classes; 0 for an unconditional pair.
-      latent_size: length of a latent vector, its class included.
-      width: units of a hidden layer.
-      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
-        parameters, samples and logits stay in float32 at least.
-
-    Returns:
-      The pair of networks.
-
-    Raises:
-      ValueError: if a shape or a size is not positive, or the classes do not fit.
+    Args: those of `mlp`.
 
     References:
       Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
       Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
     """
     return mlp(
-        sample_shape,
-        latent_size=latent_size,
-        width=width,
-        num_classes=num_classes,
-        dtype=dtype,
+        sample_shape, num_classes, latent_size=latent_size, width=width, dtype=dtype
     )

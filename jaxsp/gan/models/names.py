@@ -1,5 +1,7 @@
 """Models by name, as a command line gives them."""
 
+import re
+
 import jax.numpy as jnp
 
 from jaxsp.gan.models.convolutional import dcgan, md_gan_cnn
@@ -21,9 +23,9 @@ def parse(
     Args:
       text: "mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet" or "sagan"; after a
         colon the width, if it is not to be the model's own.
-      sample_shape: shape of one sample.
-      num_classes: number of classes; 0 for an unconditional pair.
-      dtype: type of the computation.
+      sample_shape: as of every builder, see `jaxsp.gan.models`.
+      num_classes: the same.
+      dtype: the same.
 
     Returns:
       The pair of networks.
@@ -35,19 +37,14 @@ def parse(
       >>> parse("dcgan:8", (28, 28, 1)).latent_size
       64
     """
-    builders = (mlp, dcgan, md_gan_mlp, md_gan_cnn, resnet, sagan)
-    models = {build.__name__: build for build in builders}
-    name, colon, width = text.partition(":")
-    if name not in models:
+    models = {
+        f.__name__: f for f in (mlp, dcgan, md_gan_mlp, md_gan_cnn, resnet, sagan)
+    }
+    match = re.fullmatch(r"(\w+)(?::0*([1-9][0-9]*))?", text)
+    if not match or match[1] not in models:
         raise ValueError(
             f"model must be one of {', '.join(models)}, with a width after a colon "
-            f"where wanted, such as dcgan:64; got {text!r}."
+            f"where wanted, a positive whole number as in dcgan:64; got {text!r}."
         )
-    if not colon:
-        return models[name](sample_shape, num_classes, dtype=dtype)
-    if not (width.isascii() and width.isdigit() and int(width)):
-        raise ValueError(
-            "the width after a model's name must be a positive whole number, such as "
-            f"{name}:64; got {text!r}."
-        )
-    return models[name](sample_shape, num_classes, width=int(width), dtype=dtype)
+    options = {"width": int(match[2])} if match[2] else {}
+    return models[match[1]](sample_shape, num_classes, dtype=dtype, **options)

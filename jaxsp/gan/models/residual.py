@@ -9,26 +9,30 @@ from flax import linen as nn
 from jaxsp.gan.models.arguments import check_image
 from jaxsp.gan.models.attention import SelfAttention
 from jaxsp.gan.models.gan import Gan
-from jaxsp.gan.models.layers import conv, dense, halvings, output, param_dtype
+from jaxsp.gan.models.layers import (
+    conv,
+    dense,
+    halvings,
+    layer_norm,
+    output,
+    param_dtype,
+)
 
 __all__ = ["ResNetDiscriminator", "ResNetGenerator", "resnet", "sagan"]
 
 
 class ResNetGenerator(nn.Module):
-    """A dense layer to a coarse grid, then a residual block for every doubling.
+    r"""A dense layer to a coarse grid, then a residual block for every doubling.
 
-    The grids are those of `dcgan`; a grid that was halved `level` times has
-    min(2^level, 4) · width channels. A block is normalization, ReLU, doubling, 3x3
+    The grids are those of `dcgan`; a grid that was halved $l$ times has
+    $\min(2^l, 4)$ · `width` channels. A block is normalization, ReLU, doubling, 3x3
     convolution, normalization, ReLU, 3x3 convolution, added to its doubled input (after
     a 1x1 convolution where the channels change). Layer normalization over the channels
     of a pixel takes the place of the papers' batch normalization.
 
-    Args:
-      sample_shape: shape of one image, (height, width, channels).
-      width: channels of the finest grid.
+    Args: those of `resnet`, and
       spectral: whether to normalize all kernels by their spectral norm.
       attention: whether there is self-attention on the grid of half the size.
-      dtype: type of the computation.
     """
 
     sample_shape: tuple[int, ...]
@@ -49,39 +53,35 @@ class ResNetGenerator(nn.Module):
             if self.attention and level == 0:
                 h = SelfAttention(self.spectral, self.dtype)(h)
             h = self._block(h, _channels(self.width, level))
-        h = self._conv(channels)(self._activate(h))
+        h = self._normal_conv(h, channels)
         return output(h, self.sample_shape, self.dtype)
 
     def _block(self, x, features):
         """[n, h, w, c] to [n, 2h, 2w, features]."""
-        h = self._conv(features)(_double(self._activate(x)))
-        h = self._conv(features)(self._activate(h))
+        h = self._normal_conv(x, features, double=True)
+        h = self._normal_conv(h, features)
         if x.shape[-1] != features:  # commutes with the doubling
             x = dense(features, self.dtype, spectral=self.spectral)(x)
         return _double(x) + h
 
-    def _activate(self, h):
-        dtype = param_dtype(self.dtype)
-        return nn.relu(nn.LayerNorm(dtype=self.dtype, param_dtype=dtype)(h))
-
-    def _conv(self, features):
-        return conv(features, self.dtype, spectral=self.spectral)
+    def _normal_conv(self, h, features, double=False):
+        """Normalization, ReLU, doubling where asked for, 3x3 convolution."""
+        h = nn.relu(layer_norm(h, self.dtype))
+        h = _double(h) if double else h
+        return conv(features, self.dtype, spectral=self.spectral)(h)
 
 
 class ResNetDiscriminator(nn.Module):
-    """Residual blocks that halve down to the coarse grid, one more, a sum over pixels.
+    r"""Residual blocks that halve down to the coarse grid, one more, a sum over pixels.
 
-    A grid that was halved `level` times has min(2^(level - 1), 4) · width channels. A
-    block is ReLU, 3x3 convolution, ReLU, 3x3 convolution, 2x2 mean, added to the 2x2
-    mean of its input (after a 1x1 convolution where the channels change); the first
-    block does without the first ReLU, the last without the mean. Every kernel is
-    normalized by its spectral norm, those of logit and class logits apart.
+    A grid that was halved $l$ times has $\min(2^{l - 1}, 4)$ · `width` channels. Blocks
+    are ReLU, 3x3 convolution, ReLU, 3x3 convolution, 2x2 mean, added to the 2x2 mean of
+    the input (after a 1x1 convolution where the channels change). The first block does
+    without the first ReLU, the last without the mean. Every kernel is normalized by its
+    spectral norm, those of logit and class logits apart.
 
-    Args:
-      width: channels after the first block.
+    Args: those of `resnet`, and
       attention: whether there is self-attention after the first block.
-      dtype: type of the computation.
-      num_classes: number of class logits beside the logit.
     """
 
     width: int = 64
@@ -99,14 +99,15 @@ class ResNetDiscriminator(nn.Module):
             if self.attention and level == 0:
                 h = SelfAttention(True, self.dtype)(h)
         h = nn.relu(self._block(h, h.shape[-1], halve=False)).sum(axis=(1, 2))
-        dtype = param_dtype(self.dtype)
-        logits = dense(1, self.dtype, spectral=True, name="logit")(h)[:, 0].astype(
-            dtype
+
+        def head(features, name):
+            said = dense(features, self.dtype, spectral=True, name=name)(h)
+            return said.astype(param_dtype(self.dtype))
+
+        logits = head(1, "logit")[:, 0]
+        return (
+            (logits, head(self.num_classes, "classes")) if self.num_classes else logits
         )
-        if not self.num_classes:
-            return logits
-        classes = dense(self.num_classes, self.dtype, spectral=True, name="classes")(h)
-        return logits, classes.astype(dtype)
 
     def _block(self, x, features, first=False, halve=True):
         """[n, 2h, 2w, c] to [n, h, w, features], or the same size."""
@@ -146,36 +147,21 @@ def resnet(
     """A GAN of two residual networks, with spectral normalization in the discriminator.
 
     In the manner of SNGAN, which has 256 and 128 channels on all grids of 32x32 images
-    and up to 1024 for 64x64: here the channels grow from `width` on the finest grid to
-    four times as many. No normalization is over the batch. Spectral normalization keeps
-    no state: see `spectral_norm`.
+    and up to 1024 for 64x64. Here the channels grow from `width` on the finest grid to
+    four times as many.
 
-    Args:
+    Args: those of every builder, see `jaxsp.gan.models`, and
       sample_shape: (height, width, channels); height and width even and at least 8.
-      num_classes: number of classes, of a conditional pair; see `Gan`.
-      latent_size: length of a latent vector, its class included.
       width: channels of the finest grid.
-      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
-        parameters, samples, logits and singular values stay in float32 at least.
-
-    Returns:
-      The pair of networks.
-
-    Raises:
-      ValueError: if a shape or a size does not fit.
 
     References:
       Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
       Adversarial Networks*, 2018, arXiv 1802.05957.
     """
-    shape = check_image(sample_shape, latent_size=latent_size, width=width)
-    return Gan(
-        ResNetGenerator(shape, width, dtype=dtype),
-        ResNetDiscriminator(width, dtype=dtype, num_classes=num_classes),
-        latent_size,
-        shape,
-        num_classes,
-    )
+    shape = check_image(sample_shape, width)
+    generator = ResNetGenerator(shape, width, dtype=dtype)
+    discriminator = ResNetDiscriminator(width, dtype=dtype, num_classes=num_classes)
+    return Gan(generator, discriminator, latent_size, shape, num_classes)
 
 
 def sagan(
@@ -190,29 +176,13 @@ def sagan(
 
     In the manner of SAGAN, with the attention on the grid of half the image's size.
 
-    Args:
-      sample_shape: (height, width, channels); height and width even and at least 8.
-      num_classes: number of classes, of a conditional pair; see `Gan`.
-      latent_size: length of a latent vector, its class included.
-      width: channels of the finest grid.
-      dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
-        parameters, samples, logits and singular values stay in float32 at least.
-
-    Returns:
-      The pair of networks.
-
-    Raises:
-      ValueError: if a shape or a size does not fit.
+    Args: those of `resnet`.
 
     References:
       Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
       Networks*, 2019, arXiv 1805.08318.
     """
-    shape = check_image(sample_shape, latent_size=latent_size, width=width)
-    return Gan(
-        ResNetGenerator(shape, width, spectral=True, attention=True, dtype=dtype),
-        ResNetDiscriminator(width, True, dtype, num_classes),
-        latent_size,
-        shape,
-        num_classes,
-    )
+    shape = check_image(sample_shape, width)
+    generator = ResNetGenerator(shape, width, True, True, dtype)
+    discriminator = ResNetDiscriminator(width, True, dtype, num_classes)
+    return Gan(generator, discriminator, latent_size, shape, num_classes)

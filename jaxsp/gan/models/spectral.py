@@ -6,13 +6,12 @@ largest singular value $\sigma$, found by power iteration:
 $$u \leftarrow Wv / |Wv|, \quad v \leftarrow W^\top u / |W^\top u|, \qquad
 \sigma = u^\top W v .$$
 
-The usual form takes one iteration a training step and keeps $u$ between steps. Here the
-iteration starts from the same vector in every pass: what a network computes is a
-function of its parameters alone. There is nothing beside them to average between
-workers, to send along when discriminators change places, or to store, and a
-discriminator is the same function wherever and whenever it is evaluated: at the half
-step of an extragradient method as at the full one. The price is the iterations: two
-products of a matrix and a vector each, small beside the layer itself.
+The usual form takes one iteration a training step and keeps $u$ between steps. Here
+every pass starts from the same vector, so a network is a function of its parameters
+alone: there is nothing else to average between workers, to send or to store, and a
+discriminator is the same function at the half step of an extragradient method as at the
+full one. The price is the iterations: two products of a matrix and a vector each, small
+beside the layer itself.
 """
 
 import jax
@@ -24,18 +23,18 @@ __all__ = ["spectral_norm", "spectral_normalize"]
 
 
 def spectral_norm(kernel: jax.Array, iterations: int = 10) -> jax.Array:
-    """Estimates the largest singular value of a kernel, from below.
+    r"""Estimates the largest singular value of a kernel, from below.
 
-    The vectors u and v are constants of differentiation, as in the paper, so that the
-    gradient of the norm is u vᵀ. The iterations are written out, not looped over, for
-    the compiler to compute them once for all passes with the same parameters.
+    The vectors $u$ and $v$ are constants of differentiation, as in the paper, so that
+    the gradient of the norm is $u v^\top$. The iterations are written out, not looped
+    over: the compiler computes them once for all passes with the same parameters.
 
     Args:
       kernel: array [..., features], taken as a matrix with that many columns.
-      iterations: power iterations. Of kernels of independent normal entries, whose
-        leading singular values crowd, ten find 0.97 of the norm on average and
-        0.87 at the worst of some hundred, twenty 0.99 and 0.91; where the second
-        singular value is at most 0.7 of the first, ten find 0.999.
+      iterations: power iterations. Ten find 0.999 of the norm where the second singular
+        value is at most 0.7 of the first. Of kernels of independent normal entries,
+        whose leading singular values crowd, ten find 0.97 on average and 0.87 at the
+        worst of some hundred, twenty 0.99 and 0.91.
 
     Returns:
       A scalar, at most the norm.
