@@ -61,8 +61,8 @@ def _losses(gan, generator, discriminator, penalty, class_weight=None) -> Losses
             return batch
         if not gan.num_classes:
             raise ValueError(
-                f"{name} must be samples alone, because the pair of networks has no "
-                "classes; got a tuple. Build it with num_classes, or leave labels out."
+                f"{name} must be samples alone, got a tuple: the pair of networks has "
+                "no classes. Build it with num_classes, or leave labels out."
             )
         return batch[0]
 
@@ -73,9 +73,10 @@ def _losses(gan, generator, discriminator, penalty, class_weight=None) -> Losses
             return samples, models.discriminate(gan, y, samples), 0.0
         if samples is batch:
             raise ValueError(
-                f"{name} must be a pair (samples, labels) for acgan; got samples alone."
+                f"{name} must be a pair (samples, labels) for acgan, got samples alone."
             )
-        logits, classes = models.discriminate_and_classify(gan, y, samples)
+        said: Any = models.discriminate_and_classify(gan, y, samples)
+        logits, classes = said
         entropy = optax.softmax_cross_entropy_with_integer_labels(classes, batch[1])
         return samples, logits, class_weight * jnp.mean(entropy)
 
@@ -152,7 +153,7 @@ def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:
       The losses of generator and discriminator.
 
     Raises:
-      ValueError: if r1 is negative or not finite.
+      ValueError: if a weight is negative or not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -184,18 +185,12 @@ def acgan(gan: models.Gan, *, class_weight: float = 1.0, r1: float = 0.0) -> Los
     cross-entropy $H$ of the class logits. It is `non_saturating`, and both players want
     the class to be told.
 
-    Args:
-      gan: the pair of networks, conditional.
+    Args, returns and raises: as `non_saturating`, and
       class_weight: weight $w$ of the cross-entropies.
-      r1: weight $r_1$ of the penalty at the real samples; 0 leaves it out.
-
-    Returns:
-      The losses of generator and discriminator; batches and generated samples are
-      pairs (samples, labels), labels whole numbers [n].
 
     Raises:
-      ValueError: if the pair has no classes, or a weight is negative or not finite;
-        when called, if there are no labels.
+      ValueError: if the pair has no classes; when called, if a batch or the generated
+        samples are no pair (samples, labels), with labels whole numbers [n].
 
     References:
       Odena, Olah, Shlens, *Conditional Image Synthesis with Auxiliary Classifier
@@ -241,15 +236,8 @@ def wasserstein(gan: models.Gan, *, gradient_penalty: float = 10.0) -> Losses:
     with $u$ uniform in [0, 1], one a sample; the norm is over all of a sample. With
     $\lambda = 0$ the game is zero-sum.
 
-    Args:
-      gan: the pair of networks.
+    Args, returns and raises: as `non_saturating`, but for r1
       gradient_penalty: weight $\lambda$ of the penalty; 0 leaves it out.
-
-    Returns:
-      The losses of generator and discriminator.
-
-    Raises:
-      ValueError: if gradient_penalty is negative or not finite.
 
     References:
       Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, *Improved Training of

@@ -11,6 +11,7 @@ z_m \leftarrow z_m + \mathrm{update}(g_m, \mathrm{state}_m, z_m, F_m(\cdot; \xi'
 worker's index.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def make_step(
     steps_per_call: int = 1,
     same_sample: bool = False,
 ) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """Compile training steps of all workers.
+    r"""Compile training steps of all workers.
 
     Args:
       losses: the losses of both players, each `f(x, y, batch, key)`.
@@ -103,8 +104,8 @@ def make_step(
         `workers.axis_name` and call `operator_fn`.
       workers: who trains.
       batch_size: examples a worker draws for one gradient.
-      ema_decay: d in ema ← d ema + (1 − d) generator. Step t uses
-        min(d, (1 + t) / (10 + t)), so that the start is forgotten early on.
+      ema_decay: $d$ in $\mathrm{ema} \leftarrow d\, \mathrm{ema} + (1 - d)\, x$. Step
+        $t$ uses $\min(d, (1 + t) / (10 + t))$: the start is forgotten early on.
       steps_per_call: the most steps that one call can do, in a loop on the device.
       same_sample: whether a method's second gradient in a step is taken on the sample
         of the first (batch, latents and noise), as alternating steps usually are, or on
@@ -125,8 +126,12 @@ def make_step(
     check_count("steps_per_call", steps_per_call)
     check_decay("ema_decay", ema_decay)
     update = optax.with_extra_args_support(method).update
+
+    def with_value(loss):
+        return lambda *args: (loss(*args),) * 2
+
     operator = operators.game(
-        _with_value(losses.generator), _with_value(losses.discriminator), has_aux=True
+        with_value(losses.generator), with_value(losses.discriminator), has_aux=True
     )
 
     def one_step(state, share, size, key):
@@ -149,7 +154,8 @@ def make_step(
         z = optax.apply_updates(z, updates)
         reported: Any = methods.eval_params(opt_state, z)
         ema = moving_average(state.ema, reported.x, state.step, ema_decay)
-        return TrainState(state.step + 1, z, opt_state, ema), jnp.stack(values)
+        values = jnp.stack(values).astype(jnp.float32)
+        return TrainState(state.step + 1, z, opt_state, ema), values
 
     def one_call(state, share, size, key, count):
         if steps_per_call == 1:
@@ -169,44 +175,24 @@ def make_step(
 
 
 def draw_keys(key: jax.Array, index: Any, step: Any) -> jax.Array:
-    """A worker's four keys of a step: of the batch and the noise ξ, and of those of ξ'.
-
-    Args:
-      key: the key that all workers share.
-      index: the worker's.
-      step: the step's number.
-
-    Returns:
-      Four keys.
-    """
+    r"""A worker's four keys of a step: for batch and noise of $\xi$, and of $\xi'$."""
     return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), step), 4)
 
 
 def to_batch(drawn: Any) -> Any:
     """Examples as losses take them: images in [-1, 1], with their labels if any."""
     if isinstance(drawn, tuple):
-        images, labels = drawn
-        return data.to_unit(images), labels
+        return data.to_unit(drawn[0]), drawn[1]
     return data.to_unit(drawn)
 
 
 def moving_average(ema: Any, new: Any, step: jax.Array, ema_decay: float) -> Any:
-    """One step of ema ← d ema + (1 − d) new, d = min(ema_decay, (1 + t) / (10 + t))."""
+    """The exponential moving average after one step more, as of `make_step`."""
     t = step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
     return jax.tree.map(
         lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), ema, new
     )
-
-
-def _with_value(loss):
-    """The loss and, beside it, its value for the record."""
-
-    def loss_and_value(*args):
-        value = loss(*args)
-        return value, value.astype(jnp.float32)
-
-    return loss_and_value
 
 
 def program(
@@ -222,17 +208,11 @@ def program(
 ) -> Program:
     """The program in which every worker trains both networks.
 
-    Args:
+    Args: those of `make_step`, and
       gan: generator and discriminator.
-      losses: as in `make_step`.
-      method: as in `make_step`: of `jaxsp.methods`, `jaxsp.gan.fl_gan.fl_gan`, or any
-        optax transformation.
-      workers: who trains.
-      batch_size: as in `make_step`.
-      ema_decay: as in `make_step`.
-      steps_per_call: as in `make_step`. None means 1 on CPU, where a convolution inside
-        a loop is 3 to 4 times slower, and 32 elsewhere.
-      same_sample: as in `make_step`.
+      method: of `jaxsp.methods`, `jaxsp.gan.fl_gan.fl_gan`, or of optax.
+      steps_per_call: None means 1 on CPU, where a convolution inside a loop is 3 to 4
+        times slower, and 32 elsewhere.
 
     Returns:
       What `jaxsp.gan.training.train` runs; nothing is compiled yet.
@@ -244,19 +224,12 @@ def program(
     if steps_per_call is None:
         steps_per_call = 1 if workers.devices[0].platform == "cpu" else 32
 
-    def step_of(count):
-        return make_step(
-            losses,
-            method,
-            workers,
-            batch_size=batch_size,
-            steps_per_call=count,
-            **options,
-        )
-
-    step_fn = step_of(steps_per_call)
+    make = functools.partial(
+        make_step, losses, method, workers, batch_size=batch_size, **options
+    )
+    step_fn = make(steps_per_call=steps_per_call)
     # The operations of a loop are counted once, however often it runs.
-    single_step = step_fn if steps_per_call == 1 else step_of(1)
+    single_step = step_fn if steps_per_call == 1 else make(steps_per_call=1)
     reported = jax.jit(
         workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
     )
@@ -269,9 +242,6 @@ def program(
 
     def summary(state):
         return Summary(generator(state), workers.fetch_mean(reported(state)))
-
-    def restart_from(summary, step):
-        return _start(method, workers, summary.params, summary.generator, step)
 
     def bits_of(state):
         return bits(workers.fetch(comm.find_traffic(state.opt_state)))
@@ -308,57 +278,43 @@ def program(
         bits=bits_of,
         consensus=lambda state: float(_consensus_distance(state.params)),
         summary=summary,
-        restart_from=restart_from,
+        restart_from=lambda summary, step: _start(
+            method, workers, summary.params, summary.generator, step
+        ),
         restart_note="all workers start from the mean of the parameters, optimizers "
         "anew",
         roles=roles,
         traffic=traffic,
-        fetch=lambda values: fetch_losses(values, workers),
+        fetch=lambda values: _fetch_losses(values, workers),
     )
 
 
 def _counters_after(steps, init, one_step):
-    """The state after some steps, right in what is no floating-point number.
+    """The state after some steps, with None for what is a floating-point number.
 
     The steps are gone through with everything left out that is no counter and no random
     draw. Counters must not depend on floating-point parts of the state, and those of no
     method here do.
     """
     key = jax.random.key(0)
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(init, key))
-    exact = [not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    shapes = jax.eval_shape(init, key)
 
     def counters(state):
-        return [x for x, e in zip(jax.tree.leaves(state), exact, strict=True) if e]
+        inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
+        return jax.tree.map(lambda x: None if inexact(x) else x, state)
 
-    def with_zeros(counters, zeros):
-        rest = iter(counters)
-        return treedef.unflatten(
-            [next(rest) if e else zeros(x) for x, e in zip(leaves, exact, strict=True)]
-        )
+    def filled(like, counter):
+        return jnp.zeros(like.shape, like.dtype) if counter is None else counter
 
     def body(carried, _):
         # Nothing that comes of the zeros is returned, so the compiler drops it all.
-        state = with_zeros(carried, lambda x: jnp.zeros(x.shape, x.dtype))
-        return counters(one_step(state, key)), None
+        return counters(one_step(jax.tree.map(filled, shapes, carried), key)), None
 
-    after = jax.jit(lambda: lax.scan(body, counters(init(key)), length=steps)[0])
-    return with_zeros(after(), lambda x: np.broadcast_to(np.float32(0), x.shape))
+    return jax.jit(lambda: lax.scan(body, counters(init(key)), length=steps)[0])()
 
 
-def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
-    """The losses of some calls, of all workers.
-
-    Over many processes they travel in one message, and it takes few programs for all
-    numbers of calls.
-
-    Args:
-      values: what `Program.step` has returned in each call.
-      workers: who trains.
-
-    Returns:
-      The same as NumPy arrays.
-    """
+def _fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
+    """`Program.fetch`: one message, and few programs for all numbers of calls."""
     if not workers.spans_processes:
         return [np.asarray(value) for value in values]
     calls = 1 << (len(values) - 1).bit_length()

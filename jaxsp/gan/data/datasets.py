@@ -22,8 +22,6 @@ from jaxsp._arguments import check_count
 from jaxsp.gan import files
 from jaxsp.gan.data import official, prepared
 
-__all__ = ["NAMES", "Dataset", "cache_dir", "draw", "load", "to_uint8", "to_unit"]
-
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
 
 _FORMAT = 3  # raised whenever the same files would give other arrays
@@ -40,7 +38,7 @@ class Dataset(NamedTuple):
       train_labels: int32 [N].
       test: samples that `train` does not hold.
       test_labels: their labels.
-      num_classes: labels are 0, ..., num_classes − 1.
+      num_classes: labels are 0, ..., num_classes - 1.
       centers: float32 [num_classes, 2], the modes of a mixture; else None.
       std: standard deviation of each mode of a mixture; else None.
     """
@@ -63,7 +61,7 @@ class Dataset(NamedTuple):
 def load(
     name: str, data_dir: str | os.PathLike | None = None, *, download: bool = True
 ) -> Dataset:
-    """Loads a data set by name, and prepares it first where that is needed.
+    r"""Loads a data set by name, and prepares it first where that is needed.
 
     Over many processes all must call it. Process 0 prepares and decodes what is not
     yet, and the others then read it; those that do not see its files do the same.
@@ -72,15 +70,14 @@ def load(
       of them, spread evenly over the classes, are the test set.
     - `mixture_ring` (or `mixture`): 8 Gaussians of standard deviation 0.02, centred on
       the circle of radius 2. `mixture_grid`: 25 of standard deviation 0.05, centred on
-      {−4, −2, 0, 2, 4}². These are the customary constants, so mode counts compare with
-      published ones; points are *not* scaled to [−1, 1], so a generator of points ends
-      in a linear layer, not in tanh. 50,000 and 10,000 points; the label is the mode.
+      $\{-4, -2, 0, 2, 4\}^2$. These are the customary constants, so mode counts compare
+      with published ones; points are *not* scaled to [-1, 1], so a generator of points
+      ends in a linear layer. 50,000 and 10,000 points; the label is the mode.
     - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has prepared them in `data_dir`; else
-      from the official files in `<data_dir>/downloads`, where those that are missing
-      are downloaded to. The arrays are the same, in the same order, either way.
+      from the official files in `<data_dir>/downloads`, to which those that are missing
+      are downloaded. The arrays are the same, in the same order, either way.
     - `celeb_a`: the central 178×178 pixels resized to 64×64 (bilinear, antialiased);
-      the label is the attribute "Male" (0 or 1). 2.5 GB. Must have been prepared by
-      TFDS.
+      the label is the attribute "Male" (0 or 1). 2.5 GB, which TFDS must have prepared.
 
     Args:
       name: one of `NAMES`, or `mixture`.
@@ -141,11 +138,11 @@ def cache_dir() -> pathlib.Path:
 
 
 def to_unit(images: jax.typing.ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
-    """Maps uint8 images to [−1, 1] and leaves points as they are.
+    """Maps uint8 images to [-1, 1] and leaves points as they are.
 
-        x = v / 127.5 − 1
+    $$x = v / 127.5 - 1$$
 
-    Cheap enough to run on the device inside every step, so that shares stay uint8.
+    It is cheap enough for the device in every step, so that shares stay uint8.
 
     Args:
       images: uint8 array, or a floating array of points, whose values are kept.
@@ -161,20 +158,20 @@ def to_unit(images: jax.typing.ArrayLike, dtype: Any = jnp.float32) -> jax.Array
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images.astype(dtype)
     if images.dtype != jnp.uint8:
-        raise ValueError(f"images must be uint8 or floating; got {images.dtype}")
+        raise ValueError(f"images must be uint8 or floating, got {images.dtype}.")
     return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
 
 
 def to_uint8(samples: jax.typing.ArrayLike) -> jax.Array:
-    """Maps samples in [−1, 1] to uint8: the inverse of `to_unit`.
+    r"""Maps samples in [-1, 1] to uint8: the inverse of `to_unit`.
 
-        v = round(127.5 (x + 1)), clipped to 0..255
+    $$v = \mathrm{round}(127.5 (x + 1)), \quad \text{clipped to } 0, \dots, 255$$
 
     All 256 values survive the round trip through float16, float32 and float64; bfloat16
     has too few digits.
 
     Args:
-      samples: floating array; what lies outside [−1, 1] is clipped.
+      samples: floating array.
 
     Returns:
       uint8 array of the same shape.
@@ -186,13 +183,14 @@ def to_uint8(samples: jax.typing.ArrayLike) -> jax.Array:
 def draw(
     key: jax.Array, share: Any, size: jax.typing.ArrayLike, batch_size: int
 ) -> Any:
-    """Draws a batch from one worker's share, inside the step.
+    r"""Draws a batch from one worker's share, inside the step.
 
-        i_1, ..., i_b ~ Uniform{0, ..., size − 1}, independent
+    $$i_1, \dots, i_b \sim \mathrm{Uniform}\{0, \dots, \text{size} - 1\},
+    \quad \text{independent}$$
 
-    With replacement: the batches are then the independent unbiased samples that the
-    methods' theory assumes, `batch_size` may exceed `size`, and the time does not grow
-    with the share, as it would for a random permutation of it.
+    Drawing is with replacement. The batches are then the independent unbiased samples
+    that the methods' theory assumes, `batch_size` may exceed `size`, and the time does
+    not grow with the share, as it would for a random permutation of it.
 
     Args:
       key: random key, this worker's own.
@@ -200,7 +198,7 @@ def draw(
         of which the same rows are drawn.
       size: scalar, how many leading rows of `share` are examples. Later rows are
         padding and are never drawn. At least 1, which `partition.stack` ensures.
-      batch_size: number b of examples.
+      batch_size: number $b$ of examples.
 
     Returns:
       Like `share`, with leading dimension `batch_size`.
@@ -231,9 +229,8 @@ def _digits() -> Dataset:
     by_class = np.argsort(labels, kind="stable")
     test = np.zeros(len(labels), bool)
     test[by_class[np.arange(297) * len(labels) // 297]] = True
-    return Dataset(
-        "digits", images[~test], labels[~test], images[test], labels[test], 10
-    )
+    arrays = images[~test], labels[~test], images[test], labels[test]
+    return Dataset("digits", *arrays, num_classes=10)
 
 
 def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
@@ -241,18 +238,10 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
     rng = np.random.default_rng(0)
     labels = rng.integers(len(centers), size=60_000).astype(np.int32)
     points = centers[labels] + std * rng.standard_normal((len(labels), 2))
-    train, test = np.split(points.astype(np.float32), [50_000])
-    train_labels, test_labels = np.split(labels, [50_000])
-    return Dataset(
-        name,
-        train,
-        train_labels,
-        test,
-        test_labels,
-        len(centers),
-        centers.astype(np.float32),
-        std,
-    )
+    points = points.astype(np.float32)
+    train, test = slice(50_000), slice(50_000, None)
+    arrays = points[train], labels[train], points[test], labels[test]
+    return Dataset(name, *arrays, len(centers), centers.astype(np.float32), std)
 
 
 def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
@@ -273,9 +262,8 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
                 "download=True it would be downloaded now."
             )
         _require(*_PACKAGES)
-        read = (
-            prepared.read(name, directory) if directory else official.read(name, root)
-        )
+        reader = prepared.read if directory else official.read
+        read = reader(name, directory or root)
         _write_cache(cache, read)
         arrays = _read_cache(cache) or read
     return Dataset(name, *arrays, num_classes=2 if name == "celeb_a" else 10)

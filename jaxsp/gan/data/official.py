@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NAMES", "read"]
-
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 
 _NETWORK_SECONDS = 4.0  # how long the host of a file may take to answer
@@ -33,16 +31,14 @@ def read(name: str, root: pathlib.Path) -> tuple[np.ndarray, ...]:
 
     The examples come in the order in which TFDS stores them: by the MD5 digest of the
     split's name followed by the example's number in the official files, as in
-    "train0". So a data set is the same, to the last example, whether it is read from
-    here or from a directory that TFDS has prepared.
+    "train0". So the arrays are those of `prepared.read`, to the last example.
 
     Args:
       name: one of `NAMES`.
       root: TFDS directory.
 
     Returns:
-      uint8 training images [N, height, width, channels], their int32 labels, and the
-      same of the test split.
+      As `prepared.read`.
 
     Raises:
       FileNotFoundError: if a file is missing and its host does not answer, which shows
@@ -59,8 +55,8 @@ def read(name: str, root: pathlib.Path) -> tuple[np.ndarray, ...]:
         ) from error
     arrays = []
     for split, (images, labels) in splits.items():
-        keys = [f"{split}{index}".encode() for index in range(len(labels))]
-        order = sorted(range(len(keys)), key=lambda i: hashlib.md5(keys[i]).digest())
+        names = [f"{split}{i}".encode() for i in range(len(labels))]
+        order = np.argsort([hashlib.md5(name).hexdigest() for name in names])
         arrays += [images[order], labels[order].astype(np.int32)]
     return tuple(arrays)
 
@@ -147,18 +143,17 @@ def _unreachable(url: str) -> str | None:
 
 # ------------------------------------------------------------------ formats
 
-_Splits = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images, labels
+# Both return images and labels, by split.
 
 
-def _read_mnist(paths: Mapping[str, pathlib.Path]) -> _Splits:
+def _read_mnist(paths):
     """MNIST and Fashion-MNIST: images and labels of a split in a file each."""
-    return {
-        split: (
-            _read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])[..., None],
-            _read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]),
-        )
-        for split, prefix in (("train", "train"), ("test", "t10k"))
-    }
+
+    def split(name):
+        images = _read_idx(paths[f"{name}-images-idx3-ubyte.gz"])
+        return images[..., None], _read_idx(paths[f"{name}-labels-idx1-ubyte.gz"])
+
+    return {"train": split("train"), "test": split("t10k")}
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:
@@ -169,7 +164,7 @@ def _read_idx(path: pathlib.Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
 
 
-def _read_cifar10(paths: Mapping[str, pathlib.Path]) -> _Splits:
+def _read_cifar10(paths):
     """The binary version: records of a label and 32×32 pixels, plane by plane."""
     files = {}
     with tarfile.open(paths["cifar-10-binary.tar.gz"]) as archive:
@@ -177,7 +172,7 @@ def _read_cifar10(paths: Mapping[str, pathlib.Path]) -> _Splits:
             if stream := archive.extractfile(member):
                 files[pathlib.PurePosixPath(member.name).name] = stream.read()
 
-    def split(*names: str) -> tuple[np.ndarray, np.ndarray]:
+    def split(*names):
         content = b"".join(files[f"{name}.bin"] for name in names)
         records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
         planes = records[:, 1:].reshape(-1, 3, 32, 32)

@@ -2,9 +2,16 @@
 
 A partition is a list with one array of indices for each worker, sorted; every example
 is on exactly one worker, and every worker holds at least one. All of it is NumPy and is
-fixed by its arguments.
+fixed by its arguments. `iid`, `dirichlet` and `by_label` make one of
+
+    labels: integers [N].
+    workers: number of shares, in 1..N.
+    seed: of all that is random.
+
+and raise a `ValueError` if these do not fit.
 """
 
+import contextlib
 import difflib
 import functools
 import os
@@ -28,25 +35,14 @@ __all__ = [
     "table",
 ]
 
-_NAMES = ("iid", "by_label", "dirichlet")
-_EXPECTED = "iid, by_label or dirichlet:ALPHA (for instance dirichlet:0.3)"
-
 Parts = list[np.ndarray]
 
 
 def iid(labels: np.ndarray, workers: int, *, seed: int) -> Parts:
     """Deals a random permutation of the examples in equal shares.
 
-    Args:
-      labels: integers [N]; only their number matters.
-      workers: number of shares; their sizes differ by at most one.
-      seed: of the permutation.
-
-    Returns:
-      Indices of each worker's examples.
-
-    Raises:
-      ValueError: if `workers` is not in 1..N.
+    The sizes of the shares differ by at most one; of the labels only their number
+    matters.
     """
     labels = _checked(labels, workers)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -56,24 +52,18 @@ def iid(labels: np.ndarray, workers: int, *, seed: int) -> Parts:
 def dirichlet(
     labels: np.ndarray, workers: int, *, alpha: float, seed: int, min_size: int = 1
 ) -> Parts:
-    """Splits each class in random proportions.
+    r"""Splits each class in random proportions.
 
-        p_c ~ Dir(α, ..., α) for each class c;  worker m gets the share p_cm of class c
+    $$p_c \sim \mathrm{Dir}(\alpha, \dots, \alpha) \quad \text{for each class } c,$$
 
-    Small α puts a class on few workers, large α spreads it evenly. While a worker
-    holds fewer than `min_size` examples, a random one moves to it from the worker that
-    then holds most (the published recipes draw again instead, which for small α may
-    never end).
+    and worker $m$ gets the share $p_{cm}$ of class $c$. Small $\alpha$ puts a class on
+    few workers, large $\alpha$ spreads it evenly. While a worker holds fewer than
+    `min_size` examples, a random one moves to it from the worker that then holds most.
+    (The published recipes draw again instead, which for small $\alpha$ may never end.)
 
-    Args:
-      labels: integers [N].
-      workers: number of shares.
-      alpha: concentration α > 0.
-      seed: of the proportions and of which examples go where.
+    Args: those of every partition, and
+      alpha: concentration $\alpha > 0$.
       min_size: least number of examples of a worker, at least 1.
-
-    Returns:
-      Indices of each worker's examples.
 
     Raises:
       ValueError: if `alpha` is not positive and finite, or there are fewer than
@@ -92,11 +82,11 @@ def dirichlet(
     """
     labels = _checked(labels, workers)
     if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha must be positive and finite; got {alpha}")
+        raise ValueError(f"alpha must be positive and finite, got {alpha}.")
     if min_size < 1 or workers * min_size > len(labels):
         raise ValueError(
             f"min_size must be in 1..{len(labels) // workers} for {len(labels)} "
-            f"examples on {workers} workers; got {min_size}"
+            f"examples on {workers} workers, got {min_size}."
         )
     rng = np.random.default_rng(seed)
     owner = np.empty(len(labels), int)
@@ -106,13 +96,10 @@ def dirichlet(
         cuts = np.rint(np.cumsum(p)[:-1] * len(members)).astype(int)
         for worker, part in enumerate(np.split(members, cuts)):
             owner[part] = worker
-    sizes = np.bincount(owner, minlength=workers)
-    for worker in np.flatnonzero(sizes < min_size):
-        while sizes[worker] < min_size:
-            donor = np.argmax(sizes)
+    for worker in range(workers):
+        while np.count_nonzero(owner == worker) < min_size:
+            donor = np.argmax(np.bincount(owner))
             owner[rng.choice(np.flatnonzero(owner == donor))] = worker
-            sizes[donor] -= 1
-            sizes[worker] += 1
     return [np.flatnonzero(owner == worker) for worker in range(workers)]
 
 
@@ -122,13 +109,6 @@ def by_label(labels: np.ndarray, workers: int) -> Parts:
     With more workers than classes, each class is split evenly among as many workers as
     its turn gives it, and a worker has one class. The numbers of classes per worker, or
     of workers per class, differ by at most one.
-
-    Args:
-      labels: integers [N].
-      workers: number of shares.
-
-    Returns:
-      Indices of each worker's examples.
 
     Raises:
       ValueError: if a class has fewer examples than workers to split it among.
@@ -144,16 +124,15 @@ def by_label(labels: np.ndarray, workers: int) -> Parts:
         blocks = np.array_split(classes, workers)
         return [np.flatnonzero(np.isin(labels, block)) for block in blocks]
     parts = []
-    for label, holders in zip(
-        classes, np.array_split(np.arange(workers), len(classes)), strict=True
-    ):
+    turns = np.array_split(np.arange(workers), len(classes))
+    for label, holders in zip(classes, map(len, turns), strict=True):
         members = np.flatnonzero(labels == label)
-        if len(members) < len(holders):
+        if len(members) < holders:
             raise ValueError(
                 f"workers must be fewer: with {workers} of them, class {label} goes to "
-                f"{len(holders)} but has {len(members)} examples"
+                f"{holders} but has {len(members)} examples."
             )
-        parts += [members[i :: len(holders)] for i in range(len(holders))]
+        parts += [members[i::holders] for i in range(holders)]
     return parts
 
 
@@ -164,8 +143,7 @@ def parse(text: str) -> Callable[..., Parts]:
       text: as above; `dirichlet(0.3)` is read as `dirichlet:0.3`.
 
     Returns:
-      A function (labels, workers, *, seed) -> indices of each worker's examples. The
-      seed does nothing for `by_label`.
+      A function (labels, workers, *, seed) -> partition; `by_label` needs no seed.
 
     Raises:
       ValueError: if the text is none of these.
@@ -175,31 +153,23 @@ def parse(text: str) -> Callable[..., Parts]:
       >>> len(parts)
       4
     """
-    match = re.fullmatch(r"(\w+)(?::(\S*)|\((\S*)\))?", text.strip())
-    name = match[1] if match else text
-    number = match[2] or match[3] if match else None
-    if name not in _NAMES:
-        near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"partition must be {_EXPECTED}; got {text!r}{hint}")
-    if (name == "dirichlet") != (number is not None):
-        raise ValueError(
-            f"partition must be {_EXPECTED}: dirichlet takes a number and the others "
-            f"take none; got {text!r}"
-        )
-    if name == "iid":
+    text = text.strip()
+    if text == "iid":
         return iid
-    if name == "by_label":
+    if text == "by_label":
         return lambda labels, workers, *, seed: by_label(labels, workers)
-    try:
-        alpha = float(number or "")
-    except ValueError:
-        alpha = np.nan
-    if not 0 < alpha < np.inf:
-        raise ValueError(
-            f"partition must be {_EXPECTED}, ALPHA positive and finite; got {text!r}"
-        )
-    return functools.partial(dirichlet, alpha=alpha)
+    if match := re.fullmatch(r"dirichlet(?::(.+)|\((.+)\))", text):
+        with contextlib.suppress(ValueError):
+            alpha = float(match[1] or match[2])
+            if 0 < alpha < np.inf:
+                return functools.partial(dirichlet, alpha=alpha)
+    name = re.split("[:(]", text)[0]
+    near = difflib.get_close_matches(name, ("iid", "by_label", "dirichlet"), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+    raise ValueError(
+        "partition must be iid, by_label or dirichlet:ALPHA, ALPHA positive and finite "
+        f"as in dirichlet:0.3; got {text!r}{hint}"
+    )
 
 
 def stack(
@@ -213,9 +183,8 @@ def stack(
     Args:
       array: [N, ...], images or labels. Of a memory-mapped file only the rows that
         are in `parts` are read.
-      parts: indices of each worker's examples.
-      rows: how many rows each share is padded to; None is the largest share. Where
-        `parts` are those of some workers, it is the largest of all.
+      parts: a partition, or what some workers have of one.
+      rows: how many rows each share is padded to; None is the largest share.
 
     Returns:
       shares: [workers, rows, ...], of the type of `array`.
@@ -229,7 +198,7 @@ def stack(
     sizes = np.array([len(part) for part in parts], np.int32)
     if (rows is None and not sizes.size) or not sizes.all():
         raise ValueError(
-            f"parts must give every worker an example; got sizes {sizes.tolist()}"
+            f"parts must give every worker an example, got sizes {sizes.tolist()}."
         )
     most = int(sizes.max(initial=0))
     rows = most if rows is None else check_count("rows", rows, minimum=most)
@@ -240,14 +209,11 @@ def stack(
 
 
 def table(labels: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Counts who holds how many examples of which class.
+    """Counts who holds how many examples of which class: integers [workers, classes].
 
     Args:
       labels: integers [N], from 0.
-      parts: indices of each worker's examples.
-
-    Returns:
-      Integers [workers, classes].
+      parts: a partition of them.
     """
     labels = np.asarray(labels)
     classes = int(labels.max()) + 1
@@ -255,13 +221,7 @@ def table(labels: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def format_table(counts: np.ndarray) -> str:
-    """Writes the counts of `table` as text, with totals.
-
-    Args:
-      counts: integers [workers, classes].
-
-    Returns:
-      One line per worker under a line of class labels, and a line of totals.
+    """Writes the counts of `table` as text, a line for each worker, with totals.
 
     Example:
       >>> print(format_table(np.array([[3, 0], [1, 12]])))
@@ -270,17 +230,16 @@ def format_table(counts: np.ndarray) -> str:
            1   1  12     13
        total   4  12     16
     """
-    counts = np.asarray(counts)
-    totals = counts.sum(axis=0)
-    rows = [(str(worker), row) for worker, row in enumerate(counts)]
-    rows = [("worker", range(len(totals))), *rows, ("total", totals)]
-    ends = ["total", *counts.sum(axis=1), totals.sum()]
-    width = max(3, len(str(totals.max())))
-    end_width = max(5, len(str(totals.sum())))
+    full = np.vstack([counts, np.sum(counts, axis=0)])
+    totals = full.sum(axis=1)
+    heads = [*range(len(counts)), "total"]
+    width = max(3, len(str(full.max())))
+    end = max(5, len(str(totals.max())))
     lines = []
-    for (head, cells), end in zip(rows, ends, strict=True):
+    rows = zip(heads, full, totals, strict=True)
+    for head, cells, total in [("worker", range(full.shape[1]), "total"), *rows]:
         body = "".join(f" {cell:>{width}}" for cell in cells)
-        lines.append(f"{head:>6}{body}  {end:>{end_width}}")
+        lines.append(f"{head:>6}{body}  {total:>{end}}")
     return "\n".join(lines)
 
 
@@ -300,10 +259,8 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
     counts = np.asarray(counts)
     path = pathlib.Path(path)
     workers, classes = counts.shape
-    figure = Figure(
-        figsize=(min(2 + 0.5 * classes, 16), min(1.2 + 0.35 * workers, 16)),
-        layout="constrained",
-    )
+    size = min(2 + 0.5 * classes, 16), min(1.2 + 0.35 * workers, 16)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(counts, cmap="Blues", vmin=0, aspect="auto")
     axes.set(xlabel="class", ylabel="worker")
@@ -325,12 +282,12 @@ def _checked(labels: np.ndarray, workers: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            "labels must be a one-dimensional array of integers; "
-            f"got {labels.dtype} {list(labels.shape)}"
+            "labels must be a one-dimensional array of integers, got "
+            f"{labels.dtype} of shape {labels.shape}."
         )
     if not 1 <= workers <= len(labels):
         raise ValueError(
-            f"workers must be in 1..{len(labels)}, the number of examples; "
-            f"got {workers}"
+            f"workers must be in 1..{len(labels)}, the number of examples, got "
+            f"{workers}."
         )
     return labels

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NAMES", "find", "fingerprint", "how_to_prepare", "read"]
-
 _SHAPES = {
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
@@ -20,15 +18,7 @@ NAMES: tuple[str, ...] = tuple(_SHAPES)
 
 
 def find(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """Finds the newest version of a data set that is prepared as array_record.
-
-    Args:
-      name: of the data set.
-      root: TFDS directory.
-
-    Returns:
-      The directory `<root>/<name>/<version>`, or None where there is none.
-    """
+    """The newest `<root>/<name>/<version>` that is prepared as array_record, if any."""
     ready = {}  # version -> directory
     for path in root.glob(f"{name}/*.*.*/dataset_info.json"):
         info = json.loads(path.read_text())
@@ -39,15 +29,7 @@ def find(name: str, root: pathlib.Path) -> pathlib.Path | None:
 
 
 def how_to_prepare(name: str, root: pathlib.Path) -> str:
-    """Says what to do about a data set that is not prepared and must be.
-
-    Args:
-      name: of the data set.
-      root: TFDS directory.
-
-    Returns:
-      Some lines for the user.
-    """
+    """What to do about a data set that is not prepared and must be."""
     return (
         f"{name} is not prepared as array_record in data_dir={root} (no "
         f"{root / name}/<version>/dataset_info.json says so). If it lies elsewhere, "
@@ -67,14 +49,7 @@ def how_to_prepare(name: str, root: pathlib.Path) -> str:
 
 
 def fingerprint(directory: pathlib.Path) -> str:
-    """Names the content of a prepared directory.
-
-    Args:
-      directory: of `find`.
-
-    Returns:
-      Digits that change with the place, the files and their times.
-    """
+    """Digits that change with a directory's place, its files and their times."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     info = (directory / "dataset_info.json").read_text()
@@ -83,7 +58,7 @@ def fingerprint(directory: pathlib.Path) -> str:
 
 
 def read(name: str, directory: pathlib.Path) -> tuple[np.ndarray, ...]:
-    """Reads and decodes both splits of a prepared data set, in the order of TFDS.
+    """Both splits of a prepared data set, in the order of TFDS.
 
     Args:
       name: one of `NAMES`.
@@ -119,10 +94,8 @@ def read(name: str, directory: pathlib.Path) -> tuple[np.ndarray, ...]:
                 rows = range(start, min(start + 1000, len(source)))
                 for row, example in zip(rows, source.__getitems__(rows), strict=True):
                     images[row] = _pixels(name, example["image"])
-                    celebrity = name == "celeb_a"
-                    labels[row] = (
-                        example["attributes"]["Male"] if celebrity else example["label"]
-                    )
+                    male = name == "celeb_a" and example["attributes"]["Male"]
+                    labels[row] = example.get("label", male)
                 bar.update(len(rows))
         arrays += [images, labels]
     return tuple(arrays)

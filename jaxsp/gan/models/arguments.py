@@ -3,8 +3,6 @@
 from jaxsp._arguments import check_count
 from jaxsp.gan.models.layers import halvings
 
-__all__ = ["check", "check_image"]
-
 _KINDS = {1: "(size,)", 3: "(height, width, channels)"}
 
 
@@ -14,7 +12,7 @@ def check(sample_shape, ranks, **sizes) -> tuple[int, ...]:
     if len(shape) not in ranks or any(int(s) != s or s < 1 for s in shape):
         raise ValueError(
             f"sample_shape must be {' or '.join(_KINDS[rank] for rank in ranks)}, in "
-            f"positive integers; got {shape}."
+            f"positive integers, got {shape}."
         )
     for name, size in sizes.items():
         check_count(name, size)
@@ -27,6 +25,6 @@ def check_image(sample_shape, width) -> tuple[int, ...]:
     if halvings(shape) == 0:
         raise ValueError(
             "sample_shape must have an even height and width of at least 8 to be "
-            f"halved; got {shape}. Pad the images, or use mlp(sample_shape)."
+            f"halved, got {shape}. Pad the images, or use mlp(sample_shape)."
         )
     return shape

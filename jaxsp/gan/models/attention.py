@@ -6,8 +6,6 @@ from flax import linen as nn
 
 from jaxsp.gan.models.layers import dense, param_dtype
 
-__all__ = ["SelfAttention"]
-
 
 class SelfAttention(nn.Module):
     r"""Adds to every pixel what it looks for anywhere in the image.

@@ -20,15 +20,6 @@ from jaxsp.gan.models.layers import (
     wide_transposed_conv,
 )
 
-__all__ = [
-    "ConvDiscriminator",
-    "ConvGenerator",
-    "MDGanDiscriminator",
-    "MDGanGenerator",
-    "dcgan",
-    "md_gan_cnn",
-]
-
 
 class ConvGenerator(nn.Module):
     """DCGAN generator: a dense layer to a coarse grid, then transposed convolutions.
@@ -161,21 +152,19 @@ def md_gan_cnn(
 ) -> Gan:
     """The convolutional networks of MD-GAN's experiments on MNIST and CIFAR-10.
 
-    In the paper's words the generator is a dense layer of 6,272 units and transposed
-    convolutions of 32 and 1 kernels of 5x5 (MNIST), or of 6,144 units and 192, 96 and 3
-    kernels (CIFAR-10). The discriminator has convolutions of 16, 32, 64, 128, 256 and
-    512 kernels of 3x3, minibatch discrimination, and a dense layer of 1 + 10 units.
+    On MNIST the paper's generator is a dense layer of 6,272 units and transposed
+    convolutions of 32 and 1 kernels of 5x5; on CIFAR-10, 6,144 units and 192, 96 and 3
+    kernels. The discriminator is convolutions of 16, 32, 64, 128, 256 and 512 kernels
+    of 3x3, minibatch discrimination, and a dense layer of 1 + 10 units.
 
     The paper counts 628,058 and 286,048 parameters (MNIST), 628,110 and 100,203
-    (CIFAR-10). These are the sums over the layers above, but minibatch discrimination,
-    with every kernel counted for one channel in, and on MNIST without the biases of
-    dense layers. They give the last dense layer an input of 7x7x512 or 4x4x512, hence
-    the strides: the first, third and (CIFAR-10) fifth convolution halve. Counted in
-    full the networks have 736,705 and 1,848,459 parameters (MNIST), 2,932,035 and
-    1,662,891 (CIFAR-10).
+    (CIFAR-10): with one channel in for every kernel, without minibatch discrimination,
+    and on MNIST without biases of dense layers. The counts imply the strides: the
+    first, third and (CIFAR-10) fifth convolution halve. Counted in full there are
+    736,705 and 1,848,459 parameters (MNIST), 2,932,035 and 1,662,891 (CIFAR-10).
 
-    The leaky ReLU is ours. Minibatch discrimination, with which a logit depends on
-    other samples, is left out. The paper mentions neither normalization nor dropout.
+    The leaky ReLU is ours. Minibatch discrimination is left out, since with it a logit
+    depends on other samples. The paper mentions neither normalization nor dropout.
 
     Args: those of every builder, see `jaxsp.gan.models`, and
       sample_shape: (28, 28, channels) or (32, 32, channels).
@@ -189,7 +178,7 @@ def md_gan_cnn(
     shape = check(sample_shape, (3,), width=width)
     if shape[:2] not in ((28, 28), (32, 32)):
         raise ValueError(
-            "sample_shape must be (28, 28, channels) or (32, 32, channels); got "
+            "sample_shape must be (28, 28, channels) or (32, 32, channels), got "
             f"{shape}. For other sizes there is dcgan(sample_shape)."
         )
     generator = MDGanGenerator(shape, width, dtype)

@@ -1,4 +1,13 @@
-"""The pair of networks that is trained, and what is done with it."""
+"""The pair of networks that is trained, and what is done with it.
+
+All functions take `gan`, the pair of networks, and what they need of
+
+    x, y: parameters of the generator and of the discriminator.
+    key: a typed random key.
+    latents: latent vectors [n, latent_size].
+    samples: real or generated samples [n, *sample_shape]; generated images lie in
+      [-1, 1].
+"""
 
 import dataclasses
 from typing import cast
@@ -11,18 +20,6 @@ from jax.core import Tracer
 
 from jaxsp._arguments import check_count
 from jaxsp.operators import MinMax
-
-__all__ = [
-    "Gan",
-    "classify",
-    "discriminate",
-    "discriminate_and_classify",
-    "generate",
-    "init",
-    "labels_of",
-    "latents",
-    "sample",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +58,12 @@ class Gan:
         if self.num_classes and self.num_classes >= self.latent_size:
             raise ValueError(
                 "latent_size must be larger than num_classes, whose one-hot vector is "
-                f"its end; got {self.latent_size} and {self.num_classes}."
+                f"its end, got {self.latent_size} and {self.num_classes}."
             )
 
 
 def init(gan: Gan, key: jax.Array) -> MinMax:
-    """Draws the parameters of both players.
-
-    Args:
-      gan: the pair of networks.
-      key: a typed random key.
-
-    Returns:
-      `MinMax(x, y)`: parameters of the generator and of the discriminator.
+    """Draws the parameters of both players, `MinMax(x, y)`.
 
     Example:
       >>> import jax
@@ -93,16 +83,12 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
 def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
     """Draws n latent vectors, standard normal; the class at the end is uniform.
 
-    Args:
-      gan: the pair of networks.
-      key: a typed random key. Of a conditional pair, the normal entries and the
-        classes have keys of their own: the entries are the same whatever `labels`.
-      n: number of vectors.
+    The normal entries and the classes of a conditional pair have keys of their own: the
+    entries are the same whatever the classes.
+
+    Args: those of this module, and
       labels: classes to take instead of drawn ones, whole numbers [n] from 0 to
         `num_classes` - 1; only for a conditional pair.
-
-    Returns:
-      Latent vectors [n, latent_size].
 
     Raises:
       ValueError: if labels are given to a pair without classes, or do not fit.
@@ -132,26 +118,19 @@ def _checked(labels, n: int, num_classes: int) -> jax.Array:
     labels = np.asarray(labels) if known else labels
     if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"labels must be whole numbers of shape ({n},); got {labels.dtype} of "
+            f"labels must be whole numbers of shape ({n},), got {labels.dtype} of "
             f"shape {labels.shape}."
         )
     if known and n and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"labels must be from 0 to {num_classes - 1}; got {labels.min()} to "
+            f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to "
             f"{labels.max()}."
         )
     return jnp.asarray(labels)
 
 
 def labels_of(gan: Gan, latents: jax.Array) -> jax.Array:
-    """The classes in latent vectors of a conditional pair.
-
-    Args:
-      gan: the pair of networks.
-      latents: latent vectors [n, latent_size].
-
-    Returns:
-      The place of the largest of each vector's last `num_classes` entries, int32 [n].
+    """The classes in latent vectors of a conditional pair, int32 [n].
 
     Raises:
       ValueError: if the pair has no classes.
@@ -169,62 +148,22 @@ def _need_classes(gan: Gan) -> None:
 
 
 def generate(gan: Gan, x, latents: jax.Array) -> jax.Array:
-    """Maps latents [n, latent_size] to samples [n, *sample_shape].
-
-    Args:
-      gan: the pair of networks.
-      x: parameters of the generator.
-      latents: latent vectors.
-
-    Returns:
-      Samples; images lie in [-1, 1].
-    """
+    """Maps latents [n, latent_size] to samples [n, *sample_shape]."""
     return cast(jax.Array, gan.generator.apply({"params": x}, latents))
 
 
 def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
-    """Draws n samples of the generator, [n, *sample_shape].
-
-    Args:
-      gan: the pair of networks.
-      x: parameters of the generator.
-      key: a typed random key.
-      n: number of samples.
-      labels: classes of the samples, as of `latents`; drawn where None.
-
-    Returns:
-      Samples; images lie in [-1, 1].
-
-    Raises:
-      ValueError: as `latents`.
-    """
+    """Draws n samples of the generator, [n, *sample_shape]; labels as in `latents`."""
     return generate(gan, x, latents(gan, key, n, labels))
 
 
 def discriminate(gan: Gan, y, samples: jax.Array) -> jax.Array:
-    """Maps samples [n, *sample_shape] to logits [n]: large where they look real.
-
-    Args:
-      gan: the pair of networks.
-      y: parameters of the discriminator.
-      samples: real or generated samples.
-
-    Returns:
-      One logit a sample.
-    """
+    """Maps samples [n, *sample_shape] to logits [n]: large where they look real."""
     return discriminate_and_classify(gan, y, samples)[0]
 
 
 def classify(gan: Gan, y, samples: jax.Array) -> jax.Array:
     """Maps samples to class logits [n, num_classes], of a conditional pair.
-
-    Args:
-      gan: the pair of networks.
-      y: parameters of the discriminator.
-      samples: real or generated samples.
-
-    Returns:
-      As many logits a sample as there are classes.
 
     Raises:
       ValueError: if the pair has no classes.

@@ -15,19 +15,6 @@ from flax.linen.dtypes import promote_dtype
 
 from jaxsp.gan.models.spectral import spectral_normalize
 
-__all__ = [
-    "conv",
-    "dense",
-    "halvings",
-    "heads",
-    "layer_norm",
-    "output",
-    "param_dtype",
-    "strided_conv",
-    "transposed_conv",
-    "wide_transposed_conv",
-]
-
 
 def param_dtype(dtype):
     """Parameters are kept in float32 at least, whatever the computation runs in."""
@@ -87,35 +74,19 @@ def dense(features: int, dtype=jnp.float32, *, spectral: bool = False, **options
     return nn.Dense(features, **_options(dtype, spectral) | options)
 
 
-def conv(
-    features: int,
-    dtype=jnp.float32,
-    *,
-    size: int = 3,
-    spectral: bool = False,
-    **options,
-):
-    """A convolution of odd size with zero padding: keeps the size, or divides it.
+def conv(features: int, dtype=jnp.float32, *, spectral: bool = False, **options):
+    """A 3x3 convolution with zero padding: keeps the size, or divides it by `strides`.
 
-    Args:
-      features: channels out.
-      dtype: type of the computation.
-      size: height and width of the kernel, odd.
-      spectral: whether to divide the kernel, as a matrix [taps * c, features], by its
-        largest singular value. The convolution is then Lipschitz with constant `size`:
-        a pixel is in at most size² patches.
-      **options: of `nn.Conv`, such as `strides`.
+    Args: as of `dense`, and
+      spectral: whether to divide the kernel, as a matrix [9 c, features], by its
+        largest singular value. The convolution is then Lipschitz with constant 3: a
+        pixel is in at most 9 patches.
 
     Returns:
       The layer, [n, h, w, c] to [n, ceil(h / strides), ceil(w / strides), features].
-
-    Raises:
-      ValueError: if size is not odd.
     """
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"size must be odd and positive; got {size}.")
-    options |= {"padding": size // 2, "conv_general_dilated": _convolve}
-    return nn.Conv(features, (size, size), **_options(dtype, spectral) | options)
+    options |= {"padding": 1, "conv_general_dilated": _convolve}
+    return nn.Conv(features, (3, 3), **_options(dtype, spectral) | options)
 
 
 def strided_conv(features: int, dtype=jnp.float32, **options):

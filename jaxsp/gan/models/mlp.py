@@ -10,8 +10,6 @@ from jaxsp.gan.models.arguments import check
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.layers import dense, heads, output
 
-__all__ = ["MLPDiscriminator", "MLPGenerator", "md_gan_mlp", "mlp"]
-
 
 class MLPGenerator(nn.Module):
     """Fully connected generator with ReLU; tanh at the end where samples are images.

@@ -1,6 +1,7 @@
 """Models by name, as a command line gives them."""
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -8,8 +9,6 @@ from jaxsp.gan.models.convolutional import dcgan, md_gan_cnn
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.mlp import md_gan_mlp, mlp
 from jaxsp.gan.models.residual import resnet, sagan
-
-__all__ = ["parse"]
 
 
 def parse(
@@ -46,5 +45,5 @@ def parse(
             f"model must be one of {', '.join(models)}, with a width after a colon "
             f"where wanted, a positive whole number as in dcgan:64; got {text!r}."
         )
-    options = {"width": int(match[2])} if match[2] else {}
+    options: dict[str, Any] = {"width": int(match[2])} if match[2] else {}
     return models[match[1]](sample_shape, num_classes, dtype=dtype, **options)

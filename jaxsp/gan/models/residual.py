@@ -18,8 +18,6 @@ from jaxsp.gan.models.layers import (
     param_dtype,
 )
 
-__all__ = ["ResNetDiscriminator", "ResNetGenerator", "resnet", "sagan"]
-
 
 class ResNetGenerator(nn.Module):
     r"""A dense layer to a coarse grid, then a residual block for every doubling.

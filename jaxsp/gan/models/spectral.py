@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["spectral_norm", "spectral_normalize"]
-
 
 def spectral_norm(kernel: jax.Array, iterations: int = 10) -> jax.Array:
     r"""Estimates the largest singular value of a kernel, from below.

@@ -1,5 +1,7 @@
 """Convolutions, spectral normalization and attention against what they are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,30 +26,34 @@ def parameters(module, x):
     return {**params, "bias": jnp.arange(1.0, 1 + params["bias"].size)}
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (5, 2)])
-def test_conv_is_the_convolution(size, stride, x64):
-    x = jax.random.normal(KEY, (2, 6, 5, 3))
-    module = models.conv(4, jnp.float64, size=size, strides=stride)
+@pytest.mark.parametrize(
+    ("make", "stride", "width"),
+    [
+        (models.conv, 1, 5),
+        (functools.partial(models.conv, strides=2), 2, 5),
+        (models.strided_conv, 2, 8),
+    ],
+)
+def test_convolutions(make, stride, width, x64):
+    x = jax.random.normal(KEY, (2, 6, width, 3))
+    module = make(4, jnp.float64)
     params = parameters(module, x)
-    wanted = conv(x, params["kernel"], stride, (size // 2, size // 2))
+    wanted = conv(x, params["kernel"], stride, (1, 1))
     got = jax.jit(module.apply)({"params": params}, x)
     np.testing.assert_allclose(got, wanted + params["bias"], atol=1e-13)
 
 
-@pytest.mark.parametrize("size", [0, 2, 4, -3])
-def test_conv_refuses_an_even_size(size):
-    with pytest.raises(ValueError, match=f"size must be odd and positive; got {size}"):
-        models.conv(4, size=size)
-
-
-def test_wide_transposed_conv_is_the_transpose(x64):
+@pytest.mark.parametrize(
+    ("make", "pad"),
+    [(models.transposed_conv, (1, 1)), (models.wide_transposed_conv, (1, 2))],
+)
+def test_transposed_convolutions(make, pad, x64):
     x = jax.random.normal(KEY, (2, 4, 3, 3))
-    module = models.wide_transposed_conv(2, jnp.float64)
+    module = make(2, jnp.float64)
     params = parameters(module, x)
     kernel = params["kernel"].swapaxes(2, 3)
     like = jax.ShapeDtypeStruct((2, 8, 6, 2), x.dtype)
-    forward = lambda y: conv(y, kernel, 2, (1, 2))  # noqa: E731
-    (wanted,) = jax.linear_transpose(forward, like)(x)
+    (wanted,) = jax.linear_transpose(lambda y: conv(y, kernel, 2, pad), like)(x)
     got = jax.jit(module.apply)({"params": params}, x)
     np.testing.assert_allclose(got, wanted + params["bias"], atol=1e-13)
 
