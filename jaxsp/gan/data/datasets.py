@@ -96,8 +96,6 @@ def load(
       ImportError: if a package of `jaxsp[gan]` is missing.
       distributed.DistributedError: if another process has raised an error.
     """
-    if distributed.is_alone():
-        return _load(name, data_dir, download)
     found: Any = None
     for turn in (True, False):
         with distributed.raise_together():

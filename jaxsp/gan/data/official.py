@@ -55,8 +55,8 @@ def read(name: str, root: pathlib.Path) -> tuple[np.ndarray, ...]:
         ) from error
     arrays = []
     for split, (images, labels) in splits.items():
-        names = [f"{split}{i}".encode() for i in range(len(labels))]
-        order = np.argsort([hashlib.md5(name).hexdigest() for name in names])
+        keys = [f"{split}{index}".encode() for index in range(len(labels))]
+        order = np.argsort([hashlib.md5(key).hexdigest() for key in keys])
         arrays += [images[order], labels[order].astype(np.int32)]
     return tuple(arrays)
 

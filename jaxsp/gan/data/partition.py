@@ -143,7 +143,7 @@ def parse(text: str) -> Callable[..., Parts]:
       text: as above; `dirichlet(0.3)` is read as `dirichlet:0.3`.
 
     Returns:
-      A function (labels, workers, *, seed) -> partition; `by_label` needs no seed.
+      A function (labels, workers, *, seed) -> partition; `by_label` ignores the seed.
 
     Raises:
       ValueError: if the text is none of these.
@@ -184,7 +184,8 @@ def stack(
       array: [N, ...], images or labels. Of a memory-mapped file only the rows that
         are in `parts` are read.
       parts: a partition, or what some workers have of one.
-      rows: how many rows each share is padded to; None is the largest share.
+      rows: how many rows each share is padded to; None is the largest share. With the
+        parts of some workers it should be the largest share of all.
 
     Returns:
       shares: [workers, rows, ...], of the type of `array`.
