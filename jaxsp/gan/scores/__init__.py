@@ -9,7 +9,13 @@ Two-dimensional points are judged directly, without features. Nothing is downloa
 """
 
 from jaxsp.gan.scores import inception
-from jaxsp.gan.scores.classes import class_coverage, classes_covered, classifier_score
+from jaxsp.gan.scores.classes import (
+    ModeCoverage,
+    class_coverage,
+    classes_covered,
+    classifier_score,
+    mode_coverage,
+)
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
 from jaxsp.gan.scores.evaluate import (
     Evaluator,
@@ -19,13 +25,12 @@ from jaxsp.gan.scores.evaluate import (
 )
 from jaxsp.gan.scores.frechet import expected_frechet_distance, frechet_distance
 from jaxsp.gan.scores.kernel import KernelDistance, kernel_distance
-from jaxsp.gan.scores.modes import ModeCoverage, mode_coverage
-from jaxsp.gan.scores.moments import Moments
 from jaxsp.gan.scores.neighbors import (
     NeighborScores,
     neighbor_distances,
     neighbor_scores,
 )
+from jaxsp.gan.scores.statistics import Moments
 
 __all__ = [
     "Classifier",

@@ -1,91 +1,81 @@
-"""Arrays computed once and kept in a file, which is there completely or not at all."""
+"""Arrays that are computed once and kept in a file, whole or not at all."""
 
 import hashlib
 import logging
+import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsp.gan import files
+from jaxsp.gan import data, files
 
-__all__ = ["digest", "read", "write"]
+__all__ = ["cached", "digest", "load"]
 
 _log = logging.getLogger(__name__)
 
 
-def digest(*trees: Any) -> str:
-    """Sixteen hexadecimal digits that change with any array or other leaf.
+def digest(tree: Any) -> str:
+    """The sha256 of arrays: it changes with their names, types, shapes and content.
 
     Args:
-      *trees: pytrees of arrays, numbers and strings.
+      tree: pytree of arrays, numbers and strings.
 
     Returns:
-      The digest, by the leaves' places, types, shapes and content.
+      Hexadecimal digits.
     """
     found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        name = jax.tree_util.keystr(path)
-        if not hasattr(leaf, "shape"):
-            found.update(repr((name, leaf)).encode())
-            continue
-        array = np.asarray(leaf)
-        found.update(repr((name, array.shape, array.dtype.str)).encode())
-        found.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return found.hexdigest()[:16]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        found.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        found.update(array.view(np.uint8).data)
+    return found.hexdigest()
 
 
-def read(
-    path: pathlib.Path, check: Callable[[dict[str, np.ndarray]], None]
-) -> dict[str, np.ndarray] | None:
-    """The arrays of `write`.
+def load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads an .npz; of a damaged file it raises errors of many kinds."""
+    # Opened here: np.load leaves its file open where the archive is damaged.
+    with path.open("rb") as stream, np.load(stream) as file:
+        return dict(file)
+
+
+def cached(
+    cache_dir: str | os.PathLike | None,
+    name: str,
+    make: Callable[[], Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """Reads arrays from the cache, or makes them and keeps them there.
+
+    A file that is not as it was written is reported and replaced. A file that cannot be
+    written is reported.
 
     Args:
-      path: the file.
-      check: called with the arrays; raises KeyError or ValueError where they are not
-        those that are wanted.
+      cache_dir: the directory; None for `data.cache_dir()`.
+      name: the file's name; it must change with whatever the arrays follow from.
+      make: makes the arrays, by name.
 
     Returns:
-      The arrays by name. None where there is no file, and where it is damaged, fails
-      the check or holds a number that is not finite, which is logged.
+      The arrays by name.
     """
-    if not path.exists():
-        return None
-    try:
-        # Opened here: np.load leaves its file open where the archive is spoilt.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
-        check(arrays)
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise ValueError("it holds numbers that are not finite")
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        _log.warning("%s cannot be used (%s): making it anew.", path, error)
-        return None
-    return arrays
-
-
-def write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
-    """Writes the whole file or none; where it cannot, it says so and goes on.
-
-    Args:
-      path: the file; its directory is made.
-      arrays: arrays by name.
-    """
+    directory = pathlib.Path(data.cache_dir() if cache_dir is None else cache_dir)
+    path = directory / f"{name}.npz"
+    if path.exists():
+        try:
+            arrays = load(path)
+            if str(arrays.pop("sha256", "")) == digest(arrays):
+                return arrays
+            fault = "its checksum is another"
+        except Exception as error:
+            fault = error
+        _log.warning("%s cannot be used (%s): making it anew.", path, fault)
+    arrays = {key: np.asarray(array) for key, array in make().items()}
     try:
         with files.replacing(path, parents=True) as temporary:
-            np.savez(temporary, **arrays)
+            content: dict[str, Any] = {**arrays, "sha256": digest(arrays)}
+            np.savez(temporary, **content)
     except (OSError, ValueError) as error:
         _log.warning("%s could not be written (%s).", path, error)
+    return arrays

@@ -1,12 +1,23 @@
-"""Scores from what a classifier says: how sure it is, and how often of which class."""
+"""Scores from classes and modes: how sure a classifier is, and which are reached."""
+
+from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
-__all__ = ["class_coverage", "classes_covered", "classifier_score"]
+__all__ = [
+    "ModeCoverage",
+    "class_coverage",
+    "classes_covered",
+    "classifier_score",
+    "mode_coverage",
+]
 
 
 def classifier_score(probabilities) -> float:
-    """exp(E KL(p(y|s) ‖ p(y))): the Inception score's formula on any classifier.
+    r"""The Inception score's formula on any classifier.
+
+    $$\exp \mathrm{E}_s \mathrm{KL}\big(p(y \mid s) \,\|\, p(y)\big)$$
 
     1 where every sample gets the same answer, the number of classes where every answer
     is certain and all classes are equally frequent.
@@ -22,10 +33,7 @@ def classifier_score(probabilities) -> float:
       1606.03498.
     """
     p = np.asarray(probabilities, np.float64)
-    marginal = np.broadcast_to(p.mean(0), p.shape)
-    ratio = np.divide(p, marginal, out=np.ones_like(p), where=p > 0)  # 0 log 0 = 0
-    divergence = (p * np.log(ratio)).sum(-1)
-    return float(np.exp(divergence.mean()))
+    return float(np.exp(scipy.special.rel_entr(p, p.mean(0)).sum(-1).mean()))
 
 
 def class_coverage(counts, data_counts) -> np.ndarray:
@@ -51,7 +59,7 @@ def class_coverage(counts, data_counts) -> np.ndarray:
     if not fits or min(counts.sum(), data_counts.sum()) <= 0:
         raise ValueError(
             "counts and data_counts must be of the same shape [classes] and count "
-            f"something; got {counts} and {data_counts}."
+            f"something, got {counts} and {data_counts}."
         )
     share, wanted = counts / counts.sum(), data_counts / data_counts.sum()
     nothing = np.full(len(share), np.nan)
@@ -68,5 +76,54 @@ def classes_covered(counts) -> int:
       How many.
     """
     counts = np.asarray(counts)
-    enough = counts >= 0.1 * counts.sum() / len(counts)
-    return int((enough & (counts > 0)).sum())
+    return int((counts >= max(0.1 * counts.mean(), 1)).sum())
+
+
+class ModeCoverage(NamedTuple):
+    """How samples cover the modes of a mixture.
+
+    Attributes:
+      modes_covered: modes that are the nearest of at least one high-quality sample.
+      high_quality: share of the samples within `threshold` standard deviations of a
+        mode.
+      counts: high-quality samples of every mode.
+    """
+
+    modes_covered: int
+    high_quality: float
+    counts: np.ndarray
+
+
+def mode_coverage(points, centers, std: float, threshold: float = 3.0) -> ModeCoverage:
+    """Counts the modes of a Gaussian mixture that samples reach.
+
+    Args:
+      points: samples [n, d].
+      centers: means of the components [modes, d].
+      std: standard deviation of every component, in each direction.
+      threshold: a sample is of high quality within this many standard deviations of
+        its nearest center.
+
+    Returns:
+      Modes covered, share of high-quality samples, and their counts.
+
+    Raises:
+      ValueError: if shapes do not fit, or std or threshold is not positive.
+
+    References:
+      Srivastava et al., *VEEGAN: Reducing Mode Collapse in GANs using Implicit
+      Variational Learning*, 2017, arXiv 1705.07761.
+    """
+    points, centers = np.asarray(points), np.asarray(centers)
+    if points.ndim != 2 or centers.ndim != 2 or points.shape[1] != centers.shape[1]:
+        raise ValueError(
+            "points must be [n, d] and centers [modes, d], got shapes "
+            f"{points.shape} and {centers.shape}."
+        )
+    for name, value in (("std", std), ("threshold", threshold)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    distances = np.linalg.norm(points[:, None] - centers, axis=-1)
+    good = distances.min(-1) <= threshold * std
+    counts = np.bincount(distances.argmin(-1)[good], minlength=len(centers))
+    return ModeCoverage(int((counts > 0).sum()), float(good.mean()), counts)

@@ -2,23 +2,27 @@
 
 import dataclasses
 import logging
+import math
 import os
-import pathlib
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxsp.gan import data
 from jaxsp.gan.scores import cache, statistics
 from jaxsp.gan.scores import inception as network
-from jaxsp.gan.scores.classes import class_coverage, classes_covered, classifier_score
+from jaxsp.gan.scores.batches import blocks
+from jaxsp.gan.scores.classes import (
+    class_coverage,
+    classes_covered,
+    classifier_score,
+    mode_coverage,
+)
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
 from jaxsp.gan.scores.frechet import expected_frechet_distance, frechet_distance
 from jaxsp.gan.scores.kernel import kernel_distance
-from jaxsp.gan.scores.modes import mode_coverage
-from jaxsp.gan.scores.moments import Moments
 from jaxsp.gan.scores.neighbors import neighbor_scores
-from jaxsp.gan.scores.statistics import Gatherer, Statistics
+from jaxsp.gan.scores.statistics import Moments, Statistics
 
 __all__ = ["Evaluator", "Measurement", "classifier_frechet_distance", "evaluator"]
 
@@ -42,22 +46,13 @@ def classifier_frechet_distance(
     Returns:
       The distance, at least 0.
     """
-    found = Moments.of(features(classifier, samples)[0])
-    return _distance(reference, found)
+    return _distance(reference, Moments.of(features(classifier, samples)[0]))
 
 
 def _distance(reference: Moments, found: Moments) -> float:
     """`frechet_distance` of two sets of moments."""
     return frechet_distance(
         reference.mean, reference.covariance, found.mean, found.covariance
-    )
-
-
-def _expected(reference: Moments, count: int) -> float:
-    """Fréchet distance of so many samples of what the reference is a sample of."""
-    covariance = reference.covariance
-    return sum(
-        expected_frechet_distance(covariance, n) for n in (count, reference.count)
     )
 
 
@@ -74,26 +69,17 @@ class Measurement(NamedTuple):
     counts: np.ndarray | None
 
 
-class _Gathered(NamedTuple):
-    """What is kept of samples while they come."""
-
-    statistics: Statistics  # of the classifier's features, or of points
-    inception: Statistics | None
-    counts: np.ndarray
-    shares: dict[str, float]  # scores that need every sample alone
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
     """Judges samples of one data set; call it with samples.
 
     The reference is the training split. `floor` is what the real test split gets from
-    the same code: about the best a generator can be asked for, with as many samples.
-    The Fréchet distance is biased upwards, the more the fewer samples there are, so
-    10,000 samples may come out below the floor of a small split (digits has 297 images
-    to test); the training split being finite adds to it as well, the same for all
-    samples. `bias` says how much both make together, and where there are not more
-    samples than features it is logged, once.
+    the same code: about the best that a generator can reach with as many samples. The
+    Fréchet distance is biased upwards, the more the fewer samples there are: 10,000
+    samples may score less than the floor of a small split (digits has 297 images to
+    test). That the training split is finite adds to the bias, the same for all samples.
+    `bias` says how much both make together; it is logged, once, where there are not
+    more samples than features.
 
     Images: `frechet_distance` (of the classifier's features, CFD), `classifier_score`,
     `classes_covered` (classes that at least a tenth of their uniform share of samples
@@ -105,9 +91,9 @@ class Evaluator:
     `high_quality`, and if `full` the four of neighbours. Samples that are not finite,
     from a diverged run, score NaN throughout.
 
-    Samples may come as one array or as an iterable of batches, of any number: moments
-    are gathered on the way, and kernel distances and neighbours see at most 10,000
-    features a side, of an array evenly spaced, of an iterable the first.
+    Samples may come as one array or as an iterable of batches, of any number. Moments
+    are gathered on the way. Kernel distances and neighbours see at most 10,000 features
+    a side: of an array evenly spaced, of an iterable the first.
 
     Attributes:
       dataset: what the samples imitate.
@@ -126,7 +112,7 @@ class Evaluator:
     inception_statistics: Statistics | None = None
     full: bool = False
     floor: dict[str, float] = dataclasses.field(default_factory=dict)
-    _warned: set[str] = dataclasses.field(default_factory=set, repr=False)
+    _warned: set[str] = dataclasses.field(init=False, repr=False, default_factory=set)
 
     @property
     def reference(self) -> Moments:
@@ -148,12 +134,62 @@ class Evaluator:
         """
         return self.measure(samples).scores
 
-    def measure(self, samples) -> Measurement:
-        """As a call, with the samples of each class or mode beside the scores."""
-        gathered = self._gather(samples)
-        if gathered is None:
-            return Measurement(dict.fromkeys(self.floor, float("nan")), None)
-        return Measurement(self._scores(gathered), gathered.counts)
+    def measure(self, samples, known: Statistics | None = None) -> Measurement:
+        """As a call, with the samples of each class or mode beside the scores.
+
+        Args:
+          samples: an array, or an iterable of batches.
+          known: the statistics of their Inception features, where they are known.
+
+        Returns:
+          Scores and counts.
+        """
+        total = len(samples) if hasattr(samples, "shape") else None
+        found, inner = Statistics(total), known or Statistics(total)
+        answers, counts = [], np.zeros(0)
+        for block in blocks(samples, self.dataset.sample_shape):
+            if not np.isfinite(block).all():
+                return Measurement(dict.fromkeys(self.floor, math.nan), None)
+            if self.classifier is None:
+                hidden, std = block, float(self.dataset.std or 0)
+                answer = mode_coverage(block, self.dataset.centers, std).counts
+            else:
+                hidden, answer = features(self.classifier, block)
+                if self.inception is not None and known is None:
+                    inner.add(network.features(self.inception, block))
+            found.add(hidden)
+            answers.append(answer)
+
+        self._warn(found.moments.count)
+        reference = self.statistics
+        scores = {"frechet_distance": _distance(reference.moments, found.moments)}
+        if self.classifier is None:
+            counts = np.sum(answers, 0)
+            scores["modes_covered"] = float((counts > 0).sum())
+            scores["high_quality"] = float(counts.sum() / found.moments.count)
+        else:
+            probabilities = np.concatenate(answers)
+            classes = self.classifier.num_classes
+            counts = np.bincount(probabilities.argmax(-1), minlength=classes)
+            scores["classifier_score"] = classifier_score(probabilities)
+            scores["classes_covered"] = float(classes_covered(counts))
+        kernel = "kernel_distance" if self.full and self.classifier else None
+        if self.inception_statistics is not None:
+            reference, found, kernel = self.inception_statistics, inner, "kid"
+            scores["fid"] = _distance(reference.moments, found.moments)
+        if kernel:
+            mean, std = kernel_distance(reference.kept, found.kept)
+            scores |= {kernel: mean, f"{kernel}_std": std}
+        if self.full:
+            near = neighbor_scores(
+                reference.kept, found.kept, real_distances=reference.distances
+            )
+            scores |= near._asdict()
+        if self.full and self.classifier is not None:
+            labels = np.bincount(self.dataset.train_labels, minlength=len(counts))
+            least = np.nanmin(class_coverage(counts, labels))
+            scores["least_class_coverage"] = float(least)
+        return Measurement(scores, counts)
 
     def bias(self, count: int) -> dict[str, float]:
         """What so many samples of the data's own distribution would score.
@@ -175,111 +211,26 @@ class Evaluator:
           ValueError: if count is below 1.
         """
         return {
-            name: _expected(found.moments, count)
-            for name, found in self._references().items()
+            name: sum(
+                expected_frechet_distance(moments.covariance, n)
+                for n in (count, moments.count)
+            )
+            for name, moments in self._references().items()
         }
 
-    def _references(self) -> dict[str, Statistics]:
-        """Statistics of the training split by the name of their Fréchet distance."""
-        found = {"frechet_distance": self.statistics}
+    def _references(self) -> dict[str, Moments]:
+        """Moments of the training split by the name of their Fréchet distance."""
+        found = {"frechet_distance": self.statistics.moments}
         if self.inception_statistics is not None:
-            found["fid"] = self.inception_statistics
+            found["fid"] = self.inception_statistics.moments
         return found
 
-    def _checked(self, samples):
-        """Blocks of samples of the right shape."""
-        shape = self.dataset.train.shape[1:]
-        whole = [samples] if hasattr(samples, "shape") else samples
-
-        def batches():
-            for batch in whole:
-                batch = batch if hasattr(batch, "shape") else np.asarray(batch)
-                if batch.shape[1:] != shape or len(batch) == 0:
-                    raise ValueError(
-                        f"samples must be of shape {('n', *shape)} with n >= 1, as "
-                        f"{self.dataset.name!r} is, or an iterable of such arrays; got "
-                        f"{batch.shape}."
-                    )
-                yield from statistics.blocks(batch)
-
-        return statistics.blocks(batches())
-
-    def _gather(self, samples, inception: Statistics | None = None) -> _Gathered | None:
-        """One pass over the samples; None if any is not finite.
-
-        `inception`: what is known of their Inception features already.
-        """
-        total = len(samples) if hasattr(samples, "shape") else None
-        found, inner = Gatherer(total), Gatherer(total)
-        classes: Any = self.classifier and []
-        inside, counts = 0, 0
-        for block in self._checked(samples):
-            if not np.isfinite(block).all():
-                return None
-            if self.classifier is None:
-                std = float(self.dataset.std or 0)
-                seen = mode_coverage(block, self.dataset.centers, std)
-                counts, inside = counts + seen.counts, inside + seen.counts.sum()
-                found.add(block)
-                continue
-            hidden, probabilities = features(self.classifier, block)
-            found.add(hidden)
-            classes.append(probabilities)
-            if self.inception is not None and inception is None:
-                inner.add(network.features(self.inception, block))
-        whole = found.statistics()
-        if self.classifier is None:
-            shares = {
-                "modes_covered": float((np.asarray(counts) > 0).sum()),
-                "high_quality": float(inside / whole.moments.count),
-            }
-            return _Gathered(whole, None, np.asarray(counts), shares)
-        probabilities = np.concatenate(classes)
-        count = self.classifier.num_classes
-        counts = np.bincount(probabilities.argmax(-1), minlength=count)
-        shares = {
-            "classifier_score": classifier_score(probabilities),
-            "classes_covered": float(classes_covered(counts)),
-        }
-        if self.inception is not None and inception is None:
-            inception = inner.statistics()
-        return _Gathered(whole, inception, counts, shares)
-
-    def _scores(self, gathered: _Gathered) -> dict[str, float]:
-        """The scores of what was gathered."""
-        self._warn(gathered.statistics.moments.count)
-        reference, found = self.statistics, gathered.statistics
-        distance = _distance(reference.moments, found.moments)
-        result = {"frechet_distance": distance, **gathered.shares}
-        kernel = "kernel_distance" if self.full and self.classifier else None
-        if gathered.inception is not None:
-            reference = cast(Statistics, self.inception_statistics)
-            found, kernel = gathered.inception, "kid"
-            result["fid"] = _distance(reference.moments, found.moments)
-        if kernel is not None:
-            mean, std = kernel_distance(reference.kept, found.kept)
-            result |= {kernel: mean, f"{kernel}_std": std}
-        if self.full:
-            near = neighbor_scores(
-                reference.kept, found.kept, real_distances=reference.distances
-            )
-            result |= near._asdict()
-            if self.classifier is not None:
-                labels = np.bincount(
-                    self.dataset.train_labels, minlength=len(gathered.counts)
-                )
-                ratios = class_coverage(gathered.counts, labels)
-                result["least_class_coverage"] = float(np.nanmin(ratios))
-        return result
-
     def _warn(self, count: int) -> None:
-        """Log, once, that there are too few samples for a covariance."""
-        for name, found in self._references().items():
-            d = len(found.moments.mean)
-            if count > d or name in self._warned:
+        """Logs, once, that there are too few samples for a covariance."""
+        for name, moments in self._references().items():
+            if count > len(moments.mean) or name in self._warned:
                 continue
             self._warned.add(name)
-            here, more = (_expected(found.moments, n) for n in (count, statistics.KEPT))
             _log.warning(
                 "%s of %d samples in %d dimensions is far too large: their covariance "
                 "is singular. As many samples of the data's own distribution would "
@@ -287,11 +238,11 @@ class Evaluator:
                 "%.3g.",
                 name,
                 count,
-                d,
-                here,
-                found.moments.count,
+                len(moments.mean),
+                self.bias(count)[name],
+                moments.count,
                 statistics.KEPT,
-                more,
+                self.bias(statistics.KEPT)[name],
             )
 
 
@@ -324,45 +275,32 @@ def evaluator(
     Raises:
       ValueError: if the data are neither labelled images nor a mixture.
     """
+
+    def of_split(split, extract, extractor):
+        images, name = getattr(dataset, split), f"{dataset.name} {split}"
+        return statistics.of_images(
+            extract, extractor, images, name, cache_dir, progress
+        )
+
+    inner = known = None
     if dataset.centers is not None:
         if inception is not None:
             raise ValueError(
-                f"inception scores images, and {dataset.name!r} holds points: leave it "
-                "out."
+                f"inception scores images, got the points of {dataset.name!r}: leave "
+                "it out."
             )
-        whole = Gatherer(len(dataset.train))
+        classifier, whole = None, Statistics(len(dataset.train))
         whole.add(dataset.train)
-        evaluate = Evaluator(dataset, None, whole.statistics(), full=full)
-        return dataclasses.replace(
-            evaluate, floor=evaluate(dataset.test), _warned=set()
-        )
-
-    classifier = fit_classifier(dataset, cache_dir, progress)
-    directory = pathlib.Path(data.cache_dir() if cache_dir is None else cache_dir)
-
-    def of_split(split, images, extract, digest):
-        path = directory / statistics.cache_name(dataset.name, images, digest)
-        title = f"features of {dataset.name} {split} (once)"
-        return statistics.of_images(images, extract, path, title, progress)
-
-    digest = cache.digest(classifier.params)
-    found = of_split(
-        "train", dataset.train, lambda i: features(classifier, i)[0], digest
-    )
-    evaluate = Evaluator(dataset, classifier, found, full=full)
-    inner = None
-    if inception is not None:
-        digest = "inception-" + cache.digest(inception)
-
-        def extract(images):
-            return network.features(inception, images)
-
-        evaluate = dataclasses.replace(
-            evaluate,
-            inception=inception,
-            inception_statistics=of_split("train", dataset.train, extract, digest),
-        )
-        inner = of_split("test", dataset.test, extract, digest)
-    gathered = evaluate._gather(dataset.test, inner)
-    floor = evaluate._scores(cast(_Gathered, gathered))
-    return dataclasses.replace(evaluate, floor=floor, _warned=set())
+    else:
+        classifier = fit_classifier(dataset, cache_dir, progress)
+        extractor = cache.digest(classifier.params)[:16]
+        whole = of_split("train", lambda i: features(classifier, i)[0], extractor)
+        if inception is not None:
+            extractor = f"inception-{cache.digest(inception)[:16]}"
+            inner, known = (
+                of_split(split, lambda i: network.features(inception, i), extractor)
+                for split in ("train", "test")
+            )
+    evaluate = Evaluator(dataset, classifier, whole, inception, inner, full)
+    floor = evaluate.measure(dataset.test, known).scores
+    return dataclasses.replace(evaluate, floor=floor)

@@ -25,10 +25,12 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     x, y, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Squared MMD between two sets of features with a polynomial kernel.
+    r"""Squared MMD between two sets of features with a polynomial kernel.
 
-        k(a, b) = (a·b / d + 1)³
-        MMD² = mean_{i≠j} k(xᵢ, xⱼ) + mean_{i≠j} k(yᵢ, yⱼ) − 2 mean_{ij} k(xᵢ, yⱼ)
+    $$k(a, b) = \left(\frac{a^\top b}d + 1\right)^3, \qquad
+    \mathrm{MMD}^2 = \operatorname*{mean}_{i \ne j} k(x_i, x_j)
+    + \operatorname*{mean}_{i \ne j} k(y_i, y_j)
+    - 2 \operatorname*{mean}_{i, j} k(x_i, y_j)$$
 
     Unlike the Fréchet distance it has no bias for few samples. Each subset takes `size`
     rows of x and of y, without replacement. Products are in the features' own
@@ -59,26 +61,27 @@ def kernel_distance(
       Bińkowski, Sutherland, Arbel, Gretton, *Demystifying MMD GANs*, 2018, arXiv
       1801.01401.
     """
-    x, y = _floating(x), _floating(y)
+    x, y = (a.astype(np.result_type(a, np.float32)) for a in map(np.asarray, (x, y)))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"x must be [n, d] and y [m, d]; got shapes {x.shape} and {y.shape}."
+            f"x must be [n, d] and y [m, d], got shapes {x.shape} and {y.shape}."
         )
     if min(len(x), len(y)) < 2:
         raise ValueError(
-            f"x and y must have at least 2 rows; got {len(x)} and {len(y)}."
+            f"x and y must have at least 2 rows, got {len(x)} and {len(y)}."
         )
     check_count("subsets", subsets)
     check_count("size", size, minimum=2)
-    fewer = min(len(x), len(y))
-    rng = np.random.default_rng(seed)
+    fewer, rng = min(len(x), len(y)), np.random.default_rng(seed)
 
     def estimates(size):
         for _ in range(subsets):
             a = x[rng.choice(len(x), size, replace=False)]
             b = y[rng.choice(len(y), size, replace=False)]
-            cross = _kernel(a, b).sum(dtype=np.float64) / size**2
-            yield _mean_off_diagonal(a) + _mean_off_diagonal(b) - 2 * cross
+            own = _kernel(a, a) + _kernel(b, b)
+            np.fill_diagonal(own, 0)
+            within = own.sum(dtype=np.float64) / (size * (size - 1))
+            yield within - 2 * _kernel(a, b).sum(dtype=np.float64) / size**2
 
     found = list(estimates(min(size, fewer)))
     mean, half = float(np.mean(found)), fewer // 2
@@ -89,21 +92,8 @@ def kernel_distance(
     return KernelDistance(mean, float(np.std(found)))
 
 
-def _floating(array) -> np.ndarray:
-    """An array of float32 or float64."""
-    array = np.asarray(array)
-    return array.astype(np.result_type(array.dtype, np.float32), copy=False)
-
-
 def _kernel(a, b):
     base = a @ b.T
     base /= a.shape[1]
     base += 1
     return base * base * base
-
-
-def _mean_off_diagonal(a):
-    """Mean of k(aᵢ, aⱼ) over i ≠ j."""
-    values, n = _kernel(a, a), len(a)
-    diagonal = np.trace(values, dtype=np.float64)
-    return (values.sum(dtype=np.float64) - diagonal) / (n * (n - 1))

@@ -69,7 +69,7 @@ def neighbor_scores(
     real, samples = np.asarray(real), np.asarray(samples)
     if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
         raise ValueError(
-            "real must be [n, d] and samples [m, d]; got shapes "
+            "real must be [n, d] and samples [m, d], got shapes "
             f"{real.shape} and {samples.shape}."
         )
     _check_finite("real", real)
@@ -79,19 +79,17 @@ def neighbor_scores(
         real_distances = neighbor_distances(real, most)
     elif real_distances.shape[0] != len(real) or real_distances.shape[1] < most:
         raise ValueError(
-            f"real_distances must be of shape [{len(real)}, >= {most}]; got "
+            f"real_distances must be of shape [{len(real)}, >= {most}], got "
             f"{real_distances.shape}."
         )
-    reach = real_distances[:, k - 1] ** 2
-    reach_coverage = real_distances[:, k_coverage - 1] ** 2
-    reach_samples = neighbor_distances(samples, k)[:, k - 1] ** 2
+    reach, reach_coverage = real_distances[:, [k - 1, k_coverage - 1]].T ** 2
+    reach_samples = neighbor_distances(samples, k)[:, [k - 1]] ** 2
 
-    real, samples = _centered(real, samples)
     precise, inside = 0, 0
-    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    recalled, covered = np.zeros((2, len(real)), bool)
     for rows, distances in _blocks(samples, real, slack=8.0):
         precise += (distances <= reach).any(1).sum()
-        recalled |= (distances <= reach_samples[rows, None]).any(0)
+        recalled |= (distances <= reach_samples[rows]).any(0)
         within = distances <= reach_coverage
         inside += within.sum()
         covered |= within.any(0)
@@ -121,15 +119,13 @@ def neighbor_distances(points, k: int) -> np.ndarray:
     k, points = check_count("k", k), np.asarray(points)
     if points.ndim != 2 or k >= len(points):
         raise ValueError(
-            f"points must be of shape [n, d] with more than k = {k} of them; got "
+            f"points must be of shape [n, d] with more than k = {k} of them, got "
             f"{points.shape}."
         )
     _check_finite("points", points)
-    (points,) = _centered(points)
     nearest = np.empty((len(points), k))
     for rows, distances in _blocks(points, points):
-        own = np.arange(rows.start, rows.stop)
-        distances[own - rows.start, own] = np.inf
+        np.fill_diagonal(distances[:, rows], np.inf)
         nearest[rows] = np.partition(distances, k - 1, axis=1)[:, :k]
     return np.sqrt(np.maximum(np.sort(nearest, axis=1), 0.0))
 
@@ -139,29 +135,25 @@ def _check_finite(name: str, points: np.ndarray) -> None:
     finite = np.isfinite(points).all(1)
     if not finite.all():
         raise ValueError(
-            f"{name} must be finite; row {finite.argmin()} of {len(points)} is not. "
-            "Where samples diverged there are no scores to find."
+            f"{name} must be finite, got row {finite.argmin()} of {len(points)} that "
+            "is not: where samples diverged there are no scores to find."
         )
-
-
-def _centered(*sets: np.ndarray) -> list[np.ndarray]:
-    """The sets less the mean of the first, so that little is lost in products."""
-    mean = sets[0].mean(0, dtype=np.float64)
-    dtype = np.float64 if sets[0].shape[1] <= _WIDE else np.float32
-    return [(points - mean).astype(dtype) for points in sets]
 
 
 def _blocks(a, b, slack=0.0):
     """Slices of rows of a, and their squared distances to b.
 
-    `slack` lessens them by so many rounding errors: a point on the border is inside.
+    The mean of b is taken off, so that little is lost in products. `slack` lessens the
+    distances by so many rounding errors: a point on the border is inside.
     """
-    shrink = 1 - slack * np.finfo(a.dtype).eps
-    squares_a = (a * a).sum(1) * a.dtype.type(shrink)
-    squares_b = (b * b).sum(1) * a.dtype.type(shrink)
+    dtype = np.float64 if a.shape[1] <= _WIDE else np.float32
+    mean = b.mean(0, dtype=np.float64)
+    a, b = ((points - mean).astype(dtype) for points in (a, b))
+    shrink = dtype(1 - slack * np.finfo(dtype).eps)
+    squares_a, squares_b = ((points * points).sum(1) * shrink for points in (a, b))
     height = max(1, _BLOCK_BYTES // (a.itemsize * len(b)))
     for start in range(0, len(a), height):
-        rows = slice(start, min(start + height, len(a)))
+        rows = slice(start, start + height)
         distances = a[rows] @ b.T
         distances *= -2
         distances += squares_a[rows, None]

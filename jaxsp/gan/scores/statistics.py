@@ -1,6 +1,6 @@
 """What is kept of features: enough for the scores, whatever their number.
 
-A Fréchet distance needs the moments, which are gathered as the features come; kernel
+A Fréchet distance needs the moments, which are gathered as the features come. Kernel
 distance and nearest neighbours need features, of which at most `KEPT` are kept. So the
 memory does not grow with the samples: for the 2,048 features of Inception a set of
 statistics takes 116 MB, and all scores of one beside another at most 0.6 GB.
@@ -9,184 +9,140 @@ statistics takes 116 MB, and all scores of one beside another at most 0.6 GB.
 import dataclasses
 import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxsp.gan.scores import cache
-from jaxsp.gan.scores.moments import Moments
+from jaxsp.gan.scores.batches import BLOCK, blocks
 from jaxsp.gan.scores.neighbors import neighbor_distances
 
-__all__ = ["KEPT", "NEIGHBORS", "Gatherer", "Statistics", "blocks", "of_images"]
+__all__ = ["KEPT", "Moments", "Statistics", "of_images"]
 
 KEPT = 10_000  # features for kernel distance and neighbours
-NEIGHBORS = 5  # the most that a score asks for
-_BLOCK = 250  # images at once
-_MERGE = 1000  # features whose moments are taken at once
-_FORMAT = 1  # raised whenever the features of the same images change
+_NEIGHBORS = 5  # the most that a score asks for
+_VERSION = 2  # part of the cache key: raised where features of the same images change
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Statistics:
-    """Moments of all features, and some of the features.
+class Moments(NamedTuple):
+    r"""Mean and covariance of points, gathered in parts and merged in any order.
 
     Attributes:
+      count: number of points.
+      mean: mean $\bar p$ [d].
+      scatter: $\sum_i (p_i - \bar p)(p_i - \bar p)^\top$, [d, d].
+
+    Example:
+      >>> import numpy as np
+      >>> points = np.arange(8.0).reshape(4, 2)
+      >>> both = Moments.of(points[:1]).merge(Moments.of(points[1:]))
+      >>> np.allclose(both.covariance, np.cov(points.T))
+      True
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, points) -> "Moments":
+        """The moments of points [n, d], in float64."""
+        points = np.asarray(points, np.float64)
+        if points.ndim != 2 or len(points) == 0:
+            raise ValueError(
+                f"points must be of shape [n, d] with n >= 1, got {points.shape}."
+            )
+        mean = points.mean(0)
+        centered = points - mean
+        return cls(len(points), mean, centered.T @ centered)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both sets of points together (Chan, Golub, LeVeque 1979)."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The unbiased covariance [d, d]; zero for a single point."""
+        return self.scatter / max(self.count - 1, 1)
+
+
+_NOTHING = Moments(0, np.zeros(()), np.zeros(()))
+
+
+@dataclasses.dataclass(eq=False)
+class Statistics:
+    """Moments of features that come in parts, and some of the features.
+
+    Attributes:
+      total: how many will come, where that is known: those kept are then spread evenly
+        over all. None keeps the first.
       moments: moments of all.
-      kept: at most `KEPT` of the features [n, d].
+      parts: at most `KEPT` of the features, in arrays [n, d].
     """
 
-    moments: Moments
-    kept: np.ndarray
-
-    @functools.cached_property
-    def distances(self) -> np.ndarray:
-        """Distances of what is kept to its nearest neighbours, found once."""
-        return neighbor_distances(self.kept, NEIGHBORS)
-
-
-class Gatherer:
-    """Gathers statistics from features that come in parts of any size.
-
-    Args:
-      total: how many features will come, where that is known: those kept are then
-        spread evenly over all. None keeps the first.
-    """
-
-    def __init__(self, total: int | None = None):
-        self._total = total
-        self._waiting: list[np.ndarray] = []
-        self._kept: list[np.ndarray] = []
-        self._moments: Moments | None = None
-        self._seen = 0
+    total: int | None = None
+    moments: Moments = _NOTHING
+    parts: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def add(self, features: np.ndarray) -> None:
         """Take features [n, d]."""
-        features = np.asarray(features)
-        index = np.arange(self._seen, self._seen + len(features))
-        if self._total is None or self._total <= KEPT:
-            keep = index < KEPT
-        else:
-            keep = index * KEPT // self._total < (index + 1) * KEPT // self._total
-        self._kept.append(features[keep])
-        self._seen += len(features)
-        self._waiting.append(features)
-        if sum(map(len, self._waiting)) >= _MERGE:
-            self._merge()
+        index = self.moments.count + np.arange(len(features))
+        keep = index < KEPT
+        if self.total is not None and self.total > KEPT:
+            keep = index * KEPT // self.total < (index + 1) * KEPT // self.total
+        self.parts.append(features[keep])
+        self.moments = self.moments.merge(Moments.of(features))
 
-    def _merge(self):
-        """Move what waits into the moments, by `_MERGE` at once, however it came."""
-        waiting = np.concatenate(self._waiting)
-        whole = len(waiting) // _MERGE * _MERGE
-        for start in range(0, whole, _MERGE):
-            self._take(waiting[start : start + _MERGE])
-        self._waiting = [waiting[whole:]]
+    @property
+    def kept(self) -> np.ndarray:
+        """The features that are kept [n, d]."""
+        return np.concatenate(self.parts)
 
-    def _take(self, features):
-        found = Moments.of(features)
-        self._moments = found if self._moments is None else self._moments.merge(found)
-
-    def statistics(self) -> Statistics:
-        """The statistics of all features so far.
-
-        Raises:
-          ValueError: if there were none.
-        """
-        rest = np.concatenate(self._waiting) if self._waiting else np.empty((0, 0))
-        if len(rest):
-            self._take(rest)
-        self._waiting = []
-        if self._moments is None:
-            raise ValueError("there must be at least one sample; got none.")
-        return Statistics(self._moments, np.concatenate(self._kept))
-
-
-def blocks(samples, size: int = _BLOCK) -> Iterator[np.ndarray]:
-    """Samples in blocks of equal size, but for the last.
-
-    Args:
-      samples: an array, or an iterable of arrays (batches of any size).
-      size: how many in a block.
-
-    Yields:
-      Arrays.
-    """
-    if hasattr(samples, "shape"):
-        for start in range(0, len(samples), size):
-            yield np.asarray(samples[start : start + size])
-        return
-    waiting: list[np.ndarray] = []
-    for batch in samples:
-        waiting.append(np.asarray(batch))
-        while sum(map(len, waiting)) >= size:
-            joined = np.concatenate(waiting)
-            yield joined[:size]
-            waiting = [joined[size:]]
-    if sum(map(len, waiting)):
-        yield np.concatenate(waiting)
+    @functools.cached_property
+    def distances(self) -> np.ndarray:
+        """Distances of all that is kept to its nearest neighbours, found once."""
+        return neighbor_distances(self.kept, _NEIGHBORS)
 
 
 def of_images(
-    images: np.ndarray,
     extract: Callable[[np.ndarray], np.ndarray],
-    path: str | os.PathLike,
-    title: str,
-    progress: bool = True,
+    extractor: str,
+    images: np.ndarray,
+    name: str,
+    cache_dir: str | os.PathLike | None,
+    progress: bool,
 ) -> Statistics:
     """Statistics of the features of images, from the cache if they are there.
 
     Args:
-      images: images [n, height, width, channels].
       extract: makes features [n, d] of images.
-      path: the cache file, whose name must change with images and extractor.
-      title: what the progress bar says.
-      progress: whether to show it.
+      extractor: name of the extractor, which changes with whatever it depends on.
+      images: images [n, height, width, channels].
+      name: name of the images, for people.
+      cache_dir: the directory; None for `data.cache_dir()`.
+      progress: whether to show a progress bar.
 
     Returns:
       The statistics.
     """
-    path = pathlib.Path(path)
-    arrays = cache.read(path, functools.partial(_check, len(images)))
-    if arrays is not None:
-        moments = Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-        return Statistics(moments, arrays["kept"])
-    gatherer = Gatherer(len(images))
-    with tqdm(
-        total=len(images), desc=title, unit="image", disable=not progress, delay=1
-    ) as bar:
-        for part in blocks(images):
-            gatherer.add(extract(part))
-            bar.update(len(part))
-    found = gatherer.statistics()
-    cache.write(path, {**found.moments._asdict(), "kept": found.kept})
-    return found
 
+    def make():
+        found = Statistics(len(images))
+        title, number = f"features of {name} (once)", -(-len(images) // BLOCK)
+        parts = blocks(images, images.shape[1:])
+        for part in tqdm(parts, title, number, disable=not progress, delay=1):
+            found.add(extract(part))
+        mean, scatter = found.moments[1:]
+        return {"mean": mean, "scatter": scatter, "kept": found.kept}
 
-def cache_name(name: str, images: np.ndarray, extractor: str) -> str:
-    """Name of the cache file of the features of images.
-
-    Args:
-      name: name of the data set, for people.
-      images: the images.
-      extractor: digest of the extractor.
-
-    Returns:
-      The file's name.
-    """
-    return f"features-{name}-{cache.digest(_FORMAT, images)}-{extractor}.npz"
-
-
-def _check(count, arrays):
-    """Whether the arrays of a file are statistics of so many features."""
-    (d,) = arrays["mean"].shape
-    wanted = {
-        "count": (),
-        "mean": (d,),
-        "scatter": (d, d),
-        "kept": (min(count, KEPT), d),
-    }
-    if wanted != {name: array.shape for name, array in arrays.items()}:
-        raise ValueError("it holds other arrays")
-    if int(arrays["count"]) != count:
-        raise ValueError(f"it holds statistics of {int(arrays['count'])} images")
+    content = cache.digest((_VERSION, images))[:16]
+    file = f"features-{name.replace(' ', '-')}-{content}-{extractor}"
+    found = cache.cached(cache_dir, file, make)
+    moments = Moments(len(images), found["mean"], found["scatter"])
+    return Statistics(None, moments, [found["kept"]])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxsp.gan import scores
-from jaxsp.gan.scores import neighbors, statistics
+from jaxsp.gan.scores import batches, neighbors, statistics
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -83,7 +83,7 @@ def test_kernel_distance_refuses_what_does_not_fit():
     x = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"x must be \[n, d\]"):
         scores.kernel_distance(x, np.ones((4, 2)))
-    with pytest.raises(ValueError, match="at least 2 rows; got 4 and 1"):
+    with pytest.raises(ValueError, match="at least 2 rows, got 4 and 1"):
         scores.kernel_distance(x, x[:1])
     with pytest.raises(ValueError, match="subsets must be at least 1"):
         scores.kernel_distance(x, x, subsets=0)
@@ -192,11 +192,11 @@ def test_neighbours_of_points_that_are_not_finite(bad):
     spoilt = x.copy()
     spoilt[4, 1] = bad
     known = scores.neighbor_distances(x, 5)
-    with pytest.raises(ValueError, match="real must be finite; row 4 of 9"):
+    with pytest.raises(ValueError, match="real must be finite, got row 4 of 9"):
         scores.neighbor_scores(spoilt, x, real_distances=known)
-    with pytest.raises(ValueError, match="samples must be finite; row 4 of 9"):
+    with pytest.raises(ValueError, match="samples must be finite, got row 4 of 9"):
         scores.neighbor_scores(x, spoilt)
-    with pytest.raises(ValueError, match="points must be finite; row 4 of 9"):
+    with pytest.raises(ValueError, match="points must be finite, got row 4 of 9"):
         scores.neighbor_distances(spoilt, 2)
 
 
@@ -273,14 +273,11 @@ def test_expected_frechet_distance_at_its_ends():
 def test_statistics_do_not_depend_on_batches_or_order(seed, sizes):
     rng = np.random.default_rng(seed)
     points = 100 + rng.standard_normal((sum(sizes), 3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "_MERGE", 17)
-        gathered = []
-        for order in (slice(None), rng.permutation(len(points))):
-            gatherer = statistics.Gatherer()
-            for part in np.split(points[order], np.cumsum(sizes)[:-1]):
-                gatherer.add(part)
-            gathered.append(gatherer.statistics())
+    gathered = []
+    for order in (slice(None), rng.permutation(len(points))):
+        gathered.append(statistics.Statistics())
+        for part in np.split(points[order], np.cumsum(sizes)[:-1]):
+            gathered[-1].add(part)
     mean = points.mean(0)
     scatter = (points - mean).T @ (points - mean)
     for found in gathered:
@@ -295,32 +292,30 @@ def test_what_is_kept_is_spread_over_an_array_and_the_first_of_a_stream(monkeypa
     points = np.arange(10.0)[:, None]
     kept = {}
     for total in (None, 10):
-        gatherer = statistics.Gatherer(total)
+        found = statistics.Statistics(total)
         for part in np.split(points, [3, 4, 9]):
-            gatherer.add(part)
-        kept[total] = gatherer.statistics().kept[:, 0].tolist()
+            found.add(part)
+        kept[total] = found.kept[:, 0].tolist()
     assert kept == {None: [0, 1, 2, 3], 10: [2, 4, 7, 9]}
-    with pytest.raises(ValueError, match="at least one sample"):
-        statistics.Gatherer().statistics()
 
 
-def test_blocks_are_equal_however_samples_come():
+def test_blocks_are_equal_however_samples_come(monkeypatch):
+    monkeypatch.setattr(batches, "BLOCK", 10)
     points = np.arange(23)
     wanted = [points[:10].tolist(), points[10:20].tolist(), points[20:].tolist()]
-    batches = np.split(points, [1, 2, 15, 15])
-    for samples in (points, batches, iter(batches)):
-        assert [b.tolist() for b in statistics.blocks(samples, 10)] == wanted
+    parts = np.split(points, [1, 2, 15])
+    for samples in (points, parts, iter(parts)):
+        assert [b.tolist() for b in batches.blocks(samples, ())] == wanted
 
 
 def test_memory_does_not_grow_with_the_samples(monkeypatch):
     monkeypatch.setattr(statistics, "KEPT", 1000)
 
     def peak(count):
-        gatherer, rng = statistics.Gatherer(), np.random.default_rng(0)
+        gatherer, rng = statistics.Statistics(), np.random.default_rng(0)
         tracemalloc.start()
         for _ in range(count // 250):
             gatherer.add(rng.random((250, 60), np.float32))
-        gatherer.statistics()
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -199,7 +199,7 @@ def test_grey_and_floating_images_are_brought_to_levels():
         np.testing.assert_array_equal(network._levels(floating.astype(dtype)), expected)
     # What is less than half of a level changes nothing.
     near = (floating + np.float32(0.4 / 127.5)).clip(-1, 1)
-    np.testing.assert_array_equal(network._levels(jnp.asarray(near)), expected)
+    np.testing.assert_array_equal(network._levels(near), expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 32, 1), (401, 299, 3)])
@@ -248,10 +248,10 @@ def test_features_agree_with_the_original_graph():
         ({"images": np.zeros((2, 8, 8, 4), np.uint8)}, "1 or 3 channels"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "n >= 1"),
         ({"images": np.zeros((1, 8, 8, 3), np.int32)}, "got int32"),
-        ({"images": np.full((1, 8, 8, 3), 255.0)}, r"in \[-1, 1\]; got float64"),
+        ({"images": np.full((1, 8, 8, 3), 255.0)}, r"in \[-1, 1\], got float64"),
         ({"images": np.full((1, 8, 8, 3), np.nan)}, "from nan to nan"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"preprocessing": "tf"}, 'must be "pytorch" or "tensorflow"; got \'tf\''),
+        ({"preprocessing": "tf"}, 'must be "pytorch" or "tensorflow", got \'tf\''),
     ],
 )
 def test_features_say_what_they_cannot_take(arguments, message):
@@ -304,8 +304,8 @@ def test_a_changed_number_is_found(small, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conv.w": np.zeros((3, 3, 4, 3), np.float16)}, r"\(3, 3, 3, 4\); it is"),
-        ({"conv.b": np.zeros(4, np.float64)}, "conv.b must be float32 .* is float64"),
+        ({"conv.w": np.zeros((3, 3, 4, 3), np.float16)}, r"\(3, 3, 3, 4\), got"),
+        ({"conv.b": np.zeros(4, np.float64)}, "conv.b must be float32 .* got float64"),
         ({"conv.b": np.array([0, 0, np.inf, 0], np.float32)}, "not finite"),
         ({"more": np.zeros(1)}, "holds besides more"),
     ],
@@ -318,7 +318,7 @@ def test_a_file_with_other_arrays_is_refused(small, change, message):
 
 def test_a_file_that_lacks_arrays_names_some(tmp_path):
     np.savez(tmp_path / "few.npz", a=np.zeros(1))
-    with pytest.raises(ValueError, match=r"lacks conv.b, conv.w, .* and 185 more"):
+    with pytest.raises(ValueError, match=r"holds besides a, and 188 more names differ"):
         inception.load(tmp_path / "few.npz")
 
 

@@ -1,22 +1,24 @@
 """The network: its blocks as a table, and features of images."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
-from tqdm import tqdm
 
 from jaxsp._arguments import check_count
 from jaxsp.gan import data
-from jaxsp.gan.scores.levels import check_levels
+from jaxsp.gan.scores.batches import apply_to_images
 
 __all__ = ["Inception", "features", "kernel_shapes"]
 
 _SIZE = 299
+# Kernel and bias of a convolution, by its name and the shape of its kernel.
+_Weights = Callable[[str, tuple[int, ...]], tuple[jax.Array, jax.Array]]
 
 # The network, block by block. A line is a branch: steps joined by ">", each applied to
 # the result of the one before; "a & b" applies both to it. What the last steps of all
@@ -86,81 +88,61 @@ class Inception(NamedTuple):
     digest: str = ""
 
 
-class _Step(NamedTuple):
-    """One step of a branch: a convolution, or a pool where `kernel` is empty."""
-
-    name: str
-    kernel: tuple[int, ...]  # height, width, channels out
-    stride: int
-    padding: str
-
-
-def _branches(prefix: str) -> Iterator[list[list[_Step]]]:
-    """The branches of a block: lists of steps to be done side by side."""
-    for line in _BLOCKS[prefix].strip().splitlines():
-        steps = [part.split("&") for part in line.split(">")]
-        yield [[_parse(prefix, text.strip()) for text in step] for step in steps]
+def _network(weights: _Weights, h: jax.Array) -> jax.Array:
+    """The last block's output, of images that have the network's size and range."""
+    for prefix, block in _BLOCKS.items():
+        ends = []
+        for branch in block.strip().splitlines():
+            sides = [h]
+            for step in branch.split(">"):
+                texts = step.split("&")
+                sides = [_step(weights, prefix, t.strip(), sides[0]) for t in texts]
+            ends += sides
+        h = jnp.concatenate(ends, -1)
+    return h
 
 
-def _parse(prefix: str, text: str) -> _Step:
-    """One step of the table."""
+def _step(weights: _Weights, prefix: str, text: str, h: jax.Array) -> jax.Array:
+    """One step of the table: a convolution with its ReLU, or a pool."""
     text, _, stride = text.partition("/")
-    name, _, kernel = text.partition(" ")
-    numbers = tuple(map(int, kernel.split("x"))) if kernel else ()
-    name = prefix + name if kernel else name
-    return _Step(name, numbers, int(stride or 1), "VALID" if stride else "SAME")
+    strides, padding = (int(stride or 1),) * 2, "VALID" if stride else "SAME"
+    name, _, size = text.partition(" ")
+    if name == "maximum":
+        return nn.max_pool(h, (3, 3), strides, padding)
+    if name == "average":
+        pooled = nn.avg_pool(h, (3, 3), strides, padding, count_include_pad=False)
+        return pooled.astype(h.dtype)
+    height, width, out = map(int, size.split("x"))
+    kernel, bias = weights(prefix + name, (height, width, h.shape[-1], out))
+    h = lax.conv_general_dilated(
+        h,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+    return jax.nn.relu(h + bias)
 
 
 def kernel_shapes() -> dict[str, tuple[int, ...]]:
     """The shape [height, width, in, out] of every kernel, in the order of the table."""
-    shapes, channels = {}, 3
-    for prefix in _BLOCKS:
-        total = 0
-        for branch in _branches(prefix):
-            width = channels
-            for side_by_side in branch:
-                kernels = {s.name: s.kernel for s in side_by_side if s.kernel}
-                for name, (*window, out) in kernels.items():
-                    shapes[name] = (*window, width, out)
-                if kernels:
-                    width = sum(kernel[-1] for kernel in kernels.values())
-            total += width
-        channels = total
+    shapes = {}
+
+    def weights(name, shape):
+        shapes[name] = shape
+        return jnp.zeros(shape), jnp.zeros(shape[-1])
+
+    images = jax.ShapeDtypeStruct((1, _SIZE, _SIZE, 3), jnp.float32)
+    jax.eval_shape(functools.partial(_network, weights), images)
     return shapes
-
-
-def _apply(params: Mapping[str, jax.Array], step: _Step, h: jax.Array) -> jax.Array:
-    """One step: a convolution with its ReLU, or a pool."""
-    strides = (step.stride, step.stride)
-    if step.kernel:
-        h = lax.conv_general_dilated(
-            h,
-            params[f"{step.name}.w"],
-            strides,
-            step.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=lax.Precision.HIGHEST,
-        )
-        return jax.nn.relu(h + params[f"{step.name}.b"])
-    window = (1, 3, 3, 1), (1, *strides, 1), step.padding
-    if step.name == "maximum":
-        return lax.reduce_window(h, -jnp.inf, lax.max, *window)
-    count = lax.reduce_window(jnp.ones_like(h[:1, :, :, :1]), 0.0, lax.add, *window)
-    return lax.reduce_window(h, 0.0, lax.add, *window) / count
 
 
 @jax.jit
 def _pool3(params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
     """Features of images that have the network's size and range."""
     h = images.astype(params["conv.w"].dtype)
-    for prefix in _BLOCKS:
-        ends = []
-        for branch in _branches(prefix):
-            sides = [h]
-            for side_by_side in branch:
-                sides = [_apply(params, step, sides[0]) for step in side_by_side]
-            ends += sides
-        h = jnp.concatenate(ends, -1)
+    h = _network(lambda name, shape: (params[f"{name}.w"], params[f"{name}.b"]), h)
     return h.astype(jnp.float32).mean((1, 2))
 
 
@@ -168,15 +150,16 @@ def _pool3(params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
 def _resize(images: jax.Array, preprocessing: str) -> jax.Array:
     """Images of levels 0 to 255 as the network takes them."""
     torch = preprocessing == "pytorch"
-    h = images.astype(jnp.float32)
-    for axis in (2, 1):
-        size, at = h.shape[axis], np.arange(_SIZE)
+
+    def weights(size):  # of every pixel in every pixel of the result
+        at = np.arange(_SIZE)
         at = (at + 0.5) * size / _SIZE - 0.5 if torch else at * size / _SIZE
-        at = at.clip(0, size - 1)
-        low = np.floor(at).astype(np.int32)
-        left, right = h.take(low, axis), h.take(np.minimum(low + 1, size - 1), axis)
-        part = (at - low).astype(np.float32).reshape(-1, *[1] * (3 - axis))
-        h = left + (right - left) * part
+        away = np.abs(at.clip(0, size - 1)[:, None] - np.arange(size))
+        return np.maximum(1 - away, 0).astype(np.float32)
+
+    rows, columns = map(weights, images.shape[1:3])
+    images = images.astype(jnp.float32)
+    h = jnp.einsum("nhwc,ih,jw->nijc", images, rows, columns, precision="highest")
     return h / 127.5 - 1 if torch else (h - 128) / 128
 
 
@@ -187,16 +170,17 @@ def features(
     progress: bool = False,
     preprocessing: Literal["pytorch", "tensorflow"] = "pytorch",
 ) -> np.ndarray:
-    """Inception features of images: what the FID compares.
+    r"""Inception features of images: what the FID compares.
 
     Images are first brought to 8 bits, so that samples score as the files that would
     be written of them, and grey ones are repeated to three channels. The two public
-    ways to enlarge an image to 299 x 299 are both bilinear, without smoothing before a
-    reduction:
+    ways to enlarge an image of side $s$ to 299 x 299 are both bilinear, without
+    smoothing before a reduction. Pixel $i$ is read at $x_i$, and level $v$ becomes $u$:
 
-        "pytorch":    pixel centers at half-integers, v / 127.5 − 1 (pytorch-fid)
-        "tensorflow": pixel i at i · size / 299, v / 128 − 1 (the first FID, in
-                      TensorFlow 1, torch-fidelity, StyleGAN2-ADA)
+    - "pytorch": $x_i = (i + \frac12) \frac s{299} - \frac12$, $u = \frac v{127.5} - 1$
+      (pytorch-fid).
+    - "tensorflow": $x_i = i \frac s{299}$, $u = \frac{v - 128}{128}$ (the first FID, in
+      TensorFlow 1, torch-fidelity, StyleGAN2-ADA).
 
     Features of the two differ by a fifth on 32 x 32 images: compare features, and FIDs
     with published ones, of one kind only.
@@ -224,30 +208,25 @@ def features(
     """
     if preprocessing not in ("pytorch", "tensorflow"):
         raise ValueError(
-            f'preprocessing must be "pytorch" or "tensorflow"; got {preprocessing!r}.'
+            f'preprocessing must be "pytorch" or "tensorflow", got {preprocessing!r}.'
         )
     check_count("batch_size", batch_size)
     shape = np.shape(images)
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         raise ValueError(
             "images must be of shape [n, height, width, channels] with 1 or 3 channels "
-            f"and n >= 1; got {shape}."
+            f"and n >= 1, got {shape}."
         )
-    found, size = [], min(batch_size, shape[0])
-    starts = range(0, shape[0], size)
-    for start in tqdm(starts, "Inception features", disable=not progress):
-        chunk = _levels(images[start : start + size])
-        spare = size - len(chunk)
-        chunk = np.pad(chunk, [(0, spare), (0, 0), (0, 0), (0, 0)])  # one compilation
-        h = _pool3(inception.params, _resize(chunk, preprocessing))
-        found.append(np.asarray(h)[: size - spare])
-    return np.concatenate(found)
+
+    def network(batch):
+        return _pool3(inception.params, _resize(_levels(batch), preprocessing))
+
+    title = "Inception features"
+    return apply_to_images(network, images, batch_size, title, progress)
 
 
-def _levels(images) -> np.ndarray:
+def _levels(images: np.ndarray) -> np.ndarray:
     """Images as uint8 in three channels."""
-    images = np.asarray(images)
-    check_levels(images)
     if images.dtype != np.uint8:
         images = np.asarray(data.to_uint8(images))
     return np.broadcast_to(images, (*images.shape[:3], 3))

@@ -1,20 +1,19 @@
 """The file of the network's weights, read without running anything of it."""
 
-import hashlib
 import logging
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsp.gan.scores import cache
+from jaxsp.gan.scores.cache import digest
 from jaxsp.gan.scores.inception.network import Inception, kernel_shapes
 
-__all__ = ["digest", "load"]
+__all__ = ["load"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,19 +44,10 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32) -> Inception:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no Inception weights. {_HOW}")
     try:
-        # Opened here: np.load leaves its file open where the archive is damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (
-        AttributeError,  # np.load gives an array, not an archive
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        arrays = cache.load(path)
+    except OSError:
+        raise
+    except Exception as error:
         raise ValueError(
             f"{path} is not an .npz of Inception weights, or is damaged ({error}). "
             f"{_HOW}"
@@ -83,35 +73,14 @@ def _problem(arrays: Mapping[str, np.ndarray]) -> str:
     for name, shape in kernel_shapes().items():
         expected[f"{name}.w"] = shape, ("float16", "float32")
         expected[f"{name}.b"] = shape[-1:], ("float32",)
-    for kind, names in (
-        ("lacks", expected.keys() - arrays.keys()),
-        ("holds besides", arrays.keys() - expected.keys()),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            return f"it {kind} {', '.join(sorted(names)[:3])}{more}"
+    if names := sorted(expected.keys() ^ arrays.keys()):
+        kind = "lacks" if names[0] in expected else "holds besides"
+        return f"it {kind} {names[0]}, and {len(names) - 1} more names differ"
     for name, (shape, dtypes) in expected.items():
         array = arrays[name]
-        if array.shape != shape or str(array.dtype) not in dtypes:
+        if array.shape != shape or array.dtype.name not in dtypes:
             wanted = f"{' or '.join(dtypes)} of shape {shape}"
-            return f"{name} must be {wanted}; it is {array.dtype} of {array.shape}"
+            return f"{name} must be {wanted}, got {array.dtype} of {array.shape}"
         if not np.isfinite(array).all():
             return f"{name} has numbers that are not finite"
     return ""
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """The sha256 of arrays with their names, types and shapes.
-
-    Args:
-      arrays: arrays by name.
-
-    Returns:
-      Hexadecimal digits.
-    """
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        found.update(array.data)
-    return found.hexdigest()

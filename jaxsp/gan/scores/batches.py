@@ -1,0 +1,100 @@
+"""Samples in parts of equal size, for whatever judges them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+__all__ = ["BLOCK", "apply_to_images", "blocks", "check_levels"]
+
+BLOCK = 500
+
+
+def blocks(samples: Any, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Samples in blocks of `BLOCK`, but for the last.
+
+    Args:
+      samples: an array, or an iterable of arrays of any length.
+      shape: shape of one sample.
+
+    Yields:
+      Arrays.
+
+    Raises:
+      ValueError: if samples are of another shape, or there are none.
+    """
+    waiting: list[np.ndarray] = []
+    for batch in [samples] if hasattr(samples, "shape") else samples:
+        batch = batch if hasattr(batch, "shape") else np.asarray(batch)
+        if batch.shape[1:] != shape or len(batch) == 0:
+            raise ValueError(
+                f"samples must be of shape {('n', *shape)} with n >= 1, as the data "
+                f"are, or an iterable of such arrays, got {batch.shape}."
+            )
+        for start in range(0, len(batch), BLOCK):
+            waiting.append(np.asarray(batch[start : start + BLOCK]))
+            if sum(map(len, waiting)) >= BLOCK:
+                joined = np.concatenate(waiting)
+                yield joined[:BLOCK]
+                waiting = [joined[BLOCK:]]
+    if not waiting:
+        raise ValueError("samples must hold at least one sample, got none.")
+    if sum(map(len, waiting)):
+        yield np.concatenate(waiting)
+
+
+def apply_to_images(
+    network: Callable[[np.ndarray], Any],
+    images: Any,
+    size: int,
+    title: str = "",
+    progress: bool = False,
+) -> Any:
+    """What a network makes of images, in batches of equal shape for one compilation.
+
+    Args:
+      network: maps a batch to an array, or a tuple of arrays, with a row an image.
+      images: [n, height, width, channels], uint8, or float in [-1, 1].
+      size: images in a batch. Fewer images make one smaller batch.
+      title: what the progress bar says.
+      progress: whether to show it.
+
+    Returns:
+      Arrays of n rows.
+
+    Raises:
+      ValueError: as of `check_levels`.
+    """
+    size, found = min(size, len(images)), []
+    for start in tqdm(range(0, len(images), size), title, disable=not progress):
+        batch = np.asarray(images[start : start + size])
+        check_levels(batch)
+        spare = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        rows, batch = len(batch), np.pad(batch, spare)
+        found.append(jax.tree.map(lambda a, n=rows: np.asarray(a)[:n], network(batch)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def check_levels(images: np.ndarray) -> None:
+    """Refuses images that are neither uint8 nor in [-1, 1].
+
+    Args:
+      images: an array of images.
+
+    Raises:
+      ValueError: if they are of another type, or a number is not finite or farther
+        than rounding from [-1, 1].
+    """
+    if images.dtype == np.uint8:
+        return
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    low, high = (images.min(), images.max()) if floating else (0, 0)
+    if not (floating and low >= -1.001 and high <= 1.001):
+        raise ValueError(
+            "images must be uint8, or floating in [-1, 1], got "
+            f"{images.dtype}{f' from {low} to {high}' if floating else ''}: levels "
+            "from 0 to 255 are images.astype(np.uint8)."
+        )
