@@ -28,8 +28,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxsp.gan import files
-from jaxsp.gan.scores.inception.network import kernel_shapes
-from jaxsp.gan.scores.inception.weights import digest
+from jaxsp.gan.scores.cache import digest
+from jaxsp.gan.scores.inception import kernel_shapes
 
 # The names of the convolutions of `kernel_shapes`, in the same order, in the public
 # state dictionary.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxsp.gan.scores import inception
-from jaxsp.gan.scores.inception import network
 
 PATH = pathlib.Path(__file__).parents[2] / "tools" / "convert_inception.py"
 SPEC = importlib.util.spec_from_file_location("convert_inception", PATH)
@@ -40,7 +39,7 @@ def torch_names():
 
 
 def test_names_of_the_public_state_dictionary():
-    pairs = dict(zip(network.kernel_shapes(), torch_names(), strict=True))
+    pairs = dict(zip(inception.kernel_shapes(), torch_names(), strict=True))
     assert {name: pairs[name] for name in PLACES} == PLACES
     assert len(set(pairs.values())) == 94
 
@@ -50,7 +49,7 @@ def folded():
     """Weights of the network, batch normalization in them."""
     rng = np.random.default_rng(1)
     found = {}
-    for name, shape in network.kernel_shapes().items():
+    for name, shape in inception.kernel_shapes().items():
         found[f"{name}.w"] = rng.standard_normal(shape, np.float32)
         found[f"{name}.b"] = rng.standard_normal(shape[-1:], np.float32)
     return found
@@ -62,7 +61,7 @@ def unfolded(folded, gamma=None):
     PyTorch: gamma (conv(x) - mean) / sqrt(variance + 1e-3) + beta.
     """
     rng = np.random.default_rng(2)
-    for name, shape in network.kernel_shapes().items():
+    for name, shape in inception.kernel_shapes().items():
         mean, variance = rng.standard_normal(shape[-1]), rng.uniform(0.01, 2, shape[-1])
         scale = (rng.uniform(0.5, 2, shape[-1]) if gamma is None else gamma) * 1.0
         root = np.sqrt(variance + 1e-3)

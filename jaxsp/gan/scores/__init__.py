@@ -17,14 +17,18 @@ from jaxsp.gan.scores.classes import (
     mode_coverage,
 )
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
+from jaxsp.gan.scores.distances import (
+    KernelDistance,
+    expected_frechet_distance,
+    frechet_distance,
+    kernel_distance,
+)
 from jaxsp.gan.scores.evaluate import (
     Evaluator,
     Measurement,
     classifier_frechet_distance,
     evaluator,
 )
-from jaxsp.gan.scores.frechet import expected_frechet_distance, frechet_distance
-from jaxsp.gan.scores.kernel import KernelDistance, kernel_distance
 from jaxsp.gan.scores.neighbors import (
     NeighborScores,
     neighbor_distances,

@@ -14,11 +14,9 @@ Examples:
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -35,7 +33,6 @@ from jaxsp.gan.training import checkpoint, plots
 __all__ = ["PROGRAM", "Config", "main", "score"]
 
 PROGRAM = "jaxsp.gan.scores"
-_SHOWN = 64  # samples in the picture, or 1,000 where they are points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +40,7 @@ class Config:
     """What to score, and how; the fields are the flags."""
 
     checkpoint: str | None = flag(
-        None,
-        "Directory of a run, whose last checkpoint is read, or of a checkpoint, "
-        "RUN/checkpoints/STEP.",
+        None, "Directory of a run, for its last checkpoint, or RUN/checkpoints/STEP."
     )
     samples: int = flag(
         10_000,
@@ -57,16 +52,14 @@ class Config:
     )
     data_dir: str | None = flag(
         None,
-        "TFDS directory that holds the prepared data set (not for digits and the "
-        "mixtures). Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+        "TFDS directory of the prepared data set (not for digits and the mixtures). "
+        "Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
     )
     model: str | None = flag(
-        None,
-        "The networks, as dcgan or dcgan:64. Default: what the run's settings say.",
+        None, "The networks, as dcgan:64. Default: what the run's settings say."
     )
     conditional: bool | None = flag(
-        None,
-        "Whether samples are of a class. Default: what the run's settings say, or no.",
+        None, "Samples are of a class. Default: what the run's settings say, or no."
     )
     inception: str | None = flag(
         None,
@@ -100,10 +93,9 @@ def score(
       progress: whether to show progress on standard error.
 
     Returns:
-      What the JSON file holds: `scores` of the samples, `floor`, the same scores of the
-      test split, `bias`, what as many samples of the data's own distribution would
-      score against as many data as the training split has, `counts` of samples per
-      class and `class_coverage`, the same relative to the data.
+      What the JSON file holds: `scores` of the samples, `floor`, those of the test
+      split, `bias`, those of `Evaluator.bias`, `counts` of samples of each class, and
+      `class_coverage`, the same relative to the data.
 
     Raises:
       BadFlagError: if a flag cannot be used.
@@ -112,42 +104,38 @@ def score(
         raise BadFlagError("--checkpoint is missing: write --checkpoint=RUN_DIR.")
     with naming("checkpoint", config.checkpoint, ValueError, OSError, KeyError):
         step, parameters, settings = checkpoint.read_generator(config.checkpoint)
-    settings = settings | {
-        name: getattr(config, name)
-        for name in ("dataset", "model", "conditional")
-        if getattr(config, name) is not None
-    }
-    path = _writable("output", config.output or _beside(config.checkpoint, step))
+    for name in ("dataset", "model", "conditional"):
+        if (value := getattr(config, name)) is not None:
+            settings[name] = value
+    for name in ("dataset", "model"):
+        if not isinstance(settings.get(name), str):
+            raise BadFlagError(f"--{name}: write it, the run's settings do not say.")
+    run = pathlib.Path(config.checkpoint).expanduser().absolute()
+    run = run.parents[1] if run.parent.name == "checkpoints" else run
+    output = _writable("output", config.output or run / f"scores_{step}.json")
     picture = config.samples_png and _writable("samples_png", config.samples_png)
-    dataset, model = (_setting(name, settings) for name in ("dataset", "model"))
     with (
-        naming("dataset", dataset, ValueError),
+        naming("dataset", settings["dataset"], ValueError),
         naming("data_dir", config.data_dir, OSError, ImportError),
     ):
-        loaded = data.load(dataset, config.data_dir)
-    gan = _network(model, loaded, parameters, settings)
+        loaded = data.load(settings["dataset"], config.data_dir)
+    gan = _network(loaded, parameters, settings)
     with naming("inception", config.inception, ValueError, OSError):
         weights = scores.inception.load(config.inception) if config.inception else None
         evaluate = scores.evaluator(loaded, cache_dir, progress, weights, full=True)
-    shown: list[np.ndarray] = []
-    x = traverse_util.unflatten_dict(parameters, sep="/")
-    found = evaluate.measure(_samples(gan, x, config, shown, progress))
-    if picture:
-        points = len(loaded.sample_shape) == 1
-        grid = np.concatenate(shown)[: 1000 if points else _SHOWN]
-        below = np.asarray(loaded.train[:2000]) if points else None
-        plots.plot_samples(grid, picture, below, f"{loaded.name}, step {step}")
 
-    features = "points" if evaluate.classifier is None else "classifier"
+    x = traverse_util.unflatten_dict(parameters, sep="/")
+    found = evaluate.measure(_samples(gan, x, config, progress))
     counts, coverage = found.counts, None
     if counts is not None and counts.sum() > 0:
         labels = np.bincount(loaded.train_labels, minlength=loaded.num_classes)
         coverage = scores.class_coverage(counts, labels).tolist()
+    features = "points" if evaluate.classifier is None else "classifier"
     result = {
         "checkpoint": config.checkpoint,
         "step": step,
         "dataset": loaded.name,
-        "model": model,
+        "model": settings["model"],
         "samples": config.samples,
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -159,116 +147,79 @@ def score(
         "counts": None if counts is None else counts.tolist(),
         "class_coverage": coverage,
     }
-    with replacing(path) as temporary:
-        text = json.dumps(_nullable(result), indent=2, allow_nan=False)
-        temporary.write_text(text + "\n")
-    _print_table(result, [str(p) for p in (path, picture) if p])
+    # JSON has no numbers that are not finite: null stands in their place.
+    finite = json.loads(json.dumps(result), parse_constant=lambda name: None)
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(finite, indent=2) + "\n")
+    if picture:
+        first = 64 if len(loaded.sample_shape) == 3 else 1000
+        few = dataclasses.replace(config, samples=min(config.samples, first))
+        shown = np.concatenate(list(_samples(gan, x, few, progress=False)))
+        below = None if first == 64 else np.asarray(loaded.train[:2000])
+        plots.plot_samples(shown, picture, below, f"{loaded.name}, step {step}")
+    _print_table(result)
+    print("written: " + ", ".join(str(p) for p in (output, picture) if p), flush=True)
     return result
-
-
-# ------------------------------------------------------------------ reading
-
-
-def _setting(name: str, settings: Mapping[str, Any]) -> str:
-    """A setting of the run, or what its flag says in its place."""
-    if not isinstance(settings.get(name), str):
-        raise BadFlagError(
-            f"--{name}: the settings of this run do not say which; write --{name}=..."
-        )
-    return settings[name]
-
-
-def _beside(checkpoint: str, step: int) -> pathlib.Path:
-    """The default file of scores, in the directory of the run."""
-    path = pathlib.Path(checkpoint).expanduser().absolute()
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
-    return path / f"scores_{step}.json"
 
 
 def _writable(flag: str, value: str | pathlib.Path) -> pathlib.Path:
     """A path to write to, in a directory that exists."""
     path = pathlib.Path(value).expanduser()
-    if path.is_dir():
-        fault = "it is a directory"
-    elif not path.parent.is_dir():
-        fault = f"there is no directory {path.parent}"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        fault = f"no permission to write in {path.parent}"
-    else:
-        return path
-    raise BadFlagError(f"--{flag}={value}: {fault}; write the name of a file.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadFlagError(
+            f"--{flag}={value}: write the name of a file, in a directory that is there "
+            "and may be written in."
+        )
+    return path
 
 
-def _network(model, dataset: data.Dataset, parameters, settings) -> models.Gan:
+def _network(dataset: data.Dataset, parameters, settings) -> models.Gan:
     """The pair of networks that the parameters belong to."""
-    classes = int(dataset.num_classes) if settings.get("conditional") else 0
+    model, classes = settings["model"], dataset.num_classes
+    classes = int(classes) if settings.get("conditional") else 0
     dtype = jnp.dtype(settings.get("dtype", "float32"))
     with naming("model", model, ValueError):
         gan = models.parse(model, dataset.sample_shape, classes, dtype)
     latent = jnp.zeros((1, gan.latent_size))
-    shapes = jax.eval_shape(gan.generator.init, jax.random.key(0), latent)
-    flat: dict = traverse_util.flatten_dict(shapes["params"], sep="/")
-    here = {name: tuple(leaf.shape) for name, leaf in flat.items()}
-    there = {name: tuple(leaf.shape) for name, leaf in parameters.items()}
-    for name in dict.fromkeys([*there, *here]):
-        if there.get(name) != here.get(name):
+    tree = jax.eval_shape(gan.generator.init, jax.random.key(0), latent)["params"]
+    flat: dict = traverse_util.flatten_dict(tree, sep="/")
+    for name in [*parameters, *flat]:
+        there, here = (
+            leaves[name].shape if name in leaves else "missing"
+            for leaves in (parameters, flat)
+        )
+        if there != here:
             raise BadFlagError(
-                f"--model={model}: it does not fit the checkpoint: {name} is "
-                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} "
-                f"here, for {dataset.name}."
+                f"--model={model}: it does not fit the checkpoint: {name} is {there} "
+                f"there and {here} here, for {dataset.name}."
             )
     return gan
 
 
-# ------------------------------------------------------------------ sampling, telling
-
-
-def _samples(
-    gan, x, config: Config, shown: list[np.ndarray], progress: bool
-) -> Iterator[np.ndarray]:
-    """Batches of samples; the first of them are put into `shown`."""
+def _samples(gan, x, config: Config, progress: bool) -> Iterator[np.ndarray]:
+    """Batches of samples."""
     sample = jax.jit(models.sample, static_argnums=(0, 3))
-    key, total = jax.random.key(config.seed), config.samples
-    with tqdm(total=total, desc="samples", unit="sample", disable=not progress) as bar:
-        for i, start in enumerate(range(0, total, config.batch_size)):
-            batch = sample(gan, x, jax.random.fold_in(key, i), config.batch_size)
-            batch = np.asarray(batch, np.float32)[: total - start]
-            if sum(map(len, shown)) < 1000:
-                shown.append(batch)
-            yield batch
-            bar.update(len(batch))
+    key, size = jax.random.key(config.seed), config.batch_size
+    starts = range(0, config.samples, size)
+    for i, start in enumerate(tqdm(starts, "batches of samples", disable=not progress)):
+        batch = sample(gan, x, jax.random.fold_in(key, i), size)
+        yield np.asarray(batch, np.float32)[: config.samples - start]
 
 
-def _nullable(value):
-    """The value with null for numbers that are not finite, as JSON wants it."""
-    if isinstance(value, dict):
-        return {name: _nullable(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_nullable(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print_table(result, written):
+def _print_table(result):
     """The scores beside those of the test split."""
-    found, floor = result["scores"], result["floor"]
-    width = max(map(len, found))
+    floor, width = result["floor"], max(map(len, result["floor"]))
     print(f"{result['dataset']}, step {result['step']}, {result['features']}")
     print(f"{'':{width}}  {'samples':>10}  {'test split':>10}")
     numbers = f"{result['samples']:>10,}  {result['floor_samples']:>10,}"
     print(f"{'number':{width}}  {numbers}")
-    for name, value in found.items():
+    for name, value in result["scores"].items():
         print(f"{name:{width}}  {value:>10.4g}  {floor[name]:>10.4g}")
     for name, value in result["bias"].items():
-        print(
-            f"{result['samples']:,} samples of the data's own distribution would have "
-            f"a {name} of about {value:.3g}, not 0."
-        )
-    if result["class_coverage"] is not None:
+        print(f"{name} of as many samples of the data's own distribution: {value:.3g}")
+    if result["class_coverage"]:
         shares = " ".join(f"{share:.2f}" for share in result["class_coverage"])
         print(f"share of each class among the samples, relative to the data: {shares}")
-    print("written: " + ", ".join(written))
-    sys.stdout.flush()
 
 
 def main(config: Config) -> int:

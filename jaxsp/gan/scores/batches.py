@@ -14,18 +14,7 @@ BLOCK = 500
 
 
 def blocks(samples: Any, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Samples in blocks of `BLOCK`, but for the last.
-
-    Args:
-      samples: an array, or an iterable of arrays of any length.
-      shape: shape of one sample.
-
-    Yields:
-      Arrays.
-
-    Raises:
-      ValueError: if samples are of another shape, or there are none.
-    """
+    """Samples of one shape, an array or an iterable of arrays, in blocks of `BLOCK`."""
     waiting: list[np.ndarray] = []
     for batch in [samples] if hasattr(samples, "shape") else samples:
         batch = batch if hasattr(batch, "shape") else np.asarray(batch)
@@ -55,18 +44,8 @@ def apply_to_images(
 ) -> Any:
     """What a network makes of images, in batches of equal shape for one compilation.
 
-    Args:
-      network: maps a batch to an array, or a tuple of arrays, with a row an image.
-      images: [n, height, width, channels], uint8, or float in [-1, 1].
-      size: images in a batch. Fewer images make one smaller batch.
-      title: what the progress bar says.
-      progress: whether to show it.
-
-    Returns:
-      Arrays of n rows.
-
-    Raises:
-      ValueError: as of `check_levels`.
+    Images are [n, height, width, channels], uint8, or float in [-1, 1]. The network
+    maps a batch to an array, or a tuple of arrays, with a row an image.
     """
     size, found = min(size, len(images)), []
     for start in tqdm(range(0, len(images), size), title, disable=not progress):
@@ -79,15 +58,7 @@ def apply_to_images(
 
 
 def check_levels(images: np.ndarray) -> None:
-    """Refuses images that are neither uint8 nor in [-1, 1].
-
-    Args:
-      images: an array of images.
-
-    Raises:
-      ValueError: if they are of another type, or a number is not finite or farther
-        than rounding from [-1, 1].
-    """
+    """Refuses images that are neither uint8 nor, up to rounding, in [-1, 1]."""
     if images.dtype == np.uint8:
         return
     floating = jnp.issubdtype(images.dtype, jnp.floating)

@@ -18,14 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def digest(tree: Any) -> str:
-    """The sha256 of arrays: it changes with their names, types, shapes and content.
-
-    Args:
-      tree: pytree of arrays, numbers and strings.
-
-    Returns:
-      Hexadecimal digits.
-    """
+    """The sha256 of a pytree's leaves: of names, types, shapes and content."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -36,7 +29,7 @@ def digest(tree: Any) -> str:
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads an .npz; of a damaged file it raises errors of many kinds."""
+    """The arrays of an .npz; a damaged one raises errors of many kinds."""
     # Opened here: np.load leaves its file open where the archive is damaged.
     with path.open("rb") as stream, np.load(stream) as file:
         return dict(file)
@@ -47,18 +40,10 @@ def cached(
     name: str,
     make: Callable[[], Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
-    """Reads arrays from the cache, or makes them and keeps them there.
+    """Arrays by name from the cache, or from `make`, and then they are kept there.
 
-    A file that is not as it was written is reported and replaced. A file that cannot be
-    written is reported.
-
-    Args:
-      cache_dir: the directory; None for `data.cache_dir()`.
-      name: the file's name; it must change with whatever the arrays follow from.
-      make: makes the arrays, by name.
-
-    Returns:
-      The arrays by name.
+    The file's name must change with whatever the arrays follow from. A file that is not
+    as it was written is reported and replaced; that none can be written is reported.
     """
     directory = pathlib.Path(data.cache_dir() if cache_dir is None else cache_dir)
     path = directory / f"{name}.npz"

@@ -7,11 +7,12 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxsp.gan import data
 from jaxsp.gan.scores import cache, statistics
 from jaxsp.gan.scores import inception as network
-from jaxsp.gan.scores.batches import blocks
+from jaxsp.gan.scores.batches import BLOCK, blocks
 from jaxsp.gan.scores.classes import (
     class_coverage,
     classes_covered,
@@ -19,13 +20,17 @@ from jaxsp.gan.scores.classes import (
     mode_coverage,
 )
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
-from jaxsp.gan.scores.frechet import expected_frechet_distance, frechet_distance
-from jaxsp.gan.scores.kernel import kernel_distance
+from jaxsp.gan.scores.distances import (
+    expected_frechet_distance,
+    frechet_distance,
+    kernel_distance,
+)
 from jaxsp.gan.scores.neighbors import neighbor_scores
 from jaxsp.gan.scores.statistics import Moments, Statistics
 
 __all__ = ["Evaluator", "Measurement", "classifier_frechet_distance", "evaluator"]
 
+_VERSION = 2  # part of the cache key: raised where features of the same images change
 _log = logging.getLogger(__name__)
 
 
@@ -146,7 +151,7 @@ class Evaluator:
         """
         total = len(samples) if hasattr(samples, "shape") else None
         found, inner = Statistics(total), known or Statistics(total)
-        answers, counts = [], np.zeros(0)
+        answers = []
         for block in blocks(samples, self.dataset.sample_shape):
             if not np.isfinite(block).all():
                 return Measurement(dict.fromkeys(self.floor, math.nan), None)
@@ -210,13 +215,11 @@ class Evaluator:
         Raises:
           ValueError: if count is below 1.
         """
-        return {
-            name: sum(
-                expected_frechet_distance(moments.covariance, n)
-                for n in (count, moments.count)
-            )
-            for name, moments in self._references().items()
-        }
+        found = {}
+        for name, moments in self._references().items():
+            counts, covariance = (count, moments.count), moments.covariance
+            found[name] = sum(expected_frechet_distance(covariance, n) for n in counts)
+        return found
 
     def _references(self) -> dict[str, Moments]:
         """Moments of the training split by the name of their Fréchet distance."""
@@ -228,22 +231,16 @@ class Evaluator:
     def _warn(self, count: int) -> None:
         """Logs, once, that there are too few samples for a covariance."""
         for name, moments in self._references().items():
-            if count > len(moments.mean) or name in self._warned:
-                continue
-            self._warned.add(name)
-            _log.warning(
-                "%s of %d samples in %d dimensions is far too large: their covariance "
-                "is singular. As many samples of the data's own distribution would "
-                "score about %.3g against the %d of the training split, and %d of them "
-                "%.3g.",
-                name,
-                count,
-                len(moments.mean),
-                self.bias(count)[name],
-                moments.count,
-                statistics.KEPT,
-                self.bias(statistics.KEPT)[name],
-            )
+            if count <= len(moments.mean) and name not in self._warned:
+                self._warned.add(name)
+                _log.warning(
+                    f"{name} of {count} samples in {len(moments.mean)} dimensions is "
+                    "far too large, their covariance is singular: as many samples of "
+                    f"the data's own distribution would score about "
+                    f"{self.bias(count)[name]:.3g} against the {moments.count} of the "
+                    f"training split, and {statistics.KEPT} of them "
+                    f"{self.bias(statistics.KEPT)[name]:.3g}."
+                )
 
 
 def evaluator(
@@ -276,11 +273,22 @@ def evaluator(
       ValueError: if the data are neither labelled images nor a mixture.
     """
 
-    def of_split(split, extract, extractor):
-        images, name = getattr(dataset, split), f"{dataset.name} {split}"
-        return statistics.of_images(
-            extract, extractor, images, name, cache_dir, progress
-        )
+    def of_split(split, extractor, extract):
+        images = getattr(dataset, split)
+        title, number = f"features of {dataset.name} {split}", -(-len(images) // BLOCK)
+
+        def make():
+            found, parts = Statistics(len(images)), blocks(images, images.shape[1:])
+            for part in tqdm(parts, title, number, disable=not progress, delay=1):
+                found.add(extract(part))
+            _, mean, scatter = found.moments
+            return {"mean": mean, "scatter": scatter, "kept": found.kept}
+
+        content = cache.digest((_VERSION, images))[:16]
+        name = f"features-{dataset.name}-{split}-{content}-{extractor}"
+        arrays = cache.cached(cache_dir, name, make)
+        moments = Moments(len(images), arrays["mean"], arrays["scatter"])
+        return Statistics(None, moments, [arrays["kept"]])
 
     inner = known = None
     if dataset.centers is not None:
@@ -294,11 +302,11 @@ def evaluator(
     else:
         classifier = fit_classifier(dataset, cache_dir, progress)
         extractor = cache.digest(classifier.params)[:16]
-        whole = of_split("train", lambda i: features(classifier, i)[0], extractor)
+        whole = of_split("train", extractor, lambda i: features(classifier, i)[0])
         if inception is not None:
             extractor = f"inception-{cache.digest(inception)[:16]}"
             inner, known = (
-                of_split(split, lambda i: network.features(inception, i), extractor)
+                of_split(split, extractor, lambda i: network.features(inception, i))
                 for split in ("train", "test")
             )
     evaluate = Evaluator(dataset, classifier, whole, inception, inner, full)

@@ -8,22 +8,16 @@ statistics takes 116 MB, and all scores of one beside another at most 0.6 GB.
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from jaxsp.gan.scores import cache
-from jaxsp.gan.scores.batches import BLOCK, blocks
 from jaxsp.gan.scores.neighbors import neighbor_distances
 
-__all__ = ["KEPT", "Moments", "Statistics", "of_images"]
+__all__ = ["KEPT", "Moments", "Statistics"]
 
 KEPT = 10_000  # features for kernel distance and neighbours
 _NEIGHBORS = 5  # the most that a score asks for
-_VERSION = 2  # part of the cache key: raised where features of the same images change
 
 
 class Moments(NamedTuple):
@@ -108,41 +102,3 @@ class Statistics:
     def distances(self) -> np.ndarray:
         """Distances of all that is kept to its nearest neighbours, found once."""
         return neighbor_distances(self.kept, _NEIGHBORS)
-
-
-def of_images(
-    extract: Callable[[np.ndarray], np.ndarray],
-    extractor: str,
-    images: np.ndarray,
-    name: str,
-    cache_dir: str | os.PathLike | None,
-    progress: bool,
-) -> Statistics:
-    """Statistics of the features of images, from the cache if they are there.
-
-    Args:
-      extract: makes features [n, d] of images.
-      extractor: name of the extractor, which changes with whatever it depends on.
-      images: images [n, height, width, channels].
-      name: name of the images, for people.
-      cache_dir: the directory; None for `data.cache_dir()`.
-      progress: whether to show a progress bar.
-
-    Returns:
-      The statistics.
-    """
-
-    def make():
-        found = Statistics(len(images))
-        title, number = f"features of {name} (once)", -(-len(images) // BLOCK)
-        parts = blocks(images, images.shape[1:])
-        for part in tqdm(parts, title, number, disable=not progress, delay=1):
-            found.add(extract(part))
-        mean, scatter = found.moments[1:]
-        return {"mean": mean, "scatter": scatter, "kept": found.kept}
-
-    content = cache.digest((_VERSION, images))[:16]
-    file = f"features-{name.replace(' ', '-')}-{content}-{extractor}"
-    found = cache.cached(cache_dir, file, make)
-    moments = Moments(len(images), found["mean"], found["scatter"])
-    return Statistics(None, moments, [found["kept"]])

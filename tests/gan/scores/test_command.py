@@ -150,8 +150,11 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
         (["--model=dcgam"], "--model=dcgam: model must be one of"),
         (["--model=mlp:9"], "--model=mlp:9: it does not fit the checkpoint: Dense_0/"),
         (["--inception=w.npz"], "--inception=w.npz: w.npz: no Inception weights."),
-        (["--output=/nowhere/a.json"], "--output=/nowhere/a.json: there is no"),
-        (["--samples_png=/"], "--samples_png=/: it is a directory;"),
+        (
+            ["--output=/nowhere/a.json"],
+            "--output=/nowhere/a.json: write the",
+        ),
+        (["--samples_png=/"], "--samples_png=/: write the name of a file"),
         (["more"], "unexpected 'more'"),
     ],
 )
@@ -190,7 +193,7 @@ def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
     assert "--checkpoint is missing" in capsys.readouterr().err
     few = (f"--checkpoint={tmp_path}", "--samples=9")
     assert call(*few) == 2
-    assert "--model: the settings" in capsys.readouterr().err
+    assert "--model: write it, the run's settings" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
         assert call(*few, "--model=mlp:8", "--batch_size=9") == 0
     assert not caplog.records

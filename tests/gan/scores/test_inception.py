@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsp.gan import data
-from jaxsp.gan.scores import inception
-from jaxsp.gan.scores.inception import network, weights
+from jaxsp.gan.scores import cache, inception
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +14,7 @@ def arrays():
     """Random weights that keep the size of what passes through."""
     rng = np.random.default_rng(0)
     found = {}
-    for name, shape in network.kernel_shapes().items():
+    for name, shape in inception.kernel_shapes().items():
         std = np.sqrt(2 / np.prod(shape[:3]))
         kernel = rng.standard_normal(shape, np.float32) * np.float32(std)
         found[f"{name}.w"] = kernel
@@ -27,7 +26,7 @@ def arrays():
 def small(monkeypatch, tmp_path):
     """A network of two convolutions, as a file: its arrays, and how to write them."""
     shapes = {"conv": (3, 3, 3, 4), "mixed.tower.conv_1": (1, 7, 4, 5)}
-    monkeypatch.setattr(weights, "kernel_shapes", lambda: shapes)
+    monkeypatch.setattr(inception, "kernel_shapes", lambda: shapes)
     rng = np.random.default_rng(2)
     found = {}
     for name, shape in shapes.items():
@@ -159,7 +158,7 @@ class Reference:
 
 
 def test_the_network_has_the_public_number_of_parameters():
-    shapes = network.kernel_shapes()
+    shapes = inception.kernel_shapes()
     assert len(shapes) == 94
     assert sum(np.prod(shape) for shape in shapes.values()) == 21_751_136
 
@@ -185,27 +184,29 @@ def test_features_are_float32_whatever_is_computed_in(arrays):
     images = jnp.zeros((2, 299, 299, 3))
     for dtype in (jnp.float16, jnp.bfloat16):
         params = {n: jax.ShapeDtypeStruct(a.shape, dtype) for n, a in arrays.items()}
-        found = jax.eval_shape(network._pool3, params, images)
+        found = jax.eval_shape(inception._pool3, params, images)
         assert (found.shape, found.dtype) == ((2, 2048), np.float32)
 
 
 def test_grey_and_floating_images_are_brought_to_levels():
     grey = np.random.default_rng(2).integers(256, size=(2, 9, 8, 1)).astype(np.uint8)
     expected = np.repeat(grey, 3, -1)
-    np.testing.assert_array_equal(network._levels(grey), expected)
-    np.testing.assert_array_equal(network._levels(expected), expected)
+    np.testing.assert_array_equal(inception._levels(grey), expected)
+    np.testing.assert_array_equal(inception._levels(expected), expected)
     floating = np.asarray(data.to_unit(grey))
     for dtype in (np.float16, np.float32, np.float64):
-        np.testing.assert_array_equal(network._levels(floating.astype(dtype)), expected)
+        np.testing.assert_array_equal(
+            inception._levels(floating.astype(dtype)), expected
+        )
     # What is less than half of a level changes nothing.
     near = (floating + np.float32(0.4 / 127.5)).clip(-1, 1)
-    np.testing.assert_array_equal(network._levels(near), expected)
+    np.testing.assert_array_equal(inception._levels(near), expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 32, 1), (401, 299, 3)])
 def test_pytorch_resizing_has_half_pixel_centers(shape):
     levels = np.random.default_rng(3).integers(256, size=(1, *shape)).astype(np.uint8)
-    found = network._resize(levels, "pytorch")
+    found = inception._resize(levels, "pytorch")
     size = (1, 299, 299, shape[-1])
     linear = jax.image.resize(
         levels.astype(np.float32), size, "linear", antialias=False
@@ -215,7 +216,7 @@ def test_pytorch_resizing_has_half_pixel_centers(shape):
 
 def test_tensorflow_resizing_starts_at_the_corner():
     levels = np.random.default_rng(4).integers(256, size=(32, 401)).astype(np.uint8)
-    found = network._resize(levels[None, :, :, None], "tensorflow")[0, :, :, 0]
+    found = inception._resize(levels[None, :, :, None], "tensorflow")[0, :, :, 0]
     padded = np.pad(levels.astype(np.float64), 1, mode="edge")[1:, 1:]
     rows, columns = np.arange(299) * 32 / 299, np.arange(299) * 401 / 299
     for i, j in [(0, 0), (1, 298), (298, 298), (298, 0), (150, 77), (290, 295)]:
@@ -234,7 +235,7 @@ def test_features_agree_with_the_original_graph():
         images, expected, resized = (
             file[name] for name in ("images", "pool3", "resized_first")
         )
-    found = network._resize(images[:1], "pytorch")
+    found = inception._resize(images[:1], "pytorch")
     np.testing.assert_allclose(found, resized, atol=1e-5)
     found = inception.features(net, images[:8], batch_size=2)
     error = np.linalg.norm(found - expected[:8])
@@ -266,12 +267,12 @@ def test_features_say_what_they_cannot_take(arguments, message):
 
 def test_load_reads_what_was_written(small, caplog):
     arrays, write = small
-    net = inception.load(write(sha256=weights.digest(arrays)))
+    net = inception.load(write(sha256=cache.digest(arrays)))
     assert net.params.keys() == arrays.keys()
     for name, array in arrays.items():
         assert net.params[name].dtype == np.float32
         np.testing.assert_array_equal(net.params[name], array)
-    assert net.digest == weights.digest(arrays)
+    assert net.digest == cache.digest(arrays)
     assert not caplog.records
     half = inception.load(write(), dtype=jnp.bfloat16)
     assert {p.dtype.name for p in half.params.values()} == {"bfloat16"}
@@ -285,7 +286,7 @@ def test_a_file_without_a_checksum_is_told_unless_it_is_known(
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "cannot be verified" in caplog.text
     caplog.clear()
-    monkeypatch.setattr(weights, "_KNOWN", {weights.digest(arrays)})
+    monkeypatch.setattr(inception, "_KNOWN", {cache.digest(arrays)})
     inception.load(write())
     assert not caplog.records
 
@@ -293,7 +294,7 @@ def test_a_file_without_a_checksum_is_told_unless_it_is_known(
 @pytest.mark.parametrize("name", ["conv.w", "mixed.tower.conv_1.b"])
 def test_a_changed_number_is_found(small, name):
     arrays, write = small
-    digest = weights.digest(arrays)
+    digest = cache.digest(arrays)
     changed = arrays[name].copy()
     changed.flat[0] = np.nextafter(changed.flat[0], np.inf, dtype=changed.dtype)
     with pytest.raises(ValueError, match=f"is damaged: .* {digest}") as error:
@@ -305,8 +306,11 @@ def test_a_changed_number_is_found(small, name):
     ("change", "message"),
     [
         ({"conv.w": np.zeros((3, 3, 4, 3), np.float16)}, r"\(3, 3, 3, 4\), got"),
-        ({"conv.b": np.zeros(4, np.float64)}, "conv.b must be float32 .* got float64"),
-        ({"conv.b": np.array([0, 0, np.inf, 0], np.float32)}, "not finite"),
+        (
+            {"conv.b": np.zeros(4, np.float64)},
+            "conv.b must be .* got float64",
+        ),
+        ({"conv.b": np.array([0, 0, np.inf, 0], np.float32)}, "conv.b must be finite"),
         ({"more": np.zeros(1)}, "holds besides more"),
     ],
 )
@@ -318,7 +322,7 @@ def test_a_file_with_other_arrays_is_refused(small, change, message):
 
 def test_a_file_that_lacks_arrays_names_some(tmp_path):
     np.savez(tmp_path / "few.npz", a=np.zeros(1))
-    with pytest.raises(ValueError, match=r"holds besides a, and 188 more names differ"):
+    with pytest.raises(ValueError, match="holds besides a"):
         inception.load(tmp_path / "few.npz")
 
 

@@ -1,8 +1,27 @@
-"""The network: its blocks as a table, and features of images."""
+"""The Inception network of the FID, in plain JAX, with weights from a local file.
+
+The graph is the public InceptionV3 of 2015-12-05 that the Fréchet inception distance
+is defined with, from its input of 299 x 299 pixels to the 2048 means of its last layer
+(`pool3`); batch normalization is folded into the convolutions. Two things set it apart
+from the network of the article: average pools do not count the padding, and the last
+block has a maximum pool where the one before it has an average pool.
+
+The weights are no part of this package. They are converted once from a public file, in
+jaxsp's repository:
+
+    python tools/convert_inception.py SOURCE DEST.npz
+
+The .npz holds `NAME.w`, the kernel [height, width, in, out], float16 or float32, and
+`NAME.b`, the bias [out], float32, of 94 convolutions, named as in the original graph
+with dots for slashes, and the checksum of all of them, `sha256`.
+"""
 
 import functools
+import logging
+import os
+import pathlib
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +31,19 @@ from jax import lax
 
 from jaxsp._arguments import check_count
 from jaxsp.gan import data
+from jaxsp.gan.scores import cache
 from jaxsp.gan.scores.batches import apply_to_images
 
-__all__ = ["Inception", "features", "kernel_shapes"]
+__all__ = ["Inception", "features", "kernel_shapes", "load"]
 
+_log = logging.getLogger(__name__)
+
+_HOW = (
+    "Download a public file and convert it with tools/convert_inception.py of jaxsp's "
+    "repository; its --help says where the file is."
+)
+# Checksums of arrays that are known to be right though their file does not hold one.
+_KNOWN = {"af0dd7be6db72db3dd5b6d270cf3e36e9bd0702233c06e97e2622f9cfd1e1bf5"}
 _SIZE = 299
 # Kernel and bias of a convolution, by its name and the shape of its kernel.
 _Weights = Callable[[str, tuple[int, ...]], tuple[jax.Array, jax.Array]]
@@ -60,20 +88,11 @@ tower_1_conv 1x1x448 > tower_1_conv_1 3x3x384 \
 > tower_1_mixed_conv 1x3x384 & tower_1_mixed_conv_1 3x1x384
 {0} > tower_2_conv 1x1x192
 """
-_BLOCKS = {
-    "": _STEM,
-    "mixed.": _A.format(32),
-    "mixed_1.": _A.format(64),
-    "mixed_2.": _A.format(64),
-    "mixed_3.": _B,
-    "mixed_4.": _C.format(128),
-    "mixed_5.": _C.format(160),
-    "mixed_6.": _C.format(160),
-    "mixed_7.": _C.format(192),
-    "mixed_8.": _D,
-    "mixed_9.": _E.format("average"),
-    "mixed_10.": _E.format("maximum"),
-}
+_BLOCKS = {"": _STEM, "mixed.": _A.format(32)}
+_REST = [_A.format(64), _A.format(64), _B]
+_REST += [*(_C.format(width) for width in (128, 160, 160, 192)), _D]
+_REST += [_E.format("average"), _E.format("maximum")]
+_BLOCKS |= {f"mixed_{i}.": block for i, block in enumerate(_REST, 1)}
 
 
 class Inception(NamedTuple):
@@ -114,13 +133,9 @@ def _step(weights: _Weights, prefix: str, text: str, h: jax.Array) -> jax.Array:
         return pooled.astype(h.dtype)
     height, width, out = map(int, size.split("x"))
     kernel, bias = weights(prefix + name, (height, width, h.shape[-1], out))
+    axes = ("NHWC", "HWIO", "NHWC")
     h = lax.conv_general_dilated(
-        h,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=lax.Precision.HIGHEST,
+        h, kernel, strides, padding, dimension_numbers=axes, precision="highest"
     )
     return jax.nn.relu(h + bias)
 
@@ -161,6 +176,60 @@ def _resize(images: jax.Array, preprocessing: str) -> jax.Array:
     images = images.astype(jnp.float32)
     h = jnp.einsum("nhwc,ih,jw->nijc", images, rows, columns, precision="highest")
     return h / 127.5 - 1 if torch else (h - 128) / 128
+
+
+def load(path: str | os.PathLike, dtype: Any = jnp.float32) -> Inception:
+    """Reads and checks the weights.
+
+    Args:
+      path: an .npz that `tools/convert_inception.py` has written.
+      dtype: in which to compute. Kernels that the file holds in float16 cost a relative
+        2e-3 of the features.
+
+    Returns:
+      The network.
+
+    Raises:
+      FileNotFoundError: if there is no such file; says where to get it.
+      ValueError: if it is not such a file, or not as it was written.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no Inception weights. {_HOW}")
+    try:
+        arrays = cache.load(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not an .npz of Inception weights, or is damaged ({error}). "
+            f"{_HOW}"
+        ) from error
+    stated = str(arrays.pop("sha256", ""))
+    wanted = {}
+    for name, shape in kernel_shapes().items():
+        wanted |= {f"{name}.w": shape, f"{name}.b": shape[-1:]}
+    for name in sorted(wanted.keys() ^ arrays.keys()):
+        there = "lacks" if name in wanted else "holds besides"
+        raise ValueError(f"{path} {there} {name}: not the Inception weights. {_HOW}")
+    for name, shape in wanted.items():
+        array = arrays[name]
+        floating = array.dtype in (np.float16, np.float32)
+        if array.shape != shape or not floating or not np.isfinite(array).all():
+            raise ValueError(
+                f"{path}: {name} must be finite, float16 or float32, of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape}."
+            )
+    found = cache.digest(arrays)
+    if stated and stated != found:
+        raise ValueError(
+            f"{path} is damaged: its arrays have the checksum {found}, and it says "
+            f"{stated}."
+        )
+    if not stated and found not in _KNOWN:
+        _log.warning("%s holds no checksum: its weights cannot be verified.", path)
+    params = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    return Inception(params, found)
 
 
 def features(
