@@ -209,12 +209,9 @@ def simulated(values, count, repeats):
     covariance = np.diag(values)
     for _ in range(repeats):
         points = np.sqrt(values) * rng.standard_normal((count, len(values)))
-        moments = scores.Moments.of(points)
-        found.append(
-            scores.frechet_distance(
-                np.zeros(len(values)), covariance, moments.mean, moments.covariance
-            )
-        )
+        mean, here = np.zeros(len(values)), scores.Moments.of(points)
+        score = scores.frechet_distance(mean, covariance, here.mean, here.covariance)
+        found.append(score)
     return np.mean(found), np.std(found) / repeats**0.5
 
 
@@ -272,7 +269,7 @@ def test_expected_frechet_distance_at_its_ends():
 @hypothesis.settings(max_examples=40)
 def test_statistics_do_not_depend_on_batches_or_order(seed, sizes):
     rng = np.random.default_rng(seed)
-    points = 100 + rng.standard_normal((sum(sizes), 3))
+    points = 1e3 + rng.standard_normal((sum(sizes), 3))
     gathered = []
     for order in (slice(None), rng.permutation(len(points))):
         gathered.append(statistics.Statistics())
@@ -283,7 +280,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed, sizes):
     for found in gathered:
         assert found.moments.count == len(points)
         np.testing.assert_allclose(found.moments.mean, mean, rtol=1e-13)
-        np.testing.assert_allclose(found.moments.scatter, scatter, atol=1e-10)
+        np.testing.assert_allclose(found.moments.scatter, scatter, atol=1e-9)
     np.testing.assert_array_equal(gathered[0].kept, points)
 
 
