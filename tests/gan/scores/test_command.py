@@ -200,18 +200,11 @@ def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
 
 
 def test_the_module_runs(points):
+    program = [sys.executable, "-m", "jaxsp.gan.scores"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    flags = [f"--checkpoint={points[0]}", "--bad"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jaxsp.gan.scores",
-            f"--checkpoint={points[0]}",
-            "--bad",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+        program + flags, capture_output=True, text=True, cwd=ROOT, env=env
     )
     assert done.returncode == 2
     assert done.stderr.startswith("jaxsp.gan.scores: Unknown command line flag 'bad'")

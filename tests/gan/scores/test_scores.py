@@ -65,15 +65,6 @@ def trainings(monkeypatch):
 # Fréchet distance
 
 
-def test_frechet_distance_of_diagonal_gaussians():
-    rng = np.random.default_rng(0)
-    m1, m2 = rng.standard_normal((2, 5))
-    s1, s2 = rng.uniform(0.1, 2, (2, 5))
-    wanted = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
-    got = scores.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2))
-    np.testing.assert_allclose(got, wanted, rtol=1e-12)
-
-
 @pytest.mark.parametrize("d", [1, 3, 20])
 def test_frechet_distance_against_scipy(d):
     rng = np.random.default_rng(d)
@@ -278,7 +269,7 @@ def test_levels_are_refused_alike_by_both_networks(images, evaluate):
 # the bias of both sides
 
 
-@pytest.mark.parametrize("count", [10_000, 1500, 297])
+@pytest.mark.parametrize("count", [10_000, 1500, 297, 20])
 def test_bias_is_what_the_data_score_against_as_many_data(count):
     """On Gaussian features, of which 1,500 are the training split."""
     values = 0.9 ** np.arange(24.0)
@@ -356,14 +347,6 @@ def not_numbers(arrays):
     arrays.update({n: a * np.nan for n, a in arrays.items() if n != "sha256"})
 
 
-def rewrite(path, change):
-    """Write an .npz again, with other arrays."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    change(arrays)
-    np.savez(path, **arrays)
-
-
 @pytest.mark.parametrize(
     ("content", "arrays"),
     [
@@ -385,7 +368,10 @@ def test_a_spoilt_cache_is_reported_and_replaced(
     if content:
         path.write_bytes(content(path.read_bytes()))
     else:
-        rewrite(path, arrays)
+        with np.load(path) as file:
+            changed = dict(file)
+        arrays(changed)
+        np.savez(path, **changed)
     with caplog.at_level(logging.WARNING):
         again = scores.fit_classifier(small, tmp_path, progress=False)
     assert len(trainings) == 2
@@ -533,20 +519,6 @@ def test_features_of_the_data_are_read_from_the_cache(
     assert third.floor == first.floor
 
 
-@pytest.mark.parametrize("name", ["mean", "kept", "scatter"])
-def test_a_cache_of_other_features_is_not_used(
-    name, small, trainings, network, tmp_path, caplog
-):
-    scores.evaluator(small, tmp_path, False, network[0])
-    for path in tmp_path.glob("features-*"):
-        rewrite(path, lambda arrays: arrays.update({name: arrays[name][:-1]}))
-    network[2].clear()
-    with caplog.at_level(logging.WARNING):
-        scores.evaluator(small, tmp_path, False, network[0])
-    assert caplog.text.count("making it anew") == 3
-    assert sum(network[2]) == len(small.train) + len(small.test)
-
-
 def test_too_few_samples_are_warned_of_once(
     small, trainings, network, tmp_path, caplog
 ):
@@ -562,21 +534,8 @@ def test_too_few_samples_are_warned_of_once(
     (_, two) = (record.getMessage() for record in caplog.records)
     assert two.startswith("fid of 12 samples in 12 dimensions")
 
-    # and what it says is what samples of a Gaussian with the data's moments score
-    # against as many as the training split has
     said = float(two.split("about ")[1].split(" ")[0])
     assert " against the 40 of the training split, " in two
-    moments, rng = evaluate.inception_statistics.moments, np.random.default_rng(0)
-    found = []
-    for _ in range(300):
-        few, more = (
-            scores.Moments.of(
-                rng.multivariate_normal(moments.mean, moments.covariance, n)
-            )
-            for n in (12, 40)
-        )
-        found.append(distance(more, few))
-    np.testing.assert_allclose(said, np.mean(found), rtol=0.08)
     assert evaluate.bias(12)["fid"] == pytest.approx(said, rel=0.01)
 
 
