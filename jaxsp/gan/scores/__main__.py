@@ -130,7 +130,7 @@ def score(
     if counts is not None and counts.sum() > 0:
         labels = np.bincount(loaded.train_labels, minlength=loaded.num_classes)
         coverage = scores.class_coverage(counts, labels).tolist()
-    features = "points" if evaluate.classifier is None else "classifier"
+    features = "classifier" if evaluate.classifier else "points"
     result = {
         "checkpoint": config.checkpoint,
         "step": step,
@@ -167,8 +167,8 @@ def _writable(flag: str, value: str | pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(value).expanduser()
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise BadFlagError(
-            f"--{flag}={value}: write the name of a file, in a directory that is there "
-            "and may be written in."
+            f"--{flag}={value}: write the name of a file in a directory that can be "
+            "written in."
         )
     return path
 
@@ -208,13 +208,11 @@ def _samples(gan, x, config: Config, progress: bool) -> Iterator[np.ndarray]:
 
 def _print_table(result):
     """The scores beside those of the test split."""
-    floor, width = result["floor"], max(map(len, result["floor"]))
     print(f"{result['dataset']}, step {result['step']}, {result['features']}")
-    print(f"{'':{width}}  {'samples':>10}  {'test split':>10}")
-    numbers = f"{result['samples']:>10,}  {result['floor_samples']:>10,}"
-    print(f"{'number':{width}}  {numbers}")
+    print(f"{'':20}  {'samples':>10}  {'test split':>10}")
+    print(f"{'number':20}  {result['samples']:>10,}  {result['floor_samples']:>10,}")
     for name, value in result["scores"].items():
-        print(f"{name:{width}}  {value:>10.4g}  {floor[name]:>10.4g}")
+        print(f"{name:20}  {value:>10.4g}  {result['floor'][name]:>10.4g}")
     for name, value in result["bias"].items():
         print(f"{name} of as many samples of the data's own distribution: {value:.3g}")
     if result["class_coverage"]:

@@ -26,7 +26,7 @@ _STEPS, _BATCH, _LEARNING_RATE = 1500, 128, 2e-3
 
 
 class _Network(nn.Module):
-    """Strided convolutions and a dense layer; returns its features and its logits."""
+    """Strided convolutions and a dense layer: its features, and log-probabilities."""
 
     num_classes: int
 
@@ -37,7 +37,7 @@ class _Network(nn.Module):
             layer = strided_conv(_WIDTH << level, name=f"StridedConv_{level}")
             h = nn.relu(layer(h))
         h = nn.relu(nn.Dense(_FEATURES)(h.reshape(h.shape[0], -1)))
-        return h, nn.Dense(self.num_classes)(h)
+        return h, nn.log_softmax(nn.Dense(self.num_classes)(h))
 
 
 class Classifier(NamedTuple):
@@ -54,9 +54,9 @@ class Classifier(NamedTuple):
     test_accuracy: float
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="num_classes")
 def _apply(params, images, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Features and logits of one batch, of uint8 or in [-1, 1]."""
+    """Features and log-probabilities of one batch, of uint8 or in [-1, 1]."""
     out = _Network(num_classes).apply({"params": params}, data.to_unit(images))
     return cast(tuple[jax.Array, jax.Array], out)
 
@@ -74,12 +74,10 @@ def features(classifier: Classifier, images) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: if images are not of these kinds.
     """
-
-    def network(batch):
-        hidden, logits = _apply(classifier.params, batch, classifier.num_classes)
-        return hidden, jax.nn.softmax(logits)
-
-    return apply_to_images(network, images, 500)
+    params, num_classes, _ = classifier
+    network = functools.partial(_apply, params, num_classes=num_classes)
+    hidden, found = apply_to_images(network, images, 500)
+    return hidden, np.exp(found)
 
 
 def fit_classifier(
@@ -90,8 +88,7 @@ def fit_classifier(
     """Trains the classifier of a data set, or reads it from the cache.
 
     Deterministic: the seed is fixed, and the cache file is named after the data set,
-    the shape and content of its splits, and the version of the recipe. A file that
-    cannot be read is reported and replaced.
+    the content of its splits, and the recipe. A damaged file is reported and replaced.
 
     Args:
       dataset: images with labels.
@@ -138,9 +135,8 @@ def _train(params, dataset, progress):
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _STEPS))
 
     def loss(params, images, labels):
-        _, logits = _apply(params, images, num_classes)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
+        _, found = _apply(params, images, num_classes)
+        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
 
     @jax.jit
     def step(params, state, images, labels):

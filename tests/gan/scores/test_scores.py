@@ -122,16 +122,6 @@ def test_frechet_distance_properties(seed, d, singular):
     np.testing.assert_allclose([swapped, turned], value, atol=1e-7 * scale)
 
 
-def test_frechet_distance_refuses_what_does_not_fit():
-    m, c = np.zeros(2), np.eye(2)
-    with pytest.raises(ValueError, match="cov2 must be finite"):
-        scores.frechet_distance(m, c, m, np.full((2, 2), np.nan))
-    with pytest.raises(ValueError, match=r"mean2 .* got shape \(3,\)"):
-        scores.frechet_distance(m, c, np.zeros(3), c)
-    with pytest.raises(ValueError, match="mean1"):
-        scores.frechet_distance(c, c, m, c)
-
-
 # moments
 
 
@@ -176,10 +166,6 @@ def test_mode_coverage_counts():
     np.testing.assert_array_equal(found.counts, [2, 1, 0])
     wide = scores.mode_coverage(points, centers, std=0.1, threshold=3.2)
     assert wide.high_quality == 4 / 5
-    with pytest.raises(ValueError, match="std must be positive"):
-        scores.mode_coverage(points, centers, std=0.0)
-    with pytest.raises(ValueError, match="points must be"):
-        scores.mode_coverage(points[:, :1], centers, std=0.1)
 
 
 def test_evaluator_of_a_mixture():
@@ -216,10 +202,6 @@ def test_evaluator_of_images(evaluate, digits):
     # the better of two is told from the worse: real < one class < noise
     assert floor["frechet_distance"] < 0.1 * zeros["frechet_distance"]
     assert floor["frechet_distance"] < 0.02 * noise
-    bad = evaluate(np.full((4, 8, 8, 1), np.nan))
-    assert np.isnan(list(bad.values())).all()
-    with pytest.raises(ValueError, match="samples must be of shape"):
-        evaluate(np.zeros((4, 28, 28, 1)))
 
 
 def test_score_is_that_of_the_parts(evaluate, digits):
@@ -293,17 +275,13 @@ def test_bias_is_what_the_data_score_against_as_many_data(count):
 # the cache
 
 
-def test_second_call_reads_the_cache(small, trainings, tmp_path):
+def test_what_is_cached_is_read_for_the_same_data_only(small, trainings, tmp_path):
     first = scores.fit_classifier(small, tmp_path, progress=False)
     second = scores.fit_classifier(small, tmp_path, progress=False)
     assert trainings == ["small"]
     jax.tree.map(np.testing.assert_array_equal, first, second)
     (file,) = tmp_path.iterdir()  # no temporary file is left
     assert file.name.startswith("classifier-small-")
-
-
-def test_other_data_has_another_classifier(small, trainings, tmp_path):
-    scores.fit_classifier(small, tmp_path, progress=False)
     scores.fit_classifier(small._replace(train=255 - small.train), tmp_path)
     turned = small._replace(train_labels=small.train_labels[::-1])
     scores.fit_classifier(turned, tmp_path, progress=False)
