@@ -184,10 +184,8 @@ def _network(dataset: data.Dataset, parameters, settings) -> models.Gan:
     tree = jax.eval_shape(gan.generator.init, jax.random.key(0), latent)["params"]
     flat: dict = traverse_util.flatten_dict(tree, sep="/")
     for name in [*parameters, *flat]:
-        there, here = (
-            leaves[name].shape if name in leaves else "missing"
-            for leaves in (parameters, flat)
-        )
+        pair = (parameters.get(name), flat.get(name))
+        there, here = (getattr(leaf, "shape", "missing") for leaf in pair)
         if there != here:
             raise BadFlagError(
                 f"--model={model}: it does not fit the checkpoint: {name} is {there} "

@@ -60,10 +60,9 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
                 f"got shape {array.shape}."
             )
     mean1, cov1, mean2, cov2 = arrays
-    cross = np.linalg.svd(_square_root(cov1) @ _square_root(cov2), compute_uv=False)
-    shift = mean1 - mean2
-    distance = shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * cross.sum()
-    return max(float(distance), 0.0)
+    cross = np.linalg.norm(_square_root(cov1) @ _square_root(cov2), "nuc")
+    apart = ((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2)
+    return max(float(apart - 2 * cross), 0.0)
 
 
 def _square_root(covariance: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxsp.gan import data
-from jaxsp.gan.scores import cache, statistics
+from jaxsp.gan.scores import cache
 from jaxsp.gan.scores import inception as network
 from jaxsp.gan.scores.batches import BLOCK, blocks
 from jaxsp.gan.scores.classes import (
@@ -233,13 +233,12 @@ class Evaluator:
         for name, moments in self._references().items():
             if count <= len(moments.mean) and name not in self._warned:
                 self._warned.add(name)
+                score = self.bias(count)[name]
                 _log.warning(
                     f"{name} of {count} samples in {len(moments.mean)} dimensions is "
-                    "far too large, their covariance is singular: as many samples of "
-                    f"the data's own distribution would score about "
-                    f"{self.bias(count)[name]:.3g} against the {moments.count} of the "
-                    f"training split, and {statistics.KEPT} of them "
-                    f"{self.bias(statistics.KEPT)[name]:.3g}."
+                    "far too large, their covariance is singular: draw more. As many "
+                    f"samples of the data's own distribution would score about "
+                    f"{score:.3g} against the {moments.count} of the training split."
                 )
 
 

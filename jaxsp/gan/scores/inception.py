@@ -1,4 +1,4 @@
-"""The Inception network of the FID, in plain JAX, with weights from a local file.
+"""The Inception network of the FID, with weights from a local file.
 
 The graph is the public InceptionV3 of 2015-12-05 that the Fréchet inception distance
 is defined with, from its input of 299 x 299 pixels to the 2048 means of its last layer
