@@ -124,6 +124,19 @@ def require_operator(
     return operator_fn
 
 
+def check_transformation(
+    name: str, value: Any
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation, as one that takes extra arguments."""
+    if not (callable(getattr(value, "init", None)) and hasattr(value, "update")):
+        hint = f": write {value.__name__}(...)" if callable(value) else ""
+        raise ValueError(
+            f"{name} must be an optax transformation, such as optax.adam(1e-3), got "
+            f"{value!r}{hint}."
+        )
+    return optax.with_extra_args_support(value)
+
+
 def check_decay(name: str, value: Any) -> None:
     """Accept a traced value, or a number in [0, 1)."""
     if not isinstance(value, Tracer) and not 0 <= value < 1:

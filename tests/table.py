@@ -130,6 +130,12 @@ METHODS = [
 
 TRANSFORMS = [
     Row("average", lambda t, lr, axis=AXIS: transforms.average(axis)),
+    Row(
+        "apply_if_all_finite",
+        lambda t, lr, axis=AXIS: transforms.apply_if_all_finite(
+            methods.dposg(lr, t, axis_name=axis), 3, axis
+        ),
+    ),
     Row("sync", lambda t, lr, axis=AXIS: transforms.sync(2, axis)),
     Row("gossip", lambda t, lr, axis=AXIS: transforms.gossip(t, axis_name=axis)),
     Row(

@@ -10,6 +10,7 @@ many collectives as the method has rounds, whatever the number of leaves of the 
 
 from jaxsp.comm.axis import (
     AxisName,
+    anywhere,
     between_devices,
     inside_workers,
     permute,
@@ -62,6 +63,7 @@ __all__ = [
     "Traffic",
     "add_traffic",
     "all_reduce",
+    "anywhere",
     "as_channel",
     "between_devices",
     "buffers",

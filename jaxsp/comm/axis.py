@@ -26,6 +26,7 @@ __all__ = [
     "all_gather",
     "all_mean",
     "all_to_all",
+    "anywhere",
     "between_devices",
     "inside_workers",
     "permute",
@@ -89,6 +90,13 @@ def worker_key(key: jax.Array, axis_name: AxisName) -> jax.Array:
     """
     key = _arguments.check_key("key", key)
     return jax.random.fold_in(key, worker_index(axis_name))
+
+
+def anywhere(fact: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Whether it is so on any worker: one bool, which all workers hold alike."""
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name[::-1]:
+        fact = lax.pmax(fact.astype(jnp.int32), name).astype(bool)
+    return fact
 
 
 def shared_index(index: jax.Array, axis_name: AxisName) -> jax.Array:

@@ -5,6 +5,10 @@ from jaxsp.transforms.alternating_extragradient import (
     AlternatingExtragradientState,
     alternating_extragradient,
 )
+from jaxsp.transforms.apply_if_all_finite import (
+    ApplyIfAllFiniteState,
+    apply_if_all_finite,
+)
 from jaxsp.transforms.average import AverageState, average
 from jaxsp.transforms.compressed_gossip import CompressedGossipState, compressed_gossip
 from jaxsp.transforms.difference_average import (
@@ -37,6 +41,7 @@ from jaxsp.transforms.two_step_feedback import TwoStepFeedbackState, two_step_fe
 __all__ = [
     "AlternatingExtragradientState",
     "AlternatingState",
+    "ApplyIfAllFiniteState",
     "AverageState",
     "CompressedGossipState",
     "DifferenceAverageState",
@@ -53,6 +58,7 @@ __all__ = [
     "TwoStepFeedbackState",
     "alternating",
     "alternating_extragradient",
+    "apply_if_all_finite",
     "average",
     "compressed_gossip",
     "difference_average",

@@ -81,7 +81,10 @@ def alternating(
       Negative Momentum for Improved Game Dynamics, 2019, arXiv 1807.04740.
     """
     y_steps = _arguments.check_count("y_steps", y_steps)
-    optimizers = MinMax(*map(optax.with_extra_args_support, (x, y)))
+    optimizers = MinMax(
+        _arguments.check_transformation("x", x),
+        _arguments.check_transformation("y", y),
+    )
 
     def init_fn(params):
         params = _require_players(params)

@@ -65,7 +65,7 @@ def alternating_extragradient(
       Gidel, Berard, Vignoud, Vincent, Lacoste-Julien, A Variational Inequality
       Perspective on Generative Adversarial Networks, 2019, arXiv 1802.10551.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = _arguments.check_transformation("optimizer", optimizer)
 
     def init_fn(params):
         return AlternatingExtragradientState(

@@ -70,7 +70,7 @@ def extragradient(
       Perspective on Generative Adversarial Networks, 2019,
       arXiv 1802.10551 (ExtraAdam).
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = _arguments.check_transformation("optimizer", optimizer)
 
     def init_fn(params):
         return ExtragradientState(base=optimizer.init(params))

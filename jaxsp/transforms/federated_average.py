@@ -102,7 +102,7 @@ def federated_average(
       McMahan, Moore, Ramage, Hampson, Agüera y Arcas, Communication-Efficient Learning
       of Deep Networks from Decentralized Data, 2017, arXiv 1602.05629.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = _arguments.check_transformation("optimizer", optimizer)
     if not isinstance(every, jax.Array):
         every = _arguments.check_count("every", every)
     if weights is not None:

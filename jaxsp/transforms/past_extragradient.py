@@ -74,7 +74,9 @@ def past_extragradient(
       arXiv 1711.00141.
     """
     _arguments.check_learning_rate(learning_rate)
-    transform = optax.with_extra_args_support(combine or optax.identity())
+    transform = _arguments.check_transformation(
+        "combine", optax.identity() if combine is None else combine
+    )
 
     def rate(count):
         return learning_rate(count) if callable(learning_rate) else learning_rate

@@ -110,7 +110,7 @@ def snapshot_extragradient(
         raise ValueError(
             f'differences must be "full" or "minibatch", got {differences!r}.'
         )
-    exchange = optax.with_extra_args_support(exchange)
+    exchange = _arguments.check_transformation("exchange", exchange)
     minibatch = differences == "minibatch"
     after_step = refresh.snapshot == "current"
     project = (lambda point, _: point) if prox is None else prox
