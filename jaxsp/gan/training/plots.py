@@ -3,6 +3,7 @@
 Everything here runs on the host, on NumPy arrays and plain numbers.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,13 @@ from jaxsp.gan.files import replacing
 __all__ = ["plot_comparison", "plot_curves", "plot_samples"]
 
 _BLUE, _RED, _GREY = "#1f5fa8", "#c2462e", "#8a8a8a"
+# Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008), and
+# dashes for more runs than there are colours.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = [{"ls": d, "color": c} for d in ("-", "--", ":", "-.") for c in _COLOURS]
+# What a line of metrics holds beside the scores.
+_NO_SCORES = {"step", "seconds", "loss_generator", "loss_discriminator", "bits_up"}
+_NO_SCORES |= {"bits_down", "consensus_distance", "workers"}
 
 
 def plot_samples(
@@ -59,18 +67,13 @@ def _image_grid(images, title):
     if images.dtype != np.uint8:
         unit = np.clip((images.astype(np.float64) + 1) / 2, 0, 1)
         images = np.round(255 * unit).astype(np.uint8)
-    zoom = max(1, round(64 / max(height, width)))  # 8×8 digits become visible
+    zoom, gap = max(1, round(64 / max(height, width))), 2  # 8×8 digits become visible
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    gap, (height, width) = 2, images.shape[1:3]
-    sheet = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels),
-        255,
-        np.uint8,
-    )
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        top, left = row * (height + gap), column * (width + gap)
-        sheet[top : top + height, left : left + width] = image
+    tile = (images.shape[1] + gap, images.shape[2] + gap, channels)
+    sheet = np.full((rows * columns, *tile), 255, np.uint8)
+    sheet[:count, :-gap, :-gap] = images
+    sheet = sheet.reshape(rows, columns, *tile).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * tile[0], columns * tile[1], channels)[:-gap, :-gap]
     dpi, margin, head = 100, 10, 30 if title else 10  # pixels; one per sheet pixel
     full = np.array([sheet.shape[1] + 2 * margin, sheet.shape[0] + margin + head])
     figure = Figure(figsize=tuple(full / dpi), dpi=dpi)
@@ -89,10 +92,8 @@ def _points(points, reference, title):
     axes.legend(names, loc="upper right", markerscale=2)
     if reference is not None:  # a generator that runs away must not shrink the data
         centre, spread = np.mean(reference, 0), np.ptp(reference, 0).max()
-        axes.set(
-            xlim=centre[0] + 0.75 * spread * np.array([-1, 1]),
-            ylim=centre[1] + 0.75 * spread * np.array([-1, 1]),
-        )
+        low, high = centre - 0.75 * spread, centre + 0.75 * spread
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
 
 
@@ -107,18 +108,8 @@ def plot_curves(
       path: the PNG to write.
       title: a line above.
     """
-    known = (
-        "step",
-        "seconds",
-        "loss_generator",
-        "loss_discriminator",
-        "bits_up",
-        "bits_down",
-        "consensus_distance",
-        "workers",
-    )
-    names = list(dict.fromkeys(name for record in records for name in record))
-    scores = [name for name in names if name not in known]
+    names = dict.fromkeys(name for record in records for name in record)
+    scores = [name for name in names if name not in _NO_SCORES]
     panels = 3 + len(scores)
     columns = min(panels, 3)
     rows = math.ceil(panels / columns)
@@ -127,46 +118,30 @@ def plot_curves(
     panel = iter(figure.subplots(rows, columns, squeeze=False).ravel())
 
     axes = next(panel)
-    _curve(axes, records, "loss_generator", _BLUE, label="generator")
-    _curve(axes, records, "loss_discriminator", _RED, label="discriminator")
+    _curve(axes, records, "loss_generator", color=_BLUE, label="generator")
+    _curve(axes, records, "loss_discriminator", color=_RED, label="discriminator")
     axes.set_title("loss (mean over workers)")
     axes.legend(frameon=False)
     for name in scores:
         axes = next(panel)
-        values = _curve(axes, records, name, _BLUE, marker="o", ms=3)
-        axes.set_title(name.replace("_", " ").replace("frechet", "Fréchet"))
-        if len(values) > 1 and min(values) > 0 and max(values) > 10 * min(values):
-            axes.set_yscale("log")
-    axes = next(panel)
-    _curve(axes, records, "bits_up", _BLUE, scale=1 / 8e6, label="sent")
-    _curve(
-        axes,
-        records,
-        "bits_down",
-        _RED,
-        scale=1 / 8e6,
-        label="received",
-        ls=(0, (2, 2)),
-    )
+        values = _curve(axes, records, name, color=_BLUE, marker="o", ms=3)
+        axes.set(title=_title(name), yscale=_scale(values))
+    axes, dashes = next(panel), (0, (2, 2))
+    _curve(axes, records, "bits_up", 1 / 8e6, color=_BLUE, label="sent")
+    _curve(axes, records, "bits_down", 1 / 8e6, color=_RED, label="received", ls=dashes)
     axes.set_title("communication per worker, MB")
     axes.legend(frameon=False)
     # Of step 0 it is rounding errors.
     later = [r for r in records if r["step"] > 0]
     if not later or any(r.get("consensus_distance") is not None for r in later):
         axes = next(panel)
-        values = _curve(axes, later, "consensus_distance", _BLUE)
+        values = _curve(axes, later, "consensus_distance", color=_BLUE)
         axes.set_title("consensus distance")
         if sum(value > 0 for value in values) > 1:
             axes.set_yscale("log", nonpositive="mask")
     for axes in panel:
         axes.set_axis_off()
     _save(figure, path)
-
-
-# Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008), and
-# dashes for more runs than there are colours.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
 
 
 def plot_comparison(
@@ -199,6 +174,7 @@ def plot_comparison(
         ),
         "seconds of training": lambda r: r["seconds"],
     }
+    styles = dict(zip(runs, itertools.cycle(_STYLES), strict=False))
     figure = Figure(
         figsize=(13, 0.8 + 3.4 * len(scores)), dpi=110, layout="constrained"
     )
@@ -207,51 +183,49 @@ def plot_comparison(
     for row, score in zip(panels, scores, strict=True):
         every, sent = [], []
         for axes, (label, x) in zip(row, xs.items(), strict=True):
-            for i, records in enumerate(runs.values()):
+            for name, records in runs.items():
                 points = [(x(r), r[score]) for r in records if r.get(score) is not None]
                 every += [value for _, value in points]
-                colour = _COLOURS[i % len(_COLOURS)]
-                dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
                 if points and axes is row[1]:
                     # What is sent differs by orders of magnitude: no 0 on this axis.
                     points = [point for point in points if point[0] > 0]
                     if not points:
+                        colour = styles[name]["color"]
                         axes.axhline(every[-1], color=colour, ls=":", lw=1)
                         continue
                     sent.append(points[-1][0])
-                x_and_y = np.array(points).reshape(-1, 2).T
-                axes.plot(*x_and_y, dash, color=colour, lw=1.5)
-            axes.set_xlabel(label)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-        if len(sent) > 1 and max(sent) > 10 * min(sent):
-            row[1].set_xscale("log")
-        row[0].set_ylabel(score.replace("_", " ").replace("frechet", "Fréchet"))
-        if every and min(every) > 0 and max(every) > 10 * min(every):
-            for axes in row:
-                axes.set_yscale("log")
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=_COLOURS[i % len(_COLOURS)],
-            ls=_DASHES[i // len(_COLOURS) % len(_DASHES)],
-            label=name,
-        )
-        for i, name in enumerate(runs)
-    ]
+                axes.plot(*np.array(points).reshape(-1, 2).T, lw=1.5, **styles[name])
+            _label(axes, label)
+        row[0].set_ylabel(_title(score))
+        row[1].set_xscale(_scale(sent))
+        for axes in row:
+            axes.set_yscale(_scale(every))
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     _save(figure, path)
 
 
-def _curve(axes: Axes, records, name, color, scale=1.0, **style):
+def _curve(axes: Axes, records, name, scale=1.0, **style):
     points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     values = [scale * value for _, value in points]
-    axes.plot([step for step, _ in points], values, color=color, lw=1.5, **style)
-    axes.set_xlabel("step")
+    axes.plot([step for step, _ in points], values, lw=1.5, **style)
+    _label(axes, "step")
+    return values
+
+
+def _label(axes: Axes, label):
+    axes.set_xlabel(label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return values
+
+
+def _title(score):
+    return score.replace("_", " ").replace("frechet", "Fréchet")
+
+
+def _scale(values):
+    wide = len(values) and 0 < 10 * min(values) < max(values)
+    return "log" if wide else "linear"
 
 
 def _save(figure: Figure, path):
