@@ -22,8 +22,6 @@ __all__ = [
     "Summary",
     "Traffic",
     "all_finite",
-    "named_leaves",
-    "with_named_leaves",
 ]
 
 
@@ -141,33 +139,3 @@ class Program:
         np.asarray(value) for value in values
     ]
     finite: Callable[[Any], bool] = all_finite
-
-
-def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree by name, as "params/x/Dense_0/kernel"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def with_named_leaves(like: Any, leaves: Mapping[str, Any]) -> Any:
-    """The inverse of `named_leaves`.
-
-    Args:
-      like: a tree of the same structure; its leaves are not used.
-      leaves: the leaves by name.
-
-    Returns:
-      The tree.
-
-    Raises:
-      ValueError: if a leaf is missing or there is one more.
-    """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
-    if odd := sorted(set(names) ^ set(leaves)):
-        raise ValueError(
-            f"leaves must be those of the tree; {', '.join(odd)} is in one only."
-        )
-    return treedef.unflatten([leaves[name] for name in names])

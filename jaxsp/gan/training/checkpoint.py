@@ -6,31 +6,23 @@ processes each writes the rows of its own workers, and process 0 commits.
 """
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxsp import distributed
-from jaxsp.gan.program import Program, named_leaves, with_named_leaves
+from jaxsp.gan.program import Program
 from jaxsp.gan.training import directory, shards
 from jaxsp.gan.training.directory import WorkdirError
-from jaxsp.gan.training.progress import Progress, add_bits
+from jaxsp.gan.training.progress import Progress
 
-__all__ = [
-    "Checkpoints",
-    "Run",
-    "WorkdirError",
-    "last_progress",
-    "open_run",
-    "read_generator",
-]
+__all__ = ["Checkpoints", "WorkdirError", "open_run", "read_generator"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +37,10 @@ def open_run(
     settings: Mapping[str, Any],
     free: Mapping[str, Any],
     resume: bool,
-) -> Iterator["Run"]:
-    """Open the directory of a run, and make it where there is none.
+    program: Program,
+    key: jax.Array,
+) -> Iterator[tuple["Checkpoints", Any, Progress, str | None]]:
+    """Open the directory of a run, made where there is none, and find its beginning.
 
     Over many processes all must call it.
 
@@ -54,17 +48,24 @@ def open_run(
       workdir: the directory; of None comes a run of which nothing is saved.
       settings: what must stay as it is when the run goes on, with values that JSON can
         hold.
-      free: what may change then, for the record.
+      free: what may change then, for the record; among it `steps`, the step to train
+        to.
       resume: whether to go on with what is there.
+      program: what is run.
+      key: what the parameters are drawn from at step 0.
 
     Yields:
-      The run.
+      The checkpoints; the state and the progress to begin from, those of step 0 or of
+      the last checkpoint; and, where other workers go on than have written it, how
+      many of each, in words.
 
     Raises:
-      WorkdirError: as `check_directory`; if not all processes see the directory.
+      WorkdirError: as `check_directory`; if not all processes see the directory; if the
+        run is further than `steps`, or of other data, or the checkpoint is damaged.
     """
+    now = Progress(workers=program.workers.count, data_crc32=settings["data_crc32"])
     if workdir is None:
-        yield Run(None, settings, free, None)
+        yield Checkpoints(None), program.init(key), now, None
         return
     workdir, main = pathlib.Path(workdir), distributed.is_main()
     with distributed.raise_together():
@@ -77,132 +78,58 @@ def open_run(
             # First of all: without it nobody could tell whose the rest is.
             directory.write_config(workdir, settings, free)
     with Checkpoints(workdir) as checkpoints:
-        yield Run(workdir, settings, free, checkpoints)
-
-
-class Run(NamedTuple):
-    """The directory of a run that `open_run` has opened.
-
-    Over many processes all must call the methods alike.
-
-    Attributes:
-      workdir: the directory, or None.
-      settings: as in `open_run`.
-      free: as in `open_run`.
-      checkpoints: those in the directory; None where there is none.
-    """
-
-    workdir: pathlib.Path | None
-    settings: Mapping[str, Any]
-    free: Mapping[str, Any]
-    checkpoints: "Checkpoints | None"
-
-    def start(
-        self, program: Program, key: jax.Array, steps: int
-    ) -> tuple[Any, Progress, str | None]:
-        """Where training begins: at step 0, or where the last checkpoint was written.
-
-        Args:
-          program: what is run.
-          key: what the parameters are drawn from at step 0.
-          steps: the step to train to.
-
-        Returns:
-          The state, the progress, and, where other workers go on than have written the
-          checkpoint, how many of each, in words.
-
-        Raises:
-          WorkdirError: if the run is further than `steps`, or of other data, or the
-            checkpoint is damaged.
-        """
-        state, crc32 = program.init(key), self.settings["data_crc32"]
-        progress = Progress(workers=program.workers.count, data_crc32=crc32)
-        restarted = None
-        if self.checkpoints is None:
-            return state, progress, restarted
-        what = f"the last checkpoint in {self.workdir}"
-        step = self.checkpoints.latest
-        distributed.check_same("train", {what: step})
+        state, progress, restarted = program.init(key), now, None
+        step = checkpoints.latest
+        distributed.check_same("train", {f"the last checkpoint in {workdir}": step})
         if step is not None:
-            saved = self.checkpoints.progress(step)
+            progress = checkpoints.progress(step)
+            same_workers = progress.workers == now.workers
             with distributed.raise_together():
-                self._check_saved(saved, progress, steps)
-            if saved.workers == progress.workers:
-                state, progress = self.checkpoints.restore(step, state), saved
+                if step > free["steps"]:
+                    raise WorkdirError(
+                        f"steps must be at least {step}, which the run in {workdir} "
+                        f"has reached, got {free['steps']}."
+                    )
+                if same_workers:
+                    saved = {"data_crc32": progress.data_crc32}
+                    directory.check_settings(workdir, settings, saved)
+            if same_workers:
+                state = checkpoints.restore(step, state)
             else:
-                summary = self.checkpoints.summary(step, program.summary(state))
+                summary = checkpoints.summary(step, program.summary(state))
                 state = program.restart_from(summary, step)
-                restarted = f"{saved.workers} -> {progress.workers} workers"
-                progress = saved._replace(
-                    bits_before=saved.bits, workers=progress.workers, data_crc32=crc32
+                restarted = f"{progress.workers} -> {now.workers} workers"
+                progress = progress._replace(
+                    bits_before=progress.bits,
+                    workers=now.workers,
+                    data_crc32=now.data_crc32,
                 )
         with distributed.raise_together():
-            if distributed.is_main():
-                directory.write_config(self.workdir, self.settings, self.free)
+            if main:
+                directory.write_config(workdir, settings, free)
                 if restarted:
-                    _log.warning(
-                        "step %d: %s; %s; the data are divided anew.",
-                        step,
-                        restarted,
-                        program.restart_note,
-                    )
-        return state, progress, restarted
-
-    def _check_saved(self, saved, now, steps):
-        if saved.step > steps:
-            raise WorkdirError(
-                f"steps must be at least {saved.step}, which the run in {self.workdir} "
-                f"has reached, got {steps}."
-            )
-        name = "data_crc32"
-        if saved.workers == now.workers and saved.data_crc32 != now.data_crc32:
-            said = directory.difference(name, now.data_crc32, {name: saved.data_crc32})
-            raise directory.other_configuration(self.workdir, [said])
-
-    @property
-    def last(self) -> pathlib.Path | None:
-        """The last checkpoint, or None."""
-        if self.checkpoints is None or self.checkpoints.latest is None:
-            return None
-        return self.checkpoints.path(self.checkpoints.latest)
-
-    def is_behind(self, step: int) -> bool:
-        """Whether there should be a checkpoint of `step` and is none."""
-        return self.checkpoints is not None and self.checkpoints.latest != step
-
-    def save(self, program: Program, state: Any, progress: Progress) -> None:
-        """Write a checkpoint; returns when it is on disk.
-
-        Args:
-          program: what is run.
-          state: the state.
-          progress: how far the run has come.
-        """
-        bits = add_bits(program.bits(state), progress.bits_before)
-        if self.checkpoints is not None:
-            self.checkpoints.save(
-                state, program.summary(state), progress._replace(bits=bits)
-            )
+                    note = f"{program.restart_note}; the data are divided anew."
+                    _log.warning("step %d: %s; %s", step, restarted, note)
+        yield checkpoints, state, progress, restarted
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last few, each whole.
+    """The checkpoints of one run: the last two, each whole.
 
     Over many processes all must make it, and call its methods, alike.
 
     Args:
-      workdir: the run directory.
-      keep: how many to keep.
+      workdir: the run directory; None for a run that has no checkpoints.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 2):
-        self._directory = pathlib.Path(workdir).absolute() / _CHECKPOINTS
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
-        )
+    def __init__(self, workdir: str | os.PathLike | None):
+        self._manager: Any = None
+        if workdir is not None:
+            self._directory = pathlib.Path(workdir).absolute() / _CHECKPOINTS
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -213,7 +140,11 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The step of the last checkpoint, or None."""
-        return self._manager.latest_step()
+        return None if self._manager is None else self._manager.latest_step()
+
+    def lacks(self, step: int) -> bool:
+        """Whether there should be a checkpoint of `step` and is none."""
+        return self._manager is not None and self.latest != step
 
     def path(self, step: int) -> pathlib.Path:
         """Where the checkpoint of `step` lies."""
@@ -234,62 +165,61 @@ class Checkpoints:
             progress.step,
             args=ocp.args.Composite(
                 shards=shards.Save(state),
-                summary=ocp.args.StandardSave(named_leaves(summary)),
+                summary=ocp.args.StandardSave(
+                    {name: np.asarray(x) for name, x in _named(summary).items()}
+                ),
                 note=ocp.args.JsonSave(note),
             ),
         )
 
+    def _read(self, step, **items):
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
     def progress(self, step: int) -> Progress:
         """The progress saved with a checkpoint."""
-        return _progress(self._read_note(step))
+        saved = self._read(step, note=ocp.args.JsonRestore()).note["progress"]
+        lists = {k: tuple(v) for k, v in saved.items() if isinstance(v, list)}
+        return Progress(**{**saved, **lists})  # JSON has no tuples
+
+    def named_summary(self, step: int) -> dict[str, np.ndarray]:
+        """The leaves of the summary saved with a checkpoint, by name."""
+        summary = self._read(step, summary=ocp.args.StandardRestore()).summary
+        return {name: np.asarray(leaf) for name, leaf in summary.items()}
 
     def summary(self, step: int, like: Any) -> Any:
-        """The summary saved with a checkpoint.
+        """The summary saved with a checkpoint, of NumPy arrays.
 
         Args:
           step: which.
           like: a summary of the same structure; shapes may be others.
 
-        Returns:
-          The summary, of NumPy arrays.
-
         Raises:
           WorkdirError: if the checkpoint holds a summary of another structure.
         """
-        try:
-            return with_named_leaves(like, self.named_summary(step))
-        except ValueError as error:
-            raise WorkdirError(
-                f"the checkpoint {self.path(step)} is of another configuration: {error}"
-            ) from None
-
-    def named_summary(self, step: int) -> dict[str, np.ndarray]:
-        """The leaves of the summary saved with a checkpoint, by name."""
-        read: Any = self._manager.restore(
-            step, args=ocp.args.Composite(summary=ocp.args.StandardRestore())
-        )
-        return {name: np.asarray(leaf) for name, leaf in read.summary.items()}
-
-    def _read_note(self, step):
-        read: Any = self._manager.restore(
-            step, args=ocp.args.Composite(note=ocp.args.JsonRestore())
-        )
-        return read.note
+        saved, wanted = self.named_summary(step), _named(like)
+        names = (dict.fromkeys(tree, "present") for tree in (saved, wanted))
+        self._check_same(step, *names)
+        return jax.tree.unflatten(jax.tree.structure(like), map(saved.get, wanted))
 
     def restore(self, step: int, like: Any) -> Any:
-        """Read a checkpoint.
+        """The state saved with a checkpoint, placed as `like` is.
 
         Args:
           step: which.
           like: a pytree of arrays of the same structure, shapes, dtypes and placement.
 
-        Returns:
-          The state, placed as `like` is.
-
         Raises:
-          WorkdirError: if the checkpoint holds a state of another layout.
+          WorkdirError: if the checkpoint holds a state of another layout, or is
+            damaged.
         """
-        saved, wanted = self._read_note(step)["layout"], _layout(like)
+        saved = self._read(step, note=ocp.args.JsonRestore()).note["layout"]
+        self._check_same(step, saved, _layout(like))
+        try:
+            return self._read(step, shards=shards.Restore(like)).shards
+        except ValueError as error:
+            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
+
+    def _check_same(self, step, saved, wanted):
         for name in dict.fromkeys([*saved, *wanted]):
             there, here = saved.get(name, "missing"), wanted.get(name, "missing")
             if there != here:
@@ -297,40 +227,18 @@ class Checkpoints:
                     f"the checkpoint {self.path(step)} is of another configuration: "
                     f"{name} is {there} there and {here} here."
                 )
-        try:
-            read: Any = self._manager.restore(
-                step, args=ocp.args.Composite(shards=shards.Restore(like))
-            )
-        except ValueError as error:
-            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
-        return read.shards
 
 
-def _progress(note):
-    """The progress in a note, in which JSON has made lists of tuples."""
-    saved = note["progress"]
-    return Progress(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-    )
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name, as "params/x/Dense_0/kernel"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
-def last_progress(workdir: str | os.PathLike) -> Progress | None:
-    """The progress saved with the last checkpoint of a run.
-
-    One process can read it by itself.
-
-    Args:
-      workdir: the directory of the run.
-
-    Returns:
-      The progress; None where there is no checkpoint.
-    """
-    path = pathlib.Path(workdir) / _CHECKPOINTS
-    steps = [int(p.name) for p in path.glob("*") if p.name.isdecimal()]
-    if not steps:
-        return None
-    note = json.loads((path / str(max(steps)) / "note" / "metadata").read_text())
-    return _progress(note)
+def _layout(tree):
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in _named(tree).items()}
 
 
 def read_generator(
@@ -362,17 +270,7 @@ def read_generator(
         step = checkpoints.latest if step is None else step
         if step is None or not checkpoints.path(step).is_dir():
             raise WorkdirError(f"there is no checkpoint in {run / _CHECKPOINTS}.")
-        leaves = checkpoints.named_summary(step)
+        leaves = checkpoints.named_summary(step).items()
     mine = "generator/"
-    generator = {
-        k.removeprefix(mine): v for k, v in leaves.items() if k.startswith(mine)
-    }
+    generator = {k.removeprefix(mine): v for k, v in leaves if k.startswith(mine)}
     return step, generator, settings
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    """Each leaf's place, dtype and shape, in words."""
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

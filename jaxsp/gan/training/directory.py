@@ -18,9 +18,8 @@ __all__ = [
     "CONFIG",
     "WorkdirError",
     "check_directory",
+    "check_settings",
     "check_shared",
-    "difference",
-    "other_configuration",
     "read_settings",
     "write_config",
 ]
@@ -73,29 +72,31 @@ def check_directory(
             "Python: resume=True)."
         )
     saved = read_settings(workdir)
-    different = [
-        difference(name, value, saved)
-        for name, value in json.loads(json.dumps(dict(settings))).items()
-        if name in saved and saved[name] != value and name not in may_differ
-    ]
-    if different:
-        raise other_configuration(workdir, different)
+    fixed = {k: v for k, v in saved.items() if k not in may_differ}
+    check_settings(workdir, settings, fixed)
     return True
 
 
-def other_configuration(
-    workdir: str | os.PathLike, different: Sequence[str]
-) -> WorkdirError:
-    """The error that a run is another one.
+def check_settings(
+    workdir: str | os.PathLike, settings: Mapping[str, Any], saved: Mapping[str, Any]
+) -> None:
+    """Raise a WorkdirError that says which settings are not what was saved.
 
     Args:
-      workdir: its directory.
-      different: what `difference` says of each setting that is not what it was.
+      workdir: the run directory.
+      settings: what is wanted now, with values that JSON can hold.
+      saved: what the run there has, of which names that are not in both do not matter.
     """
-    return WorkdirError(
-        f"{workdir} holds a run with another configuration: {'; '.join(different)}. "
-        "Resume it as it was, or choose another directory."
-    )
+    different = [
+        f"{name} is {value!r} now and {saved[name]!r} there"
+        for name, value in json.loads(json.dumps(dict(settings))).items()
+        if name in saved and saved[name] != value
+    ]
+    if different:
+        raise WorkdirError(
+            f"{workdir} holds a run with another configuration: "
+            f"{'; '.join(different)}. Resume it as it was, or choose another directory."
+        )
 
 
 def check_shared(workdir: pathlib.Path) -> None:
@@ -129,11 +130,6 @@ def check_shared(workdir: pathlib.Path) -> None:
             "writes. Choose another directory."
         )
         raise distributed.in_all(error)
-
-
-def difference(name: str, value: Any, saved: Mapping[str, Any]) -> str:
-    """That a setting is not what it was, in words."""
-    return f"{name} is {value!r} now and {saved[name]!r} there"
 
 
 def read_settings(workdir: pathlib.Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a program is trained on: whether it fits, each worker's share, a checksum."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,51 @@ from jaxsp.gan.data import partition
 from jaxsp.gan.program import Program
 from jaxsp.workers import Workers
 
-__all__ = ["check", "checksum", "stack"]
+__all__ = ["checksum", "prepare"]
 
 
-def check(program: Program, dataset: data.Dataset, parts: Sequence[np.ndarray]) -> None:
-    """Raise a ValueError if program, dataset and parts do not fit each other."""
+def prepare(
+    program: Program,
+    dataset: data.Dataset,
+    parts: Sequence[np.ndarray],
+    others: Mapping[str, Any],
+) -> tuple[Any, np.ndarray]:
+    """The shares of this process's workers, stacked.
+
+    All processes must call it.
+
+    Args:
+      program: what is run.
+      dataset: what is learned.
+      parts: for each worker the indices of its examples.
+      others: what else all processes must have been given alike, by name.
+
+    Returns:
+      Shares, of images or of images and labels, and how many examples each has.
+
+    Raises:
+      ValueError: if these do not fit each other, or are others in another process.
+    """
+    said = {
+        "batch_size": program.batch_size,
+        "program": program.settings,
+        "workers": (program.workers.count, program.workers.axis_name),
+        "parts": list(parts),
+        "dataset": (dataset.train.shape, np.asarray(dataset.train_labels)),
+    }
+    distributed.check_same("train", {**others, **said})
+    with distributed.raise_together():
+        _check(program, dataset, parts)
+        rows = max(len(part) for part in parts)
+        mine = [parts[m] for m in program.workers.local]
+        shares, sizes = partition.stack(dataset.train, mine, rows)
+        if program.gan.num_classes:
+            labels = np.asarray(dataset.train_labels, np.int32)
+            shares = shares, partition.stack(labels, mine, rows)[0]
+        return shares, sizes
+
+
+def _check(program, dataset, parts):
     gan, workers = program.gan, program.workers
     used = {device.process_index for device in workers.devices}
     if not program.idle_processes and len(used) < jax.process_count():
@@ -48,28 +88,6 @@ def check(program: Program, dataset: data.Dataset, parts: Sequence[np.ndarray]) 
             f"gan is conditional on {gan.num_classes} classes, but {dataset.name} has "
             f"{dataset.num_classes}: build it with num_classes={dataset.num_classes}."
         )
-
-
-def stack(
-    program: Program, dataset: data.Dataset, parts: Sequence[np.ndarray]
-) -> tuple[Any, np.ndarray]:
-    """The shares of this process's workers, stacked.
-
-    Args:
-      program: what is run.
-      dataset: what is learned.
-      parts: for each worker the indices of its examples.
-
-    Returns:
-      Shares, of images or of images and labels, and how many examples each has.
-    """
-    rows = max(len(part) for part in parts)
-    mine = [parts[m] for m in program.workers.local]
-    shares, sizes = partition.stack(dataset.train, mine, rows)
-    if not program.gan.num_classes:
-        return shares, sizes
-    labels, _ = partition.stack(np.asarray(dataset.train_labels, np.int32), mine, rows)
-    return (shares, labels), sizes
 
 
 def checksum(shares: Any, sizes: np.ndarray, workers: Workers) -> int:

@@ -182,22 +182,8 @@ def train(
       >>> [record["step"] for record in result.history]
       [0, 5, 10]
     """
-    distributed.check_same(
-        "train",
-        {
-            "config": config,
-            "batch_size": program.batch_size,
-            "program": program.settings,
-            "workers": (program.workers.count, program.workers.axis_name),
-            "parts": list(parts),
-            "dataset": (dataset.train.shape, np.asarray(dataset.train_labels)),
-            "workdir": workdir is None,
-            "resume": resume,
-        },
-    )
-    with distributed.raise_together():
-        inputs.check(program, dataset, parts)
-        shares, sizes = inputs.stack(program, dataset, parts)
+    alike = {"config": config, "workdir": workdir is None, "resume": resume}
+    shares, sizes = inputs.prepare(program, dataset, parts, alike)
     settings, free = _settings(program, config, shares, sizes)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
@@ -207,73 +193,70 @@ def train(
         return score(draw_samples(program.gan, x, eval_key, config.eval_samples))
 
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(checkpoint.open_run(workdir, settings, free, resume))
-        state, progress, restarted = run.start(program, init_key, config.steps)
+        run = checkpoint.open_run(workdir, settings, free, resume, program, init_key)
+        checkpoints, state, progress, restarted = stack.enter_context(run)
+        step, enough = progress.step, False
         recorder = Recorder(
-            program, dataset, eval_key, evaluate, callback, run.workdir, progress.step
+            program, dataset, eval_key, evaluate, callback, workdir, step
         )
-        stack.callback(recorder.close)
         shown = config.progress and distributed.is_main()
-        bar = ProgressBar(config.steps, progress.step, enabled=shown)
+        bar = ProgressBar(config.steps, step, enabled=shown)
         stack.callback(bar.close)
         signals = stack.enter_context(distributed.Signals())
         data_of_workers = program.workers.shard_local((shares, sizes))
         flights = Flights(program, data_of_workers, train_key, signals)
-
-        def diverged(what, at):  # as all processes see it
-            raise distributed.in_all(TrainingDivergedError(what, at, run.last))
-
-        def check_parameters():
-            if not program.finite(state):
-                what = "a parameter is not finite"
-                diverged(what, progress.step)
-
-        def record(scored, restarted=None):
-            if scored:
-                check_parameters()
-            return recorder.record(progress, state, scored, restarted)
-
-        def save():
-            if run.is_behind(progress.step):
-                check_parameters()
-                run.save(program, state, progress)
-
-        enough = False
-        if progress.step == 0 or restarted:
+        if step == 0 or restarted:
             recorder.draw_partition(parts)
-            enough = record(True, restarted)
-            save()
-        while progress.step < config.steps and not (signals.seen or enough):
-            step = progress.step
-            steps = (getattr(config, name) for name in _GRID)
-            end = min(config.steps, *(step - step % every + every for every in steps))
+            _check_finite(program, state, step, checkpoints)
+            enough = recorder.record(progress, state, True, restarted)
+            _save(program, state, progress, checkpoints)
+        while step < config.steps and not (signals.seen or enough):
+            everies = [getattr(config, name) for name in _GRID]
+            end = min(config.steps, *(step - step % every + every for every in everies))
             state, losses, seconds = flights.fly(state, step, end)
-            if (bad := first_not_finite(losses)) is not None:
-                diverged(bad[0], step + bad[1] + 1)
+            if bad := first_not_finite(losses):
+                raise _diverged(bad[0], step + bad[1] + 1, checkpoints)
             progress = progress.after(losses, seconds)
             step, last = progress.step, progress.step == config.steps
-            logged = step % config.log_every == 0 or step % config.eval_every == 0
-            if logged or last:
-                scored = last or step % config.eval_every == 0
-                enough = record(scored)
-                if enough and not scored:  # it ends here: what has been reached?
-                    record(True)
-            if logged:  # a last line off the grid must not change those of a longer run
+            logs, scores, saves = (step % every == 0 for every in everies)
+            if logs or scores or last:
+                _check_finite(program, state, step, checkpoints)
+                enough = recorder.record(progress, state, scores or last)
+            if logs or scores:  # a last line must not change those of a longer run
                 progress = progress._replace(losses=(0.0, 0.0), losses_steps=0)
-            if last or signals.seen or enough or step % config.checkpoint_every == 0:
-                save()
-            loss_x, loss_y = losses[:, -1].mean(axis=0)
-            bar.update(step, loss_G=loss_x, loss_D=loss_y, **recorder.headline)
-        if signals.seen:  # a signal may come after the line that saves
-            save()
+            if saves:
+                _save(program, state, progress, checkpoints)
+            x, y = losses[:, -1].mean(axis=0)
+            bar.update(step, loss_G=x, loss_D=y, **recorder.headline)
+        _save(program, state, progress, checkpoints)
         return Result(
             state,
             program.generator(state),
             recorder.history,
-            progress.step,
-            signals.seen if progress.step < config.steps else None,
-            recorder.files,
+            step,
+            signals.seen if step < config.steps else None,
+            () if workdir is None else tuple(sorted(pathlib.Path(workdir).iterdir())),
         )
+
+
+def _diverged(what, step, checkpoints):
+    """The error, which all processes raise alike."""
+    last = checkpoints.latest
+    path = None if last is None else checkpoints.path(last)
+    return distributed.in_all(TrainingDivergedError(what, step, path))
+
+
+def _check_finite(program, state, step, checkpoints):
+    if not program.finite(state):
+        raise _diverged("a parameter is not finite", step, checkpoints)
+
+
+def _save(program, state, progress, checkpoints):
+    """Save the state, unless it is there or nothing is saved."""
+    if checkpoints.lacks(progress.step):
+        _check_finite(program, state, progress.step, checkpoints)
+        progress = progress.with_bits(program.bits(state))
+        checkpoints.save(state, program.summary(state), progress)
 
 
 def _settings(program, config, shares, sizes):

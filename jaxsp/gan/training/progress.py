@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Progress", "add_bits"]
+__all__ = ["Progress"]
 
 
 class Progress(NamedTuple):
@@ -40,31 +40,29 @@ class Progress(NamedTuple):
           losses: of generator and discriminator, (workers, steps, 2).
           seconds: how long they took.
         """
-        x, y = self.losses
+        sums, done = np.array(self.losses), losses.shape[1]
         # One by one: the sum does not depend on how many came together.
-        for mean in losses.mean(axis=0, dtype=np.float64).tolist():
-            x, y = x + mean[0], y + mean[1]
-        done = losses.shape[1]
+        for mean in losses.mean(axis=0, dtype=np.float64):
+            sums += mean
         return self._replace(
             step=self.step + done,
             seconds=self.seconds + seconds,
-            losses=(x, y),
+            losses=tuple(sums.tolist()),
             losses_steps=self.losses_steps + done,
         )
 
     @property
-    def mean_losses(self) -> tuple[float, float] | None:
-        """Mean losses since the last line of metrics; None if there was no step."""
+    def mean_losses(self) -> tuple[float | None, float | None]:
+        """Mean losses since the last line of metrics; None where there was no step."""
         if not self.losses_steps:
-            return None
-        return self.losses[0] / self.losses_steps, self.losses[1] / self.losses_steps
+            return None, None
+        x, y = self.losses
+        return x / self.losses_steps, y / self.losses_steps
 
-
-def add_bits(
-    bits: tuple[int | None, int | None], before: tuple[int | None, int | None]
-) -> tuple[int | None, int | None]:
-    """Two counts of bits sent and received, together; None where nothing counts."""
-    up, down = (
-        None if n is None else n + (m or 0) for n, m in zip(bits, before, strict=True)
-    )
-    return up, down
+    def with_bits(self, bits: tuple[int | None, int | None]) -> "Progress":
+        """The progress with what these workers have sent and received added."""
+        total = (
+            None if n is None else n + (before or 0)
+            for n, before in zip(bits, self.bits_before, strict=True)
+        )
+        return self._replace(bits=tuple(total))

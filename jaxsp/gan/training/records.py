@@ -1,10 +1,11 @@
 """What is written down while a GAN is trained: metrics, scores and pictures.
 
 Over many processes process 0 writes and scores, and the others help to compute what is
-written. Lines are appended to the file of metrics and flushed one at a time.
+written. Lines are appended to the file of metrics one at a time.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from jaxsp.gan.data import partition
 from jaxsp.gan.files import replacing
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
-from jaxsp.gan.training.progress import Progress, add_bits
+from jaxsp.gan.training.progress import Progress
 
 __all__ = ["MetricsFile", "ProgressBar", "Recorder", "draw_samples", "read_metrics"]
 
@@ -53,23 +54,20 @@ class Recorder:
         key: jax.Array,
         evaluate: Callable[[Any], Mapping[str, float]],
         callback: Callable[[dict[str, Any]], Any] | None,
-        workdir: pathlib.Path | None,
+        workdir: str | os.PathLike | None,
         start: int,
     ):
         self._program, self._dataset, self._key = program, dataset, key
         self._evaluate, self._callback = evaluate, callback
-        self._workdir, self._main = workdir, distributed.is_main()
-        writes = workdir is not None and self._main
+        self._main, self._workdir = distributed.is_main(), None
+        if workdir is not None and self._main:
+            self._workdir = pathlib.Path(workdir)
         with distributed.raise_together():
             self._file = MetricsFile(
-                workdir / "metrics.jsonl" if writes else None,
+                self._workdir and self._workdir / "metrics.jsonl",
                 # What a checkpoint knows nothing of goes: later steps, and that other
                 # workers go on from this one, which is written again if they do again.
-                keep=lambda r: (
-                    start > 0
-                    and r["step"] <= start
-                    and not (r["step"] == start and "workers" in r)
-                ),
+                keep=lambda r: (r["step"], "workers" in r) < (start, start > 0),
             )
         self.headline: dict[str, float] = {}
 
@@ -78,15 +76,6 @@ class Recorder:
         """All records; none but in process 0."""
         return self._file.records
 
-    @property
-    def files(self) -> tuple[pathlib.Path, ...]:
-        """What the run has written."""
-        return () if self._workdir is None else tuple(sorted(self._workdir.iterdir()))
-
-    def close(self) -> None:
-        """Close the file of metrics."""
-        self._file.close()
-
     def draw_partition(self, parts: Sequence[np.ndarray]) -> None:
         """Draw who holds what. All processes must call it.
 
@@ -94,7 +83,7 @@ class Recorder:
           parts: for each worker the indices of its examples.
         """
         with distributed.raise_together():
-            if self._main and self._workdir is not None:
+            if self._workdir is not None:
                 counts = partition.table(self._dataset.train_labels, parts)
                 partition.plot(counts, self._workdir / "partition.png")
 
@@ -107,6 +96,8 @@ class Recorder:
     ) -> bool:
         """Write one line; pictures too, if `scored`. All processes must call it.
 
+        Where the callback then says that it is enough, a line with scores follows.
+
         Args:
           progress: how far the run has come.
           state: the state.
@@ -116,13 +107,13 @@ class Recorder:
         Returns:
           Whether the callback says that it is enough, in all processes.
         """
-        up, down = add_bits(self._program.bits(state), progress.bits_before)
-        means = None if restarted else progress.mean_losses
+        up, down = progress.with_bits(self._program.bits(state)).bits
+        x_loss, y_loss = (None, None) if restarted else progress.mean_losses
         line = {
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
-            "loss_generator": None if means is None else means[0],
-            "loss_discriminator": None if means is None else means[1],
+            "loss_generator": x_loss,
+            "loss_discriminator": y_loss,
             "bits_up": up,
             "bits_down": down,
             "consensus_distance": self._program.consensus(state),
@@ -133,7 +124,10 @@ class Recorder:
         with distributed.raise_together():
             if self._main:
                 enough = self._write(line, x)
-        return distributed.anywhere(enough)
+        enough = distributed.anywhere(enough)
+        if enough and not scored:  # it ends here: what has been reached?
+            self.record(progress, state, True)
+        return enough
 
     def _write(self, line, x):
         """The line, with scores and pictures of the generator `x`; whether to stop."""
@@ -148,7 +142,7 @@ class Recorder:
         return bool(enough)
 
     def _draw_pictures(self, step, x):
-        gan = self._program.gan
+        gan, name = self._program.gan, self._dataset.name
         points = len(gan.sample_shape) == 1
         count, labels = 1000 if points else _GRID, None
         if gan.num_classes and not points:  # a column for each class
@@ -156,27 +150,14 @@ class Recorder:
             count, labels = columns**2, np.tile(np.arange(columns), columns)
         shown = np.asarray(_sample(gan, x, self._key, count, labels))
         below = np.asarray(self._dataset.train[:2000]) if points else None
-        names = ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]
-        for name in names:
-            title = f"{self._dataset.name}, step {step}"
-            plots.plot_samples(shown, self._workdir / name, below, title)
-        plots.plot_curves(
-            self.history, self._workdir / "curves.png", self._dataset.name
-        )
+        for file in ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]:
+            title = f"{name}, step {step}"
+            plots.plot_samples(shown, self._workdir / file, below, title)
+        plots.plot_curves(self.history, self._workdir / "curves.png", name)
 
 
 def draw_samples(gan: models.Gan, x: Any, key: jax.Array, count: int) -> np.ndarray:
-    """Samples of a generator, in batches.
-
-    Args:
-      gan: generator and discriminator.
-      x: the generator's parameters.
-      key: what the latents are drawn from.
-      count: how many.
-
-    Returns:
-      The samples, stacked.
-    """
+    """So many samples of a generator `x`, drawn in batches with latents from `key`."""
     size = min(count, _SAMPLE_BATCH)
     batches = [
         np.asarray(_sample(gan, x, jax.random.fold_in(key, i), size))
@@ -186,9 +167,6 @@ def draw_samples(gan: models.Gan, x: Any, key: jax.Array, count: int) -> np.ndar
 
 
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
-
-
-# ------------------------------------------------------------------ lines
 
 
 class MetricsFile:
@@ -209,27 +187,19 @@ class MetricsFile:
         keep: Callable[[dict[str, Any]], bool] | None = None,
     ):
         self.records: list[dict[str, Any]] = []
-        self._file: TextIO | None = None
-        if path is None:
-            return
-        path = pathlib.Path(path)
-        if keep is not None and path.exists():
-            self.records = [r for r in read_metrics(path) if keep(r)]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(map(_line, self.records)))
-        self._file = path.open("a")
+        self._path = None if path is None else pathlib.Path(path)
+        if self._path is not None:
+            if keep is not None and self._path.exists():
+                self.records = [r for r in read_metrics(self._path) if keep(r)]
+            with replacing(self._path) as temporary:
+                temporary.write_text("".join(map(_line, self.records)))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; numbers that are not finite become null."""
         self.records.append(json.loads(_line(record)))
-        if self._file is not None:
-            self._file.write(_line(record))
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(_line(record))
 
 
 def _line(record):
@@ -274,53 +244,28 @@ class ProgressBar:
         enabled: bool = True,
         stream: TextIO | None = None,
     ):
-        self._stream = sys.stderr if stream is None else stream
-        self._total, self._start, self._step = total, start, start
-        self._began = self._said = time.monotonic()
-        self._said_step = start
-        self._enabled, self._bar = enabled, None
-        if enabled and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total,
-                initial=start,
-                file=self._stream,
-                unit="step",
-                dynamic_ncols=True,
-            )
+        stream = sys.stderr if stream is None else stream
+        self._lines = None if stream.isatty() or not enabled else stream
+        self._tenth = (total - start) / 10
+        self._said, self._said_at = start, time.monotonic()
+        shown: dict[str, Any] = {"file": stream, "dynamic_ncols": True}
+        if self._lines:  # the bar only makes the text
+            text = "step {n}/{total}, {elapsed}, {remaining} left{postfix}"
+            shown = {"file": io.StringIO(), "mininterval": math.inf, "bar_format": text}
+        self._bar = tqdm.tqdm(
+            total=total, initial=start, unit="step", disable=not enabled, **shown
+        )
 
     def update(self, step: int, **numbers: float) -> None:
         """Show that `step` is reached, and the numbers given by name."""
-        if self._bar is not None:
-            self._bar.set_postfix(
-                {k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False
-            )
-            self._bar.update(step - self._step)
-        self._step = step
-        if self._enabled and self._bar is None:
-            now = time.monotonic()
-            tenth = (step - self._said_step) >= (self._total - self._start) / 10
-            if tenth or step == self._total or now - self._said >= 30:
-                self._say(now, numbers)
-
-    def _say(self, now, numbers):
-        elapsed = now - self._began
-        left = elapsed * (self._total - self._step) / max(self._step - self._start, 1)
-        shown = "".join(f", {k} {v:.3f}" for k, v in numbers.items())
-        print(
-            f"step {self._step}/{self._total}, {_clock(elapsed)}, "
-            f"{_clock(left)} left{shown}",
-            file=self._stream,
-            flush=True,
-        )
-        self._said, self._said_step = now, self._step
+        bar, now = self._bar, time.monotonic()
+        bar.set_postfix({k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False)
+        bar.update(step - bar.n)
+        tenth = step - self._said >= self._tenth
+        if self._lines and (tenth or step == bar.total or now - self._said_at >= 30):
+            print(bar, file=self._lines, flush=True)
+            self._said, self._said_at = step, now
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        self._bar.close()

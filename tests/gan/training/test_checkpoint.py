@@ -50,7 +50,7 @@ def test_restores_exactly_what_was_saved(tmp_path):
         progress = Progress(7, 0.1, (1 / 3, 2.0), 3, (0, 0), (None, 2**60 + 1), 4, 5)
         checkpoints.save(make_state(1), SUMMARY, progress)
         state = checkpoints.restore(7, make_state(0))
-        assert checkpoints.progress(7) == progress == checkpoint.last_progress(tmp_path)
+        assert checkpoints.progress(7) == progress
     assert_same(state, make_state(1))
 
 
@@ -63,9 +63,8 @@ def test_a_summary_is_read_without_knowing_the_state(tmp_path):
         nothing = jax.tree.map(lambda x: np.zeros(()), SUMMARY)
         assert_same(checkpoints.summary(9, like=nothing), scaled)
         other = SUMMARY._replace(generator={"c": np.zeros(1)})
-        with pytest.raises(
-            checkpoint.WorkdirError, match=r"another configuration.*generator/c"
-        ):
+        message = "another configuration: generator/a/w is present there and missing"
+        with pytest.raises(checkpoint.WorkdirError, match=message):
             checkpoints.summary(9, like=other)
     step, generator, settings = checkpoint.read_generator(tmp_path)
     assert step == 9
@@ -150,10 +149,6 @@ def test_a_checkpoint_that_has_lost_a_part_is_damaged(tmp_path):
             checkpoints.restore(0, make_state(0))
 
 
-def test_the_progress_of_a_run_without_checkpoints_is_none(tmp_path):
-    assert checkpoint.last_progress(tmp_path) is None
-
-
 def test_keeps_the_last_two_whole_ones(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
@@ -174,7 +169,7 @@ def test_keeps_the_last_two_whole_ones(tmp_path):
 def test_refuses_a_state_of_another_layout(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(size=3), SUMMARY, Progress(1))
-        message = r"\.params\['w'\] is float32\[4, 3\] there and float32\[4, 5\] here"
+        message = r"params/w is float32\[4, 3\] there and float32\[4, 5\] here"
         with pytest.raises(checkpoint.WorkdirError, match=message):
             checkpoints.restore(1, make_state(size=5))
         state = make_state()
