@@ -55,14 +55,9 @@ def replacing(
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_directory(target.parent)
-
-
-def _flush_directory(directory: pathlib.Path) -> None:
-    """Puts a directory's entries on the disk, where the system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # not every system opens a directory
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(descriptor)  # the new name, too, is on the disk
         finally:
             os.close(descriptor)

@@ -16,13 +16,7 @@ import numpy as np
 from jaxsp.gan import models
 from jaxsp.workers import Workers
 
-__all__ = [
-    "Program",
-    "Role",
-    "Summary",
-    "Traffic",
-    "all_finite",
-]
+__all__ = ["Program", "Role", "Summary", "Traffic", "all_finite"]
 
 
 class Summary(NamedTuple):

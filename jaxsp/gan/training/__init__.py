@@ -1,12 +1,7 @@
 """The training loop, what it leaves (checkpoints, records, plots) and what it costs."""
 
 from jaxsp.gan.training import checkpoint, cost, directory, loop, plots, records
-from jaxsp.gan.training.loop import (
-    Result,
-    TrainConfig,
-    TrainingDivergedError,
-    train,
-)
+from jaxsp.gan.training.loop import Result, TrainConfig, TrainingDivergedError, train
 
 __all__ = [
     "Result",

@@ -42,22 +42,20 @@ def open_run(
 ) -> Iterator[tuple["Checkpoints", Any, Progress, str | None]]:
     """Open the directory of a run, made where there is none, and find its beginning.
 
-    Over many processes all must call it.
+    All processes must call it.
 
     Args:
       workdir: the directory; of None comes a run of which nothing is saved.
       settings: what must stay as it is when the run goes on, with values that JSON can
         hold.
-      free: what may change then, for the record; among it `steps`, the step to train
-        to.
+      free: what may change then; among it `steps`, the step to train to.
       resume: whether to go on with what is there.
       program: what is run.
       key: what the parameters are drawn from at step 0.
 
     Yields:
-      The checkpoints; the state and the progress to begin from, those of step 0 or of
-      the last checkpoint; and, where other workers go on than have written it, how
-      many of each, in words.
+      The checkpoints; the state and the progress of step 0 or of the last checkpoint;
+      and, where other workers go on than have written it, how many of each, in words.
 
     Raises:
       WorkdirError: as `check_directory`; if not all processes see the directory; if the
@@ -113,7 +111,7 @@ def open_run(
         yield checkpoints, state, progress, restarted
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run: the last two, each whole.
 
     Over many processes all must make it, and call its methods, alike.
@@ -130,9 +128,6 @@ class Checkpoints:
                 max_to_keep=2, enable_async_checkpointing=False
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *exception) -> None:
         self._manager.close()
@@ -153,12 +148,12 @@ class Checkpoints:
     def save(self, state: Any, summary: Any, progress: Progress) -> None:
         """Write a checkpoint and drop the oldest; returns when it is on disk.
 
+        Nothing is written where there is a checkpoint of this or a later step.
+
         Args:
           state: a pytree of arrays, wherever they are.
-          summary: a `program.Summary`, which can be read without knowing the state;
-            that of process 0 is written.
-          progress: how far the run has come; likewise. Where there is a checkpoint of
-            this or a later step nothing is written.
+          summary: a `program.Summary`, which can be read without knowing the state.
+          progress: how far the run has come.
         """
         note = {"progress": progress._asdict(), "layout": _layout(state)}
         self._manager.save(
@@ -181,36 +176,29 @@ class Checkpoints:
         lists = {k: tuple(v) for k, v in saved.items() if isinstance(v, list)}
         return Progress(**{**saved, **lists})  # JSON has no tuples
 
-    def named_summary(self, step: int) -> dict[str, np.ndarray]:
-        """The leaves of the summary saved with a checkpoint, by name."""
-        summary = self._read(step, summary=ocp.args.StandardRestore()).summary
-        return {name: np.asarray(leaf) for name, leaf in summary.items()}
-
-    def summary(self, step: int, like: Any) -> Any:
+    def summary(self, step: int, like: Any = None) -> Any:
         """The summary saved with a checkpoint, of NumPy arrays.
 
-        Args:
-          step: which.
-          like: a summary of the same structure; shapes may be others.
+        It has the structure of `like`, but not its shapes; without it, arrays by name.
 
         Raises:
           WorkdirError: if the checkpoint holds a summary of another structure.
         """
-        saved, wanted = self.named_summary(step), _named(like)
+        read = self._read(step, summary=ocp.args.StandardRestore()).summary
+        saved = {name: np.asarray(leaf) for name, leaf in read.items()}
+        if like is None:
+            return saved
+        wanted = _named(like)
         names = (dict.fromkeys(tree, "present") for tree in (saved, wanted))
         self._check_same(step, *names)
         return jax.tree.unflatten(jax.tree.structure(like), map(saved.get, wanted))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state saved with a checkpoint, placed as `like` is.
-
-        Args:
-          step: which.
-          like: a pytree of arrays of the same structure, shapes, dtypes and placement.
+        """The state saved with a checkpoint, placed as the arrays of `like` are.
 
         Raises:
-          WorkdirError: if the checkpoint holds a state of another layout, or is
-            damaged.
+          WorkdirError: if the checkpoint is damaged, or its state is not of the
+            structure, shapes and dtypes of `like`.
         """
         saved = self._read(step, note=ocp.args.JsonRestore()).note["layout"]
         self._check_same(step, saved, _layout(like))
@@ -259,7 +247,7 @@ def read_generator(
     path = pathlib.Path(path).expanduser()
     run, step = path, None
     if path.parent.name == _CHECKPOINTS and path.name.isdecimal():
-        run, step = path.parent.parent, int(path.name)
+        run, step = path.parents[1], int(path.name)
     if not (run / _CHECKPOINTS).is_dir():
         raise WorkdirError(
             f"{path} is neither the directory of a run nor a checkpoint of one "
@@ -270,7 +258,7 @@ def read_generator(
         step = checkpoints.latest if step is None else step
         if step is None or not checkpoints.path(step).is_dir():
             raise WorkdirError(f"there is no checkpoint in {run / _CHECKPOINTS}.")
-        leaves = checkpoints.named_summary(step).items()
+        leaves = checkpoints.summary(step).items()
     mine = "generator/"
     generator = {k.removeprefix(mine): v for k, v in leaves if k.startswith(mine)}
     return step, generator, settings

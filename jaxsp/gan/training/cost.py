@@ -108,18 +108,14 @@ def cost(program: Program, shares: Any, sizes: Any, steps: int) -> Cost:
     )
     z: Any = jax.eval_shape(lambda: models.init(program.gan, jax.random.key(0)))
     return Cost(
-        generator=_numbers(z.x),
-        discriminator=_numbers(z.y),
+        generator=sum(leaf.size for leaf in jax.tree.leaves(z.x)),
+        discriminator=sum(leaf.size for leaf in jax.tree.leaves(z.y)),
         workers=program.workers.count,
         steps=steps,
         steps_per_epoch=float(sizes.mean()) / program.batch_size,
         traffic=program.traffic(steps),
         costs={name: _step_cost(role) for name, role in program.roles(*shapes).items()},
     )
-
-
-def _numbers(tree):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _step_cost(role: Role) -> StepCost:
@@ -144,14 +140,7 @@ def _step_cost(role: Role) -> StepCost:
 
 
 def format(found: Cost) -> str:
-    """A cost as a table to read.
-
-    Args:
-      found: the cost.
-
-    Returns:
-      Lines of text.
-    """
+    """A cost as a table to read, of several lines."""
     epochs = found.steps / found.steps_per_epoch
     head = {
         "generator": f"{found.generator:,} parameters",
@@ -168,12 +157,10 @@ def format(found: Cost) -> str:
     }
     shares = {"a step": found.steps, "an epoch": epochs, "in the run": 1}
     for field in ("sent", "received") if found.traffic else ():
-        bits = [getattr(found.traffic.get(n), field, None) for n in names]
+        bits = [getattr(found.traffic[name], field) for name in names]
         for when, parts in shares.items():
-            rows[f"{field} {when}"] = [
-                "-" if n is None else _scaled(n / parts / 8, "B") for n in bits
-            ]
-        rows[f"{field} in bits"] = ["-" if n is None else f"{n:,}" for n in bits]
+            rows[f"{field} {when}"] = [_scaled(n / parts / 8, "B") for n in bits]
+        rows[f"{field} in bits"] = [f"{n:,}" for n in bits]
     if not found.traffic:
         rows["sent, received"] = ["nothing"] * len(names)
     first = max(map(len, [*head, *rows]))

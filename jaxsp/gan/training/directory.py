@@ -40,7 +40,7 @@ def check_directory(
     resume: bool,
     may_differ: Sequence[str] = (),
 ) -> bool:
-    """Whether a run in `workdir` can go on; writes nothing.
+    """Whether there is a run in `workdir`, which can then go on; writes nothing.
 
     Args:
       workdir: the run directory, which need not exist yet.
@@ -48,9 +48,6 @@ def check_directory(
         Names that `workdir` does not know are not compared.
       resume: whether the caller wants to go on with what is there.
       may_differ: names of settings that are not compared.
-
-    Returns:
-      True if there is a run and `resume`; False if there is none.
 
     Raises:
       WorkdirError: if there is a run and not `resume`; if the run there has other
@@ -80,13 +77,7 @@ def check_directory(
 def check_settings(
     workdir: str | os.PathLike, settings: Mapping[str, Any], saved: Mapping[str, Any]
 ) -> None:
-    """Raise a WorkdirError that says which settings are not what was saved.
-
-    Args:
-      workdir: the run directory.
-      settings: what is wanted now, with values that JSON can hold.
-      saved: what the run there has, of which names that are not in both do not matter.
-    """
+    """Raise a WorkdirError if `settings` that were saved too are not what they were."""
     different = [
         f"{name} is {value!r} now and {saved[name]!r} there"
         for name, value in json.loads(json.dumps(dict(settings))).items()
@@ -102,32 +93,28 @@ def check_settings(
 def check_shared(workdir: pathlib.Path) -> None:
     """Raise a WorkdirError in all processes if not all see the same directory.
 
-    All must call it. Process 0 writes a file and takes it away again.
-
-    Args:
-      workdir: the directory, which exists where process 0 runs.
+    All must call it. Process 0, for which it must exist, writes a file there and takes
+    it away again.
     """
     if distributed.is_alone():
         return
-    main, number = distributed.is_main(), secrets.randbits(30)
-    number = int(distributed.process_max([number if main else 0])[0])
+    number = distributed.process_max([secrets.randbits(30)])[0]
     token = workdir / f".shared.{number}"
     with distributed.raise_together():
-        if main:
+        if distributed.is_main():
             token.touch()
     deadline = time.monotonic() + _PATIENCE
     while not (seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)  # a network file system may take its time
-    blind = distributed.process_count() - distributed.process_index()
-    found = int(distributed.process_max([0 if seen else blind])[0])
-    if main:
+    mine, count = distributed.process_index(), distributed.process_count()
+    blind = distributed.combine({mine: not seen}, count)
+    if distributed.is_main():
         token.unlink(missing_ok=True)
-    if found:
+    if blind.any():
         error = WorkdirError(
-            f"{workdir.absolute()} must be a directory that all "
-            "processes see, on a shared file system: process "
-            f"{distributed.process_count() - found} does not see there what process 0 "
-            "writes. Choose another directory."
+            f"{workdir.absolute()} must be a directory that all processes see, on a "
+            f"shared file system: process {blind.argmax()} does not see there what "
+            "process 0 writes. Choose another directory."
         )
         raise distributed.in_all(error)
 
@@ -147,13 +134,7 @@ def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
 def write_config(
     workdir: str | os.PathLike, settings: Mapping[str, Any], free: Mapping[str, Any]
 ) -> None:
-    """Write `config.json`, all at once.
-
-    Args:
-      workdir: the run directory, which exists.
-      settings: what must stay as it is when the run is resumed.
-      free: what may change then, for the record.
-    """
+    """Write `config.json`: what must stay when the run goes on, and what may change."""
     text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
     with replacing(pathlib.Path(workdir) / CONFIG) as path:
         path.write_text(text + "\n")

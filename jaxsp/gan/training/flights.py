@@ -35,12 +35,7 @@ class Flights:
         self._is_compiled = False
 
     def fly(self, state: Any, step: int, end: int) -> tuple[Any, np.ndarray, float]:
-        """Do at least one step, and none after `end`.
-
-        Args:
-          state: the state, which is consumed.
-          step: the step that it has reached.
-          end: the step to reach at most.
+        """Do at least one step from `step` on, and none after `end`; consumes `state`.
 
         Returns:
           The state, the losses (workers, steps, 2), and the seconds it took: 0 for the
@@ -68,13 +63,9 @@ class Flights:
 
 
 def first_not_finite(losses: np.ndarray) -> tuple[str, int] | None:
-    """The first loss that is not finite.
+    """The first loss of (workers, steps, 2) that is not finite, in words, and its step.
 
-    Args:
-      losses: of generator and discriminator, (workers, steps, 2).
-
-    Returns:
-      What is wrong, and at which of the steps; None where all are finite.
+    None where all are finite. The step is counted from the first of these, which is 0.
     """
     bad = ~np.isfinite(losses)
     if not bad.any():

@@ -22,21 +22,14 @@ def prepare(
     parts: Sequence[np.ndarray],
     others: Mapping[str, Any],
 ) -> tuple[Any, np.ndarray]:
-    """The shares of this process's workers, stacked.
+    """The shares of this process's workers, stacked, and how many examples each has.
 
-    All processes must call it.
-
-    Args:
-      program: what is run.
-      dataset: what is learned.
-      parts: for each worker the indices of its examples.
-      others: what else all processes must have been given alike, by name.
-
-    Returns:
-      Shares, of images or of images and labels, and how many examples each has.
+    Of a class-conditional GAN the shares are a pair of samples and labels. All
+    processes must call it.
 
     Raises:
-      ValueError: if these do not fit each other, or are others in another process.
+      ValueError: if program, dataset and parts do not fit each other; if they or
+        `others`, what else was given, are not the same in all processes.
     """
     said = {
         "batch_size": program.batch_size,
@@ -91,21 +84,14 @@ def _check(program, dataset, parts):
 
 
 def checksum(shares: Any, sizes: np.ndarray, workers: Workers) -> int:
-    """A checksum of all workers' data, of which each process has some.
+    """A checksum of all workers' data, of which each process has its workers' shares.
 
-    Args:
-      shares: those of this process's workers, stacked.
-      sizes: how many examples each has.
-      workers: all workers.
-
-    Returns:
-      The checksum, the same in every process.
+    All processes must call it.
     """
-    leaves, sums = jax.tree.leaves(shares), {}
-    for row, (worker, size) in enumerate(zip(workers.local, sizes, strict=True)):
-        crc = 0
-        for leaf in leaves:
-            crc = zlib.crc32(np.ascontiguousarray(leaf[row, :size]).data, crc)
-        sums[worker] = crc
+    sums = dict.fromkeys(workers.local, 0)
+    for leaf in jax.tree.leaves(shares):
+        for worker, row, size in zip(workers.local, leaf, sizes, strict=True):
+            share = np.ascontiguousarray(row[:size]).data
+            sums[worker] = zlib.crc32(share, sums[worker])
     every = distributed.combine(sums, workers.count)
     return zlib.crc32(every.astype("<u4").tobytes())

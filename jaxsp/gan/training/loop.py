@@ -5,10 +5,6 @@ leaves a run that goes on where it stopped: what is random in a step follows fro
 seed, the step and the worker, so nothing random is saved, and a run that was
 interrupted continues bit for bit. With another number of workers it goes on too, from
 what the checkpoint's parameters come down to.
-
-Over many processes all call `train` alike. Each holds the data of its own workers,
-process 0 writes and scores, and whatever decides how long they go on is agreed on:
-`jaxsp.distributed`.
 """
 
 import contextlib

@@ -34,12 +34,7 @@ class Progress(NamedTuple):
     data_crc32: int = 0
 
     def after(self, losses: np.ndarray, seconds: float) -> "Progress":
-        """The progress after some steps more.
-
-        Args:
-          losses: of generator and discriminator, (workers, steps, 2).
-          seconds: how long they took.
-        """
+        """The progress after steps with such losses, (workers, steps, 2)."""
         sums, done = np.array(self.losses), losses.shape[1]
         # One by one: the sum does not depend on how many came together.
         for mean in losses.mean(axis=0, dtype=np.float64):

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,14 +27,24 @@ from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
 from jaxsp.gan.training.progress import Progress
 
-__all__ = ["MetricsFile", "ProgressBar", "Recorder", "draw_samples", "read_metrics"]
+__all__ = [
+    "ProgressBar",
+    "Recorder",
+    "draw_samples",
+    "keep_records",
+    "read_metrics",
+    "write_record",
+]
 
 _SAMPLE_BATCH = 500  # samples generated at once for a score
 _GRID = 64  # images shown
+_METRICS = "metrics.jsonl"
 
 
 class Recorder:
-    """Writes a line of metrics, scores and draws the averaged generator's samples.
+    """Writes lines of metrics, scores and draws the averaged generator's samples.
+
+    Over many processes all must call its methods.
 
     Args:
       program: what is trained.
@@ -45,6 +55,10 @@ class Recorder:
       workdir: the directory of the run, or None.
       start: the step at which training begins. Of a file that is there, records that
         are later are removed.
+
+    Attributes:
+      history: all records; none but in process 0.
+      headline: the last score to show beside the losses, by name.
     """
 
     def __init__(
@@ -59,29 +73,21 @@ class Recorder:
     ):
         self._program, self._dataset, self._key = program, dataset, key
         self._evaluate, self._callback = evaluate, callback
-        self._main, self._workdir = distributed.is_main(), None
-        if workdir is not None and self._main:
-            self._workdir = pathlib.Path(workdir)
+        self._workdir: pathlib.Path | None = None  # where this process writes
+        self.history: list[dict[str, Any]] = []
+        self.headline: dict[str, float] = {}
         with distributed.raise_together():
-            self._file = MetricsFile(
-                self._workdir and self._workdir / "metrics.jsonl",
+            if workdir is not None and distributed.is_main():
+                self._workdir = pathlib.Path(workdir)
                 # What a checkpoint knows nothing of goes: later steps, and that other
                 # workers go on from this one, which is written again if they do again.
-                keep=lambda r: (r["step"], "workers" in r) < (start, start > 0),
-            )
-        self.headline: dict[str, float] = {}
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """All records; none but in process 0."""
-        return self._file.records
+                self.history = keep_records(
+                    self._workdir / _METRICS,
+                    lambda r: (r["step"], "workers" in r) < (start, start > 0),
+                )
 
     def draw_partition(self, parts: Sequence[np.ndarray]) -> None:
-        """Draw who holds what. All processes must call it.
-
-        Args:
-          parts: for each worker the indices of its examples.
-        """
+        """Draw which of the indices each worker holds."""
         with distributed.raise_together():
             if self._workdir is not None:
                 counts = partition.table(self._dataset.train_labels, parts)
@@ -94,18 +100,11 @@ class Recorder:
         scored: bool,
         restarted: str | None = None,
     ) -> bool:
-        """Write one line; pictures too, if `scored`. All processes must call it.
+        """Write one line; scores and pictures too, if `scored`.
 
-        Where the callback then says that it is enough, a line with scores follows.
-
-        Args:
-          progress: how far the run has come.
-          state: the state.
-          scored: whether to score and draw samples.
-          restarted: of a line that says that other workers go on, who.
-
-        Returns:
-          Whether the callback says that it is enough, in all processes.
+        Of a line that says that other workers go on, `restarted` says who. Returns
+        whether the callback finds that it is enough: then, if this line has no scores,
+        another follows that has.
         """
         up, down = progress.with_bits(self._program.bits(state)).bits
         x_loss, y_loss = (None, None) if restarted else progress.mean_losses
@@ -122,10 +121,10 @@ class Recorder:
         x = self._program.generator(state) if scored else None
         enough = False
         with distributed.raise_together():
-            if self._main:
+            if distributed.is_main():
                 enough = self._write(line, x)
         enough = distributed.anywhere(enough)
-        if enough and not scored:  # it ends here: what has been reached?
+        if enough and not scored:
             self.record(progress, state, True)
         return enough
 
@@ -133,7 +132,9 @@ class Recorder:
         """The line, with scores and pictures of the generator `x`; whether to stop."""
         if x is not None:
             line |= {k: float(v) for k, v in self._evaluate(x).items()}
-        self._file.write(line)
+        self.history.append(
+            write_record(self._workdir and self._workdir / _METRICS, line)
+        )
         if "frechet_distance" in line:
             self.headline = {"FD": line["frechet_distance"]}
         enough = self._callback is not None and self._callback(dict(line))
@@ -169,37 +170,29 @@ def draw_samples(gan: models.Gan, x: Any, key: jax.Array, count: int) -> np.ndar
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
 
 
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `"step"`.
+def write_record(
+    path: pathlib.Path | None, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Append a record to a file, if any, as one line.
 
-    Args:
-      path: the file; None keeps the records in memory only.
-      keep: which of the records that the file holds to keep, or None for none. The
-        others are removed.
-
-    Attributes:
-      records: all records so far, as dicts.
+    Returns:
+      The record as it can be read: numbers that are not finite have become None.
     """
+    line = _line(record)
+    if path is not None:
+        with path.open("a") as file:
+            file.write(line)
+    return json.loads(line)
 
-    def __init__(
-        self,
-        path: str | os.PathLike | None,
-        keep: Callable[[dict[str, Any]], bool] | None = None,
-    ):
-        self.records: list[dict[str, Any]] = []
-        self._path = None if path is None else pathlib.Path(path)
-        if self._path is not None:
-            if keep is not None and self._path.exists():
-                self.records = [r for r in read_metrics(self._path) if keep(r)]
-            with replacing(self._path) as temporary:
-                temporary.write_text("".join(map(_line, self.records)))
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; numbers that are not finite become null."""
-        self.records.append(json.loads(_line(record)))
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(_line(record))
+def keep_records(
+    path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """Remove from a file, which need not exist, what is not to be kept; the rest."""
+    records = [r for r in read_metrics(path) if keep(r)] if path.exists() else []
+    with replacing(path) as temporary:
+        temporary.write_text("".join(map(_line, records)))
+    return records
 
 
 def _line(record):
@@ -211,14 +204,7 @@ def _line(record):
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, without what is no whole line.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The records in the file's order.
-    """
+    """The records of a `metrics.jsonl`, in order, without what is no whole line."""
     records = []
     for line in pathlib.Path(path).read_text().splitlines():
         # A machine that loses power may leave half a last line.
@@ -228,33 +214,23 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """A progress bar on a terminal, a line now and then elsewhere.
+    """A progress bar on standard error: on a terminal a bar, elsewhere lines.
 
     Args:
       total: the step at which training ends.
       start: the step at which it begins.
       enabled: whether to show anything.
-      stream: where to; the default is standard error.
     """
 
-    def __init__(
-        self,
-        total: int,
-        start: int = 0,
-        enabled: bool = True,
-        stream: TextIO | None = None,
-    ):
-        stream = sys.stderr if stream is None else stream
-        self._lines = None if stream.isatty() or not enabled else stream
+    def __init__(self, total: int, start: int = 0, enabled: bool = True):
+        self._lines = enabled and not sys.stderr.isatty()
         self._tenth = (total - start) / 10
         self._said, self._said_at = start, time.monotonic()
-        shown: dict[str, Any] = {"file": stream, "dynamic_ncols": True}
+        shown: dict[str, Any] = {"dynamic_ncols": True, "disable": not enabled}
         if self._lines:  # the bar only makes the text
             text = "step {n}/{total}, {elapsed}, {remaining} left{postfix}"
             shown = {"file": io.StringIO(), "mininterval": math.inf, "bar_format": text}
-        self._bar = tqdm.tqdm(
-            total=total, initial=start, unit="step", disable=not enabled, **shown
-        )
+        self._bar = tqdm.tqdm(total=total, initial=start, unit="step", **shown)
 
     def update(self, step: int, **numbers: float) -> None:
         """Show that `step` is reached, and the numbers given by name."""
@@ -263,7 +239,7 @@ class ProgressBar:
         bar.update(step - bar.n)
         tenth = step - self._said >= self._tenth
         if self._lines and (tenth or step == bar.total or now - self._said_at >= 30):
-            print(bar, file=self._lines, flush=True)
+            print(bar, file=sys.stderr, flush=True)
             self._said, self._said_at = step, now
 
     def close(self) -> None:
