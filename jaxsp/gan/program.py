@@ -129,7 +129,5 @@ class Program:
     roles: Callable[[Any, Any], dict[str, Role]]
     traffic: Callable[[int], dict[str, Traffic]]
     idle_processes: bool = False
-    fetch: Callable[[list[jax.Array]], list[np.ndarray]] = lambda values: [
-        np.asarray(value) for value in values
-    ]
+    fetch: Callable[[list[jax.Array]], list[np.ndarray]] = jax.device_get
     finite: Callable[[Any], bool] = all_finite

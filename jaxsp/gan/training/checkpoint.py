@@ -27,8 +27,6 @@ __all__ = ["Checkpoints", "WorkdirError", "open_run", "read_generator"]
 _log = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
-# What is another if the workers are others: the run then starts again from a summary.
-_OF_WORKERS = ("workers", "data_crc32")
 
 
 @contextlib.contextmanager
@@ -68,7 +66,9 @@ def open_run(
     workdir, main = pathlib.Path(workdir), distributed.is_main()
     with distributed.raise_together():
         if main:
-            directory.check_directory(workdir, settings, resume, may_differ=_OF_WORKERS)
+            # Other workers go on from a summary.
+            of_workers = ("workers", "data_crc32")
+            directory.check_directory(workdir, settings, resume, of_workers)
             workdir.mkdir(parents=True, exist_ok=True)
     directory.check_shared(workdir)
     with distributed.raise_together():

@@ -120,19 +120,16 @@ def cost(program: Program, shares: Any, sizes: Any, steps: int) -> Cost:
 
 def _step_cost(role: Role) -> StepCost:
     """What the compiler says of a role's programs, for one member."""
-    flops, memory = [], []
-    for lowered in role.parts:
-        compiled = lowered.compile()
-        said: Any = compiled.cost_analysis() or {}
-        flops.append(said.get("flops"))
-        held: Any = compiled.memory_analysis()
-        memory.append(
-            held
-            and held.argument_size_in_bytes
-            + held.output_size_in_bytes
-            + held.temp_size_in_bytes
-            - held.alias_size_in_bytes
-        )
+    compiled: list[Any] = [lowered.compile() for lowered in role.parts]
+    flops = [(program.cost_analysis() or {}).get("flops") for program in compiled]
+    memory = [
+        held
+        and held.argument_size_in_bytes
+        + held.output_size_in_bytes
+        + held.temp_size_in_bytes
+        - held.alias_size_in_bytes
+        for held in (program.memory_analysis() for program in compiled)
+    ]
     return StepCost(
         None if None in flops else sum(flops) / role.members,
         None if None in memory else math.ceil(max(memory) / role.members),

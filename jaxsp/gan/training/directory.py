@@ -124,10 +124,9 @@ def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
     try:
         return dict(json.loads((workdir / CONFIG).read_text())["settings"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = ", ".join(name for name in _RUN_FILES if (workdir / name).exists())
         raise WorkdirError(
-            f"{workdir} holds {found or 'nothing'} but no readable {CONFIG}, so "
-            "there is no telling which run this is: choose another directory."
+            f"{workdir} holds no readable {CONFIG}, so there is no telling which run "
+            "this is: choose another directory."
         ) from None
 
 

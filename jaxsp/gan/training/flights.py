@@ -67,10 +67,9 @@ def first_not_finite(losses: np.ndarray) -> tuple[str, int] | None:
 
     None where all are finite. The step is counted from the first of these, which is 0.
     """
-    bad = ~np.isfinite(losses)
-    if not bad.any():
+    bad = np.argwhere(~np.isfinite(losses.swapaxes(0, 1)))
+    if not len(bad):
         return None
-    at = int(bad.any(axis=(0, 2)).argmax())
-    worker, player = np.argwhere(bad[:, at])[0]
+    at, worker, player = bad[0].tolist()
     name = ("generator", "discriminator")[player]
     return f"the {name} loss of worker {worker} is {losses[worker, at, player]}", at

@@ -24,7 +24,7 @@ from jaxsp.gan import data
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import checkpoint, inputs
 from jaxsp.gan.training.flights import Flights, first_not_finite
-from jaxsp.gan.training.records import ProgressBar, Recorder, draw_samples
+from jaxsp.gan.training.records import ProgressBar, Recorder, evaluator
 
 __all__ = ["Result", "TrainConfig", "TrainingDivergedError", "train"]
 
@@ -182,12 +182,7 @@ def train(
     shares, sizes = inputs.prepare(program, dataset, parts, alike)
     settings, free = _settings(program, config, shares, sizes)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-
-    def evaluate(x):
-        if score is None:
-            return {}
-        return score(draw_samples(program.gan, x, eval_key, config.eval_samples))
-
+    evaluate = evaluator(score, program.gan, eval_key, config.eval_samples)
     with contextlib.ExitStack() as stack:
         run = checkpoint.open_run(workdir, settings, free, resume, program, init_key)
         checkpoints, state, progress, restarted = stack.enter_context(run)
@@ -257,7 +252,6 @@ def _save(program, state, progress, checkpoints):
 
 def _settings(program, config, shares, sizes):
     """What must stay as it is when a run goes on, and what may change."""
-    free = {name: getattr(config, name) for name in ("steps", *_GRID)}
     settings = {
         **config.description,
         **program.settings,
@@ -268,4 +262,4 @@ def _settings(program, config, shares, sizes):
         "conditional": bool(program.gan.num_classes),
         "data_crc32": inputs.checksum(shares, sizes, program.workers),
     }
-    return settings, free
+    return settings, {name: getattr(config, name) for name in ("steps", *_GRID)}

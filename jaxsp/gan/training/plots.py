@@ -110,12 +110,10 @@ def plot_curves(
     """
     names = dict.fromkeys(name for record in records for name in record)
     scores = [name for name in names if name not in _NO_SCORES]
-    panels = 3 + len(scores)
-    columns = min(panels, 3)
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(4 * columns, 2.9 * rows), dpi=110, layout="constrained")
+    rows = 1 + math.ceil(len(scores) / 3)
+    figure = Figure(figsize=(12, 2.9 * rows), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    panel = iter(figure.subplots(rows, columns, squeeze=False).ravel())
+    panel = iter(figure.subplots(rows, 3).ravel())
 
     axes = next(panel)
     _curve(axes, records, "loss_generator", color=_BLUE, label="generator")

@@ -46,14 +46,6 @@ class Progress(NamedTuple):
             losses_steps=self.losses_steps + done,
         )
 
-    @property
-    def mean_losses(self) -> tuple[float | None, float | None]:
-        """Mean losses since the last line of metrics; None where there was no step."""
-        if not self.losses_steps:
-            return None, None
-        x, y = self.losses
-        return x / self.losses_steps, y / self.losses_steps
-
     def with_bits(self, bits: tuple[int | None, int | None]) -> "Progress":
         """The progress with what these workers have sent and received added."""
         total = (

@@ -30,7 +30,7 @@ from jaxsp.gan.training.progress import Progress
 __all__ = [
     "ProgressBar",
     "Recorder",
-    "draw_samples",
+    "evaluator",
     "keep_records",
     "read_metrics",
     "write_record",
@@ -107,12 +107,13 @@ class Recorder:
         another follows that has.
         """
         up, down = progress.with_bits(self._program.bits(state)).bits
-        x_loss, y_loss = (None, None) if restarted else progress.mean_losses
+        losses, count = progress.losses, progress.losses_steps
+        known = count > 0 and not restarted
         line = {
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
-            "loss_generator": x_loss,
-            "loss_discriminator": y_loss,
+            "loss_generator": losses[0] / count if known else None,
+            "loss_discriminator": losses[1] / count if known else None,
             "bits_up": up,
             "bits_down": down,
             "consensus_distance": self._program.consensus(state),
@@ -132,9 +133,8 @@ class Recorder:
         """The line, with scores and pictures of the generator `x`; whether to stop."""
         if x is not None:
             line |= {k: float(v) for k, v in self._evaluate(x).items()}
-        self.history.append(
-            write_record(self._workdir and self._workdir / _METRICS, line)
-        )
+        path = self._workdir and self._workdir / _METRICS
+        self.history.append(write_record(path, line))
         if "frechet_distance" in line:
             self.headline = {"FD": line["frechet_distance"]}
         enough = self._callback is not None and self._callback(dict(line))
@@ -157,14 +157,23 @@ class Recorder:
         plots.plot_curves(self.history, self._workdir / "curves.png", name)
 
 
-def draw_samples(gan: models.Gan, x: Any, key: jax.Array, count: int) -> np.ndarray:
-    """So many samples of a generator `x`, drawn in batches with latents from `key`."""
+def evaluator(
+    score: Callable[[Any], Mapping[str, float]] | None,
+    gan: models.Gan,
+    key: jax.Array,
+    count: int,
+) -> Callable[[Any], Mapping[str, float]]:
+    """What `score`, if any, says of `count` samples of a generator, as a function."""
     size = min(count, _SAMPLE_BATCH)
-    batches = [
-        np.asarray(_sample(gan, x, jax.random.fold_in(key, i), size))
-        for i in range(-(-count // size))
-    ]
-    return np.concatenate(batches)[:count]
+
+    def evaluate(x):
+        batches = [
+            np.asarray(_sample(gan, x, jax.random.fold_in(key, i), size))
+            for i in range(-(-count // size))
+        ]
+        return score(np.concatenate(batches)[:count])
+
+    return evaluate if score else lambda x: {}
 
 
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
