@@ -23,7 +23,7 @@ import optax
 import jaxsp
 from jaxsp.gan import data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import loop, plots
+from jaxsp.gan.training import loop, plots, records
 
 STEPS, EVERY, COUNT = 240, 10, 3
 
@@ -41,12 +41,10 @@ def run(directory, method):
     game = losses.non_saturating(gan)
     dp_oadam = jaxsp.methods.dp_oadam(1e-2, jaxsp.topology.ring(COUNT), axis_name=axis)
     served = md_gan.MDGan(adam, adam, batches_k=2, swap_every=7)
-    choices = {
-        "dp_oadam": lambda: step.program(gan, game, dp_oadam, workers, batch_size=8),
-        "md_gan": lambda: served.program(gan, game, workers, batch_size=8),
-    }
     result = loop.train(
-        choices[method](),
+        step.program(gan, game, dp_oadam, workers, batch_size=8)
+        if method == "dp_oadam"
+        else served.program(gan, game, workers, batch_size=8),
         few,
         partition.iid(few.train_labels, COUNT, seed=0),
         loop.TrainConfig(
@@ -82,16 +80,14 @@ def start(directory, method):
 def last_step(directory):
     """The last step in the metrics."""
     path = directory / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+    written = records.read_metrics(path) if path.exists() else []
+    return written[-1]["step"] if written else 0
 
 
 def last_checkpoint(directory):
     """The last checkpoint that is whole."""
-    steps = [
-        p.name for p in (directory / "checkpoints").glob("*") if p.name.isdecimal()
-    ]
-    return max(map(int, steps), default=0)
+    found = (directory / "checkpoints").glob("*")
+    return max((int(p.name) for p in found if p.name.isdecimal()), default=0)
 
 
 def main(root, method, kills, seed):

@@ -87,20 +87,18 @@ def score(samples):
 
 
 def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def assert_close(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
 
 def lines(path):
     """The metrics of a run without the time they took."""
-    records = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+    written = records.read_metrics(path / "metrics.jsonl")
+    return [record | {"seconds": None} for record in written]
 
 
 def contents(path):
@@ -219,14 +217,9 @@ def test_buffers_are_given_up_and_never_shared():
 def test_records_what_happened(fit_and_draw, tmp_path):
     seen = []
     result = fit_and_draw(score=score, callback=seen.append, workdir=tmp_path)
-    assert [r["step"] for r in result.history] == [0, 5, 10, 15, 20]
-    assert result.history == seen
-    assert result.history == [
-        json.loads(line)
-        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert result.step == 20
-    assert result.signal is None
+    assert [r["step"] for r in seen] == [0, 5, 10, 15, 20]
+    assert seen == result.history == records.read_metrics(tmp_path / "metrics.jsonl")
+    assert (result.step, result.signal) == (20, None)
     names = {"step", "seconds", "loss_generator", "loss_discriminator"}
     names |= {"bits_up", "bits_down", "consensus_distance"}
     scored = {"frechet_distance", "size"}
@@ -236,9 +229,8 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert 0.2 < seen[-1]["loss_generator"] < 2
     assert seen[0]["size"] == 600
     params = sum(x[0].size for x in jax.tree.leaves(result.state.params))
-    # Two neighbours on the ring, 32 bits a parameter.
-    assert [r["bits_up"] for r in seen] == [r["step"] * params * 64 for r in seen]
-    assert [r["bits_down"] for r in seen] == [r["step"] * params * 64 for r in seen]
+    for r in seen:  # two neighbours on the ring, 32 bits a parameter
+        assert r["bits_up"] == r["bits_down"] == r["step"] * params * 64
     assert seen[0]["consensus_distance"] < 1e-6
     assert seen[-1]["consensus_distance"] == pytest.approx(
         float(jaxsp.metrics.consensus_distance(result.state.params)), rel=1e-6
@@ -246,21 +238,14 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     seconds = [r["seconds"] for r in seen]
     assert seconds == sorted(seconds)
     pictures = {"curves.png", "partition.png", "samples.png", "samples_000000.png"}
-    assert {p.name for p in result.files} == {p.name for p in tmp_path.iterdir()}
-    assert {p.name for p in result.files} == pictures | {
-        "checkpoints",
-        "config.json",
-        "metrics.jsonl",
-    }
+    others = {"checkpoints", "config.json", "metrics.jsonl"}
+    assert set(os.listdir(tmp_path)) == pictures | others
+    assert {p.name for p in result.files} == pictures | others
     shown = {n: np.asarray(PIL.Image.open(tmp_path / n).convert("L")) for n in pictures}
     assert all(len(np.unique(picture)) > 20 for picture in shown.values())
     assert not np.array_equal(shown["samples.png"], shown["samples_000000.png"])
-    for mean, stacked in zip(
-        jax.tree.leaves(result.generator),
-        jax.tree.leaves(result.state.ema),
-        strict=True,
-    ):
-        np.testing.assert_allclose(mean, np.mean(stacked, axis=0), rtol=1e-6)
+    mean = jax.tree.map(lambda stacked: np.mean(stacked, axis=0), result.state.ema)
+    assert_close(result.generator, mean)
 
 
 def test_losses_are_means_since_the_line_before(fit):
@@ -278,8 +263,7 @@ def test_losses_are_means_since_the_line_before(fit):
 def test_without_a_directory_nothing_is_written(fit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     result = fit(config(steps=3))
-    assert list(tmp_path.iterdir()) == []
-    assert result.files == ()
+    assert os.listdir(tmp_path) == list(result.files) == []
     # There is a line at the end, whether or not its turn has come.
     assert [r["step"] for r in result.history] == [0, 3]
     assert capsys.readouterr() == ("", "")
@@ -288,12 +272,9 @@ def test_without_a_directory_nothing_is_written(fit, tmp_path, monkeypatch, caps
 def test_a_generator_that_stands_still_scores_the_same(fit):
     """Scores use the same latents every time; and what counts no bits may be used."""
     history = fit(config(steps=10), method=optax.set_to_zero(), score=score).history
-    first, last = history[0], history[-1]
-    assert last["frechet_distance"] == pytest.approx(
-        first["frechet_distance"], rel=1e-4
-    )
-    assert last["bits_up"] is None
-    assert last["bits_down"] is None
+    first, last = (record["frechet_distance"] for record in (history[0], history[-1]))
+    assert last == pytest.approx(first, rel=1e-4)
+    assert history[-1]["bits_up"] is history[-1]["bits_down"] is None
 
 
 # ------------------------------------------------------------------ the same numbers
@@ -316,35 +297,33 @@ def test_workers_on_devices_of_their_own_are_the_same_workers(fit):
         assert result.history[-1]["bits_up"] == virtual.history[-1]["bits_up"]
 
 
-@pytest.mark.parametrize("method", ["gossip", "four bits", "local steps"])
+def four_bits(axis):
+    compressor = jaxsp.compressors.scaled(jaxsp.compressors.quantize(4))
+    channel = jaxsp.channel(axis, compressor, key=jax.random.key(5))
+    return jaxsp.methods.dqgan_adam(1e-2, channel)
+
+
+BLOCKS = {
+    "gossip": lambda axis: jaxsp.methods.dp_oadam(
+        1e-2, jaxsp.topology.ring(6), axis_name=axis
+    ),
+    "four bits": four_bits,
+    "local steps": lambda axis: jaxsp.methods.local_extra_adam(1e-2, 3, axis),
+}
+
+
+@pytest.mark.parametrize("method", BLOCKS)
 def test_workers_in_blocks_are_the_same_workers(fit, mixture, method):
     """Six workers on three devices; to rounding, as the networks are of float32."""
     parts = partition.iid(mixture.train_labels, 6, seed=0)
-    states = []
+    results = []
     for devices in (1, 3):
         workers = jaxsp.Workers(6, jax.devices()[:devices])
-        axis = workers.axis_name
-        made = {
-            "gossip": lambda axis=axis: jaxsp.methods.dp_oadam(
-                1e-2, jaxsp.topology.ring(6), axis_name=axis
-            ),
-            "four bits": lambda axis=axis: jaxsp.methods.dqgan_adam(
-                1e-2,
-                jaxsp.channel(
-                    axis,
-                    jaxsp.compressors.scaled(jaxsp.compressors.quantize(4)),
-                    key=jax.random.key(5),
-                ),
-            ),
-            "local steps": lambda axis=axis: jaxsp.methods.local_extra_adam(
-                1e-2, 3, axis
-            ),
-        }[method]()
-        result = fit(config(steps=20), method=made, workers=workers, parts=parts)
-        states.append(result)
+        made = BLOCKS[method](workers.axis_name)
+        results.append(fit(method=made, workers=workers, parts=parts))
     assert workers.mode == "blocks"
-    assert_close(states[1].state, states[0].state)
-    bits = [[r["bits_up"] for r in result.history] for result in states]
+    assert_close(results[1].state, results[0].state)
+    bits = [[r["bits_up"] for r in result.history] for result in results]
     assert bits[0] == bits[1]
 
 
@@ -362,16 +341,11 @@ METHODS = {
 
 @pytest.mark.parametrize(
     ("method", "steps_per_call"),
-    [
-        ("dposg", 1),
-        ("dposg", 4),
-        ("rand_dp_oadam", 1),
-        ("extra_step_local_sgd", 1),
-    ],
+    [("dposg", 4), *((name, 1) for name in METHODS)],
 )
 def test_a_resumed_run_continues_bit_for_bit(fit, tmp_path, method, steps_per_call):
-    kwargs = {"method": METHODS[method], "score": score}
-    kwargs["steps_per_call"] = steps_per_call
+    kwargs = {"method": METHODS[method], "steps_per_call": steps_per_call}
+    kwargs["score"] = score
     whole = fit(workdir=tmp_path / "whole", **kwargs)
     parts = tmp_path / "parts"
     for steps in (7, 13, 20):  # neither recorded nor saved in the whole run
@@ -388,15 +362,11 @@ def test_lines_after_the_last_checkpoint_are_written_anew(fit, tmp_path):
     """As after SIGKILL: the metrics are ahead of the checkpoint."""
     fit(workdir=tmp_path / "whole", score=score)
 
-    class KilledError(Exception):
-        pass
-
     def kill(record):
-        if record["step"] == 15:
-            raise KilledError
+        return 1 / (15 - record["step"]) < 0
 
     killed = tmp_path / "killed"
-    with pytest.raises(KilledError):
+    with pytest.raises(ZeroDivisionError):
         fit(workdir=killed, score=score, callback=kill)
     assert lines(killed)[-1]["step"] == 15
     fit(workdir=killed, score=score, resume=True)
@@ -417,20 +387,16 @@ def test_a_finished_run_is_resumed_without_a_change(fit, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number):
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = tuple(map(signal.getsignal, (signal.SIGTERM, signal.SIGINT)))
 
     def stop(record):
         if record["step"] == 5:
             os.kill(os.getpid(), number)
 
     stopped = fit(workdir=tmp_path / "stopped", callback=stop)
-    assert stopped.signal == number
-    assert stopped.step == 5
+    assert (stopped.step, stopped.signal) == (5, number)
     assert (tmp_path / "stopped" / "checkpoints" / "5").is_dir()
-    assert handlers == (
-        signal.getsignal(signal.SIGTERM),
-        signal.getsignal(signal.SIGINT),
-    )
+    assert tuple(map(signal.getsignal, (signal.SIGTERM, signal.SIGINT))) == handlers
     resumed = fit(workdir=tmp_path / "stopped", resume=True)
     whole = fit(workdir=tmp_path / "whole")
     assert_same(resumed.state, whole.state)
@@ -523,11 +489,6 @@ def test_another_run_is_never_touched(fit, tmp_path, mixture):
     fit(config(steps=25, log_every=1, eval_every=3), workdir=tmp_path, resume=True)
 
 
-def test_resume_begins_where_there_is_nothing_to_resume(fit, tmp_path):
-    fresh = fit(config(steps=5), workdir=tmp_path / "new", resume=True)
-    assert fresh.step == 5
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -567,13 +528,10 @@ def test_bad_settings_are_refused(field, value):
 
 
 def other_workers(mixture, count):
-    """A method for `count` workers, and the data divided among them."""
+    """So many workers, the data divided among them, to go on with."""
     workers = jaxsp.Workers(count, jax.devices()[:1])
-    method = jaxsp.methods.dposg(
-        1e-2, jaxsp.topology.complete(count), axis_name=workers.axis_name
-    )
     parts = partition.iid(mixture.train_labels, count, seed=0)
-    return {"method": method, "workers": workers, "parts": parts}
+    return {"workers": workers, "parts": parts, "resume": True}
 
 
 def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
@@ -585,10 +543,11 @@ def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
     means = jax.tree.map(lambda x: np.asarray(x).mean(0), reported)
 
     two = other_workers(mixture, 2)
+    axis, complete = two["workers"].axis_name, jaxsp.topology.complete(2)
+    two["method"] = jaxsp.methods.dposg(1e-2, complete, axis_name=axis)
     stopped = fit(
-        config(steps=25, log_every=5),
+        config(steps=25),
         workdir=tmp_path,
-        resume=True,
         callback=lambda record: record["step"] == 20,
         **two,
     )
@@ -606,13 +565,10 @@ def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
 
     # Nothing was saved since: it goes on from the same mean again, and once there is a
     # checkpoint of two workers, bit for bit.
-    whole = fit(config(steps=35), workdir=tmp_path, resume=True, **two)
-    again = tmp_path / "again"
-    shutil.copytree(tmp_path / "checkpoints", again / "checkpoints")
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copy(tmp_path / name, again / name)
+    whole = fit(config(steps=35), workdir=tmp_path, **two)
+    again = shutil.copytree(tmp_path, tmp_path.with_name("again"))
     shutil.rmtree(again / "checkpoints" / "35")
-    same = fit(config(steps=35), workdir=again, resume=True, **two)
+    same = fit(config(steps=35), workdir=again, **two)
     assert_same(whole.state, same.state)
     assert lines(tmp_path) == lines(again)
     # Of going on that left no checkpoint no line is left either.
@@ -620,16 +576,8 @@ def test_other_workers_go_on_from_the_mean(fit, tmp_path, mixture, caplog):
     bits = [record["bits_up"] for record in whole.history]
     assert bits == sorted(bits)
     assert bits[-1] > said["bits_up"]
-    partition_of = json.loads((again / "config.json").read_text())["settings"]
-    assert partition_of["workers"] == 2
-    assert partition_of["conditional"] is False
-
-
-def test_the_same_workers_with_other_data_are_another_run(fit, tmp_path, mixture):
-    fit(config(steps=5), workdir=tmp_path)
-    other = partition.by_label(mixture.train_labels, COUNT)
-    with pytest.raises(checkpoint.WorkdirError, match="data_crc32"):
-        fit(config(steps=10), workdir=tmp_path, resume=True, parts=other)
+    settings = json.loads((again / "config.json").read_text())["settings"]
+    assert (settings["workers"], settings["conditional"]) == (2, False)
 
 
 def test_a_callback_can_end_it(fit, tmp_path):
@@ -734,11 +682,9 @@ def test_the_dead_do_not_come_back_with_other_workers(fit, tmp_path, mixture):
     one = fit(
         config(steps=8),
         method=md_gan.MDGan(sgd, sgd),
-        workers=jaxsp.Workers(1, jax.devices()[:1]),
-        parts=partition.iid(mixture.train_labels, 1, seed=0),
         workdir=tmp_path,
-        resume=True,
         callback=lambda record: record["step"] == 4,
+        **other_workers(mixture, 1),
     )
     first_alive = jax.tree.map(lambda leaf: leaf[1:2], three.state.params.y)
     assert_same(one.state.params.y, first_alive)
@@ -749,15 +695,12 @@ def test_an_md_gan_goes_on_with_other_workers(fit, tmp_path, mixture, caplog):
     adam = optax.adam(1e-2, b1=0.5)
     method = md_gan.MDGan(adam, adam, swap_every=3)
     three = fit(config(steps=4, log_every=4), method=method, workdir=tmp_path)
-    workers = jaxsp.Workers(5, jax.devices()[:1])
     five = fit(
         config(steps=8, log_every=4),
         method=method,
-        workers=workers,
-        parts=partition.iid(mixture.train_labels, 5, seed=0),
         workdir=tmp_path,
-        resume=True,
         callback=lambda record: record["step"] == 4,
+        **other_workers(mixture, 5),
     )
     assert "3 -> 5 workers" in caplog.text
     assert "one of the discriminators in turn" in caplog.text
