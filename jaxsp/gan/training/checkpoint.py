@@ -59,16 +59,15 @@ def open_run(
       WorkdirError: as `check_directory`; if not all processes see the directory; if the
         run is further than `steps`, or of other data, or the checkpoint is damaged.
     """
-    now = Progress(workers=program.workers.count, data_crc32=settings["data_crc32"])
+    # If these are others than those of a checkpoint, its summary is begun from.
+    workers = {name: settings[name] for name in ("workers", "data_crc32")}
     if workdir is None:
-        yield Checkpoints(None), program.init(key), now, None
+        yield Checkpoints(None), program.init(key), Progress(**workers), None
         return
     workdir, main = pathlib.Path(workdir), distributed.is_main()
     with distributed.raise_together():
         if main:
-            # Other workers go on from a summary.
-            of_workers = ("workers", "data_crc32")
-            directory.check_directory(workdir, settings, resume, of_workers)
+            directory.check_directory(workdir, settings, resume, tuple(workers))
             workdir.mkdir(parents=True, exist_ok=True)
     directory.check_shared(workdir)
     with distributed.raise_together():
@@ -76,12 +75,12 @@ def open_run(
             # First of all: without it nobody could tell whose the rest is.
             directory.write_config(workdir, settings, free)
     with Checkpoints(workdir) as checkpoints:
-        state, progress, restarted = program.init(key), now, None
+        state, progress, restarted = program.init(key), Progress(**workers), None
         step = checkpoints.latest
         distributed.check_same("train", {f"the last checkpoint in {workdir}": step})
         if step is not None:
             progress = checkpoints.progress(step)
-            same_workers = progress.workers == now.workers
+            same_workers = progress.workers == workers["workers"]
             with distributed.raise_together():
                 if step > free["steps"]:
                     raise WorkdirError(
@@ -89,19 +88,14 @@ def open_run(
                         f"has reached, got {free['steps']}."
                     )
                 if same_workers:
-                    saved = {"data_crc32": progress.data_crc32}
-                    directory.check_settings(workdir, settings, saved)
+                    directory.check_settings(workdir, workers, progress._asdict())
             if same_workers:
                 state = checkpoints.restore(step, state)
             else:
                 summary = checkpoints.summary(step, program.summary(state))
                 state = program.restart_from(summary, step)
-                restarted = f"{progress.workers} -> {now.workers} workers"
-                progress = progress._replace(
-                    bits_before=progress.bits,
-                    workers=now.workers,
-                    data_crc32=now.data_crc32,
-                )
+                restarted = f"{progress.workers} -> {workers['workers']} workers"
+                progress = progress._replace(bits_before=progress.bits, **workers)
         with distributed.raise_together():
             if main:
                 directory.write_config(workdir, settings, free)
@@ -112,12 +106,9 @@ def open_run(
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of one run: the last two, each whole.
+    """The checkpoints of one run: the last two, each whole; none without `workdir`.
 
     Over many processes all must make it, and call its methods, alike.
-
-    Args:
-      workdir: the run directory; None for a run that has no checkpoints.
     """
 
     def __init__(self, workdir: str | os.PathLike | None):
@@ -148,12 +139,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     def save(self, state: Any, summary: Any, progress: Progress) -> None:
         """Write a checkpoint and drop the oldest; returns when it is on disk.
 
-        Nothing is written where there is a checkpoint of this or a later step.
-
-        Args:
-          state: a pytree of arrays, wherever they are.
-          summary: a `program.Summary`, which can be read without knowing the state.
-          progress: how far the run has come.
+        The state is a pytree of arrays, wherever they are; its `program.Summary` can be
+        read without knowing it. Nothing is written where there is a checkpoint of this
+        or a later step.
         """
         note = {"progress": progress._asdict(), "layout": _layout(state)}
         self._manager.save(

@@ -21,11 +21,8 @@ _SECONDS_IN_FLIGHT = 0.5
 class Flights:
     """Calls of a program's step that are in flight together.
 
-    Args:
-      program: what is run.
-      data: shares and sizes, on the workers' devices.
-      key: what all randomness of the steps follows from.
-      signals: what ends training.
+    All randomness of the steps follows from `key`; `data` are shares and sizes, on the
+    workers' devices; `signals` end training.
     """
 
     def __init__(self, program, data, key, signals):

@@ -46,15 +46,9 @@ class Recorder:
 
     Over many processes all must call its methods.
 
-    Args:
-      program: what is trained.
-      dataset: what is learned.
-      key: what shown samples are drawn from, the same every time.
-      evaluate: `evaluate(x)`, the scores by name of a generator.
-      callback: as in `train`.
-      workdir: the directory of the run, or None.
-      start: the step at which training begins. Of a file that is there, records that
-        are later are removed.
+    Shown samples are drawn from `key`, the same every time; `evaluate(x)` are the
+    scores by name of a generator. Training begins at step `start`: later records in the
+    file in `workdir`, if any, are removed.
 
     Attributes:
       history: all records; none but in process 0.
@@ -182,10 +176,9 @@ _sample = jax.jit(models.sample, static_argnums=(0, 3))
 def write_record(
     path: pathlib.Path | None, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Append a record to a file, if any, as one line.
+    """Append a record to a file, if any, as one line; the record as it can be read.
 
-    Returns:
-      The record as it can be read: numbers that are not finite have become None.
+    Numbers that are not finite become null.
     """
     line = _line(record)
     if path is not None:
@@ -223,12 +216,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """A progress bar on standard error: on a terminal a bar, elsewhere lines.
+    """Progress from step `start` to `total` on standard error, if `enabled`.
 
-    Args:
-      total: the step at which training ends.
-      start: the step at which it begins.
-      enabled: whether to show anything.
+    On a terminal it is a bar, elsewhere a line now and then.
     """
 
     def __init__(self, total: int, start: int = 0, enabled: bool = True):
