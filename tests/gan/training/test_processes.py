@@ -15,22 +15,17 @@ from processes import gan_train, start
 
 import jaxsp
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import plots
+from jaxsp.gan.training import plots, records
 
 COUNT = gan_train.COUNT
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly():
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in [
-            (plots, "plot_samples"),
-            (plots, "plot_curves"),
-            (partition, "plot"),
-        ]:
-            patch.setattr(module, name, getattr(module, name))  # to be put back
-        gan_train.quickly()
-        yield
+    kept = plots.plot_samples, plots.plot_curves, partition.plot
+    gan_train.quickly()
+    yield
+    plots.plot_samples, plots.plot_curves, partition.plot = kept
 
 
 @functools.cache
@@ -48,17 +43,17 @@ def expected(method, count=COUNT, config=gan_train.CONFIG):
 def four(quickly, tmp_path_factory):
     """What four processes saw, and the states that they came to."""
     path = tmp_path_factory.mktemp("gan")
-    for name, count in (("begun_by_one", COUNT), ("begun_by_two", 2)):
-        config = {"config": gan_train.HALF, "workdir": path / name}
-        gan_train.fit(gan_train.gossip, virtual(count), **config)
+    for name, method, count in (
+        ("begun_by_one", gan_train.gossip, COUNT),
+        ("begun_by_two", gan_train.gossip, 2),
+        ("served_by_one", gan_train.served, COUNT - 1),
+    ):
+        half = {"config": gan_train.HALF, "workdir": path / name}
+        gan_train.fit(method, virtual(count), **half)
     shutil.copytree(path / "begun_by_two", path / "to_restart")
-    config = {"config": gan_train.HALF, "workdir": path / "served_by_one"}
-    gan_train.fit(gan_train.served, virtual(COUNT - 1), **config)
     code, output = start.launch(4, "gan_train.py", path)
     assert code == 0, output
-    saw = [
-        json.loads((path / f"saw-{process}.json").read_text()) for process in (range(4))
-    ]
+    saw = [json.loads((path / f"saw-{i}.json").read_text()) for i in range(4)]
     states: dict[str, list] = {}
     with np.load(path / "states.npz") as file:
         for name in file.files:
@@ -115,34 +110,25 @@ def test_process_0_alone_records(four):
 
 def test_what_one_process_saved_goes_on_in_four(four):
     half = expected(gan_train.gossip, config=gan_train.HALF)
-    for found, leaf in zip(
-        four.states["half_begun_by_one"],
-        gan_train.everything(virtual(COUNT), half)[
-            : -len(jax.tree.leaves(half.generator))
-        ],
-        strict=False,
-    ):
+    wanted = jax.tree.leaves(virtual(COUNT).fetch(half.state))
+    for found, leaf in zip(four.states["half_begun_by_one"], wanted, strict=False):
         np.testing.assert_array_equal(found, leaf)
-    assert_close(four.states["begun_by_one"], expected(gan_train.gossip))
-    lines = (four.path / "begun_by_one" / "metrics.jsonl").read_text().splitlines()
-    assert_same_lines(
-        [json.loads(line) for line in lines], expected(gan_train.gossip).history
-    )
+    whole = expected(gan_train.gossip)
+    assert_close(four.states["begun_by_one"], whole)
+    metrics = four.path / "begun_by_one" / "metrics.jsonl"
+    assert_same_lines(records.read_metrics(metrics), whole.history)
 
 
 def test_what_four_processes_saved_goes_on_in_one(four):
+    workers = virtual(COUNT)
     kwargs = {"workdir": four.path / "begun_by_many", "resume": True}
-    half = gan_train.fit(
-        gan_train.gossip, virtual(COUNT), config=gan_train.HALF, **kwargs
-    )
-    state = jax.tree.leaves(virtual(COUNT).fetch(half.state))
+    half = gan_train.fit(gan_train.gossip, workers, config=gan_train.HALF, **kwargs)
+    state = jax.tree.leaves(workers.fetch(half.state))
     for found, leaf in zip(four.states["half"], state, strict=False):
         np.testing.assert_array_equal(found, leaf)
     assert half.step == 6
-    whole = gan_train.fit(gan_train.gossip, virtual(COUNT), **kwargs)
-    assert_close(
-        gan_train.everything(virtual(COUNT), whole), expected(gan_train.gossip)
-    )
+    whole = gan_train.fit(gan_train.gossip, workers, **kwargs)
+    assert_close(gan_train.everything(workers, whole), expected(gan_train.gossip))
     assert_same_lines(whole.history, expected(gan_train.gossip).history)
 
 
