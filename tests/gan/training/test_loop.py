@@ -108,7 +108,7 @@ def contents(path):
 # ------------------------------------------------------------------ one step
 
 
-def probe_step(operators, batch_size=4, **kwargs):
+def probe_step(operators, **kwargs):
     """A step whose update is what `operators` makes of the two fields it is given.
 
     The game is x·(mean of the batch), y·(mean of the batch), so that the field at any
@@ -129,8 +129,7 @@ def probe_step(operators, batch_size=4, **kwargs):
         opt_state=optax.EmptyState(),
         ema=jnp.zeros((COUNT, 2)),
     )
-    kwargs = {"batch_size": batch_size, **kwargs}
-    return step.make_step(game, method, WORKERS, **kwargs), start
+    return step.make_step(game, method, WORKERS, batch_size=4, **kwargs), start
 
 
 def test_each_worker_draws_two_fresh_batches_from_its_own_share():
@@ -145,10 +144,9 @@ def test_each_worker_draws_two_fresh_batches_from_its_own_share():
     for _ in range(3):
         state, _ = run(state, shares, sizes, jax.random.key(0), 1)
         after = jax.tree.map(np.array, state.params)
-        moved = jax.tree.map(lambda a, b: a - b, after, before)
-        np.testing.assert_allclose(moved.x[:, 0], [0, 1, 2], atol=1e-5)
-        np.testing.assert_allclose(moved.y[:, 0], [0, 1, 2], atol=1e-5)
-        drawn += [*moved.x[:2, 1], *moved.y[:2, 1]]
+        for moved in (after.x - before.x, after.y - before.y):
+            np.testing.assert_allclose(moved[:, 0], [0, 1, 2], atol=1e-5)
+            drawn += [*moved[:2, 1]]
         before = after
     assert np.abs(after.x).max() < 1e3
     # Workers, first and second batch, and steps all draw differently.
@@ -178,17 +176,15 @@ def test_the_second_gradient_costs_nothing_where_it_is_not_used():
 
     counting = losses.Losses(*map(counted, LOSSES))
     shares, sizes = jnp.zeros((COUNT, 20, 2)), jnp.full(COUNT, 20)
-    calls = {}
-    for name, method in {
-        "one": jaxsp.methods.cp_oadam(1e-2, AXIS),
-        "two": jaxsp.methods.extra_step(1e-2, AXIS),
-    }.items():
+    for method, calls in (
+        (jaxsp.methods.cp_oadam(1e-2, AXIS), 2),
+        (jaxsp.methods.extra_step(1e-2, AXIS), 4),
+    ):
         state = step.init_state(GAN, method, WORKERS, jax.random.key(0))
         traced.clear()
         run = step.make_step(counting, method, WORKERS, batch_size=4)
         jax.eval_shape(run, state, shares, sizes, jax.random.key(0), 1)
-        calls[name] = len(traced)
-    assert calls == {"one": 2, "two": 4}
+        assert len(traced) == calls
 
 
 def test_buffers_are_given_up_and_never_shared():
@@ -436,15 +432,17 @@ def failing_at(update):
 
 
 @pytest.mark.parametrize(
-    ("every", "found", "last"),
+    ("grid", "found", "last"),
     [
         # Update 6 spoils the parameters of step 7; the loss is seen to be NaN at 8.
-        (4, r"generator loss of worker 0 is nan at step 8", 4),
-        (7, r"a parameter is not finite at step 7", 0),
+        ({"checkpoint_every": 4}, "generator loss of worker 0 is nan at step 8", 4),
+        ({"checkpoint_every": 7}, "a parameter is not finite at step 7", 0),
+        ({"log_every": 7}, "a parameter is not finite at step 7", 0),
     ],
 )
-def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, every, found, last):
-    settings = config(checkpoint_every=every, log_every=100, eval_every=100)
+def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, grid, found, last):
+    rare = {"checkpoint_every": 100, "log_every": 100, "eval_every": 100}
+    settings = config(**rare | grid)
     with pytest.raises(loop.TrainingDivergedError, match=found) as caught:
         fit(settings, method=failing_at(6), workdir=tmp_path, score=score)
     assert caught.value.checkpoint == tmp_path / "checkpoints" / str(last)
@@ -607,29 +605,25 @@ def test_the_second_gradient_may_be_on_the_first_sample():
     assert not np.any(state.params.y)
 
 
-def test_a_conditional_gan_is_given_images_with_their_classes(mixture, tmp_path):
+def test_a_conditional_gan_is_given_images_with_their_classes(fit, mixture, tmp_path):
     """The batch's labels are those of its images: here the mode tells the angle."""
     gan = models.mlp((2,), latent_size=12, width=8, depth=1, num_classes=8)
-    angles = mixture.centers
-    workers = jaxsp.Workers(2, jax.devices()[:1])
 
     def wrong(x, y, batch, key):
         points, labels = batch
-        far = jnp.linalg.norm(points - jnp.asarray(angles)[labels], axis=-1).max()
+        far = jnp.linalg.norm(
+            points - jnp.asarray(mixture.centers)[labels], axis=-1
+        ).max()
         return far + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves((x, y)))
 
-    method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
-    parts = partition.iid(mixture.train_labels, 2, seed=0)
-    settings = config(steps=2, log_every=1, eval_every=10)
-    program = program_of(method, workers, gan, losses.Losses(wrong, wrong))
-    result = loop.train(program, mixture, parts, settings, workdir=tmp_path)
+    settings, game = config(steps=2, log_every=1), losses.Losses(wrong, wrong)
+    result = fit(settings, gan=gan, game=game, workdir=tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["settings"]["conditional"] is True  # its scores depend on it
     assert 0 < result.history[-1]["loss_generator"] < 6 * mixture.std
     other = models.mlp((2,), latent_size=12, width=8, num_classes=5)
-    program = program_of(method, workers, other)
     with pytest.raises(ValueError, match=r"conditional on 5 classes.*has 8"):
-        loop.train(program, mixture, parts, settings)
+        fit(gan=other, game=losses.non_saturating(other))
 
 
 def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch):
