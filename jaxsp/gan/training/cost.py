@@ -121,14 +121,14 @@ def cost(program: Program, shares: Any, sizes: Any, steps: int) -> Cost:
 def _step_cost(role: Role) -> StepCost:
     """What the compiler says of a role's programs, for one member."""
     compiled: list[Any] = [lowered.compile() for lowered in role.parts]
-    flops = [(program.cost_analysis() or {}).get("flops") for program in compiled]
+    flops: list[Any] = [(p.cost_analysis() or {}).get("flops") for p in compiled]
     memory = [
         held
         and held.argument_size_in_bytes
         + held.output_size_in_bytes
         + held.temp_size_in_bytes
         - held.alias_size_in_bytes
-        for held in (program.memory_analysis() for program in compiled)
+        for held in (p.memory_analysis() for p in compiled)
     ]
     return StepCost(
         None if None in flops else sum(flops) / role.members,

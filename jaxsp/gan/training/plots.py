@@ -172,7 +172,7 @@ def plot_comparison(
         ),
         "seconds of training": lambda r: r["seconds"],
     }
-    styles = dict(zip(runs, itertools.cycle(_STYLES), strict=False))
+    styles: dict[str, Any] = dict(zip(runs, itertools.cycle(_STYLES), strict=False))
     figure = Figure(
         figsize=(13, 0.8 + 3.4 * len(scores)), dpi=110, layout="constrained"
     )

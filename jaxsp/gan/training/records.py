@@ -133,10 +133,10 @@ class Recorder:
             self.headline = {"FD": line["frechet_distance"]}
         enough = self._callback is not None and self._callback(dict(line))
         if x is not None and self._workdir is not None:
-            self._draw_pictures(line["step"], x)
+            self._draw_pictures(self._workdir, line["step"], x)
         return bool(enough)
 
-    def _draw_pictures(self, step, x):
+    def _draw_pictures(self, directory, step, x):
         gan, name = self._program.gan, self._dataset.name
         points = len(gan.sample_shape) == 1
         count, labels = 1000 if points else _GRID, None
@@ -147,8 +147,8 @@ class Recorder:
         below = np.asarray(self._dataset.train[:2000]) if points else None
         for file in ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]:
             title = f"{name}, step {step}"
-            plots.plot_samples(shown, self._workdir / file, below, title)
-        plots.plot_curves(self.history, self._workdir / "curves.png", name)
+            plots.plot_samples(shown, directory / file, below, title)
+        plots.plot_curves(self.history, directory / "curves.png", name)
 
 
 def evaluator(
@@ -159,6 +159,8 @@ def evaluator(
 ) -> Callable[[Any], Mapping[str, float]]:
     """What `score`, if any, says of `count` samples of a generator, as a function."""
     size = min(count, _SAMPLE_BATCH)
+    if score is None:
+        return lambda x: {}
 
     def evaluate(x):
         batches = [
@@ -167,7 +169,7 @@ def evaluator(
         ]
         return score(np.concatenate(batches)[:count])
 
-    return evaluate if score else lambda x: {}
+    return evaluate
 
 
 _sample = jax.jit(models.sample, static_argnums=(0, 3))
