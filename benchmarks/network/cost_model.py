@@ -1,11 +1,11 @@
-"""What a step costs on other networks and with more workers: a model with two numbers.
+r"""What a step costs on other networks and with more workers: a model with two numbers.
 
     python benchmarks/network/measure.py --output=network.json
     python benchmarks/network/cost_model.py network.json [--plot=cost.png]
 
 Hockney's model: a step takes
 
-    t = α · rounds + β · bytes + compute,
+$$t = \alpha \cdot \text{rounds} + \beta \cdot \text{bytes} + \text{compute},$$
 
 where `rounds` are the messages that a worker sends one after the other, known from the
 schedules, `bytes` those through the busiest link and direction, as jaxsp counts them,
@@ -20,7 +20,6 @@ References:
   Computing 20, 1994.
 """
 
-import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -28,14 +27,17 @@ from typing import Any, NamedTuple
 
 import namespaces
 import numpy as np
+from common import command_line, print_table, save
 from methods import BESIDES, LATENCY, METHODS, Cost, cost
-from report import table
 from scipy.optimize import linprog
 
-__all__ = ["Fit", "Net", "check", "extrapolate", "fit", "main", "plot"]
+__all__ = ["Fit", "check", "extrapolate", "fit", "main", "plot"]
 
+RATE = "100mbit"  # to fit at
 HELD_OUT = ("one-way ring", "sync every 8", "quantize 4 bits", "top-k 1 %")
 WORKERS = (8, 16, 32, 64, 128, 256, 512, 1000)
+# Rates, and milliseconds that a message takes longer than where α was measured.
+NETWORKS = (("100mbit", 0), ("10mbit", 0), ("1gbit", 0), ("100mbit", 20))
 
 
 class Fit(NamedTuple):
@@ -50,25 +52,23 @@ class Fit(NamedTuple):
     overhead: float
 
     def step(
-        self, cost: Cost, rate: float, compute: float, latency: float = 0.0
+        self, cost: Cost, rate: str, compute: float, latency: float = 0.0
     ) -> float:
-        """Seconds a step takes.
+        """Milliseconds a step takes.
 
         Args:
           cost: of the step.
-          rate: of the links, in bits a second.
+          rate: of the links, as `tc` writes it.
           compute: seconds of the step that are no communication.
-          latency: seconds that a message takes longer than where α was measured.
-
-        Returns:
-          t.
+          latency: milliseconds that a message takes longer than where α was measured.
 
         Example:
-          >>> print(Fit(0.001, 1.0).step(Cost(6, 6e6), 1e8, 0.01))
-          0.496
+          >>> print(Fit(0.001, 1.0).step(Cost(6, 6e6), "100mbit", 0.01))
+          496.0
         """
-        beta = self.overhead * 8 / rate
-        return (self.alpha + latency) * cost.rounds + beta * cost.bytes + compute
+        beta = self.overhead * 8 / namespaces.parse_rate(rate)
+        rounds = (self.alpha + latency / 1e3) * cost.rounds
+        return 1e3 * (rounds + beta * cost.bytes + compute)
 
 
 # ------------------------------------------------------------------ fit and check
@@ -87,30 +87,27 @@ def _compute(result):
             f"measured must have the method {LATENCY!r} without a limit, got "
             f"{', '.join(free) or 'none'}: run measure.py with it among --methods."
         )
-    setting = result["processes"], result["parameters"]
-    a_round = free[LATENCY] / cost(LATENCY, *setting).rounds
-    return {
-        name: max(seconds - a_round * cost(name, *setting).rounds, 0.0)
-        for name, seconds in free.items()
+    rounds = {
+        name: cost(name, result["processes"], result["parameters"]).rounds
+        for name in free
     }
+    a_round = free[LATENCY] / rounds[LATENCY]
+    return {name: max(free[name] - a_round * rounds[name], 0.0) for name in free}
 
 
 def _rows(result):
-    """(point, cost, rate, compute) of every point at a rate."""
+    """(point, whether it is to be fitted, cost, compute) of every point at a rate."""
     compute = _compute(result)
-    rows = []
     for point in result["points"]:
         name, rate = point["method"], point["rate"]
-        if rate == "none" or name not in compute:
-            continue
-        rounds = cost(name, result["processes"], result["parameters"]).rounds
-        measured = Cost(rounds, point["accounted_bytes"])
-        bits = namespaces.parse_rate(rate)
-        rows.append((point, measured, bits, compute[name]))
-    return rows
+        if rate != "none" and name in compute:
+            rounds = cost(name, result["processes"], result["parameters"]).rounds
+            measured = Cost(rounds, point["accounted_bytes"])
+            fitted = rate == RATE and name not in HELD_OUT
+            yield point, fitted, measured, compute[name]
 
 
-def fit(result: dict[str, Any], rate: str, held_out: Sequence[str] = HELD_OUT) -> Fit:
+def fit(result: dict[str, Any]) -> Fit:
     """Fit α and β to the points of some methods at one rate.
 
     Least absolute relative errors of the step: a point that something else on the
@@ -118,31 +115,23 @@ def fit(result: dict[str, Any], rate: str, held_out: Sequence[str] = HELD_OUT) -
 
     Args:
       result: what `measure.measure` returns.
-      rate: whose points to take.
-      held_out: methods to leave for `check`.
-
-    Returns:
-      The fit.
 
     Raises:
       ValueError: if fewer than two points are left, or they do not tell α from β, or
         the method "latency" was not measured.
     """
-    rows = [
-        row
-        for row in _rows(result)
-        if row[0]["rate"] == rate and row[0]["method"] not in held_out
-    ]
     left, right = [], []
-    for point, measured, bits, compute in rows:
-        seconds = point["step_ms"] / 1e3
-        left.append([measured.rounds / seconds, measured.bytes * 8 / bits / seconds])
-        right.append((seconds - compute) / seconds)
-    if len(rows) < 2 or np.linalg.matrix_rank(left) < 2:
+    for point, fitted, measured, compute in _rows(result):
+        if fitted:
+            seconds = point["step_ms"] / 1e3
+            wire = measured.bytes * 8 / namespaces.parse_rate(RATE)
+            left.append([measured.rounds / seconds, wire / seconds])
+            right.append((seconds - compute) / seconds)
+    if len(left) < 2 or np.linalg.matrix_rank(left) < 2:
         raise ValueError(
-            "rate must have points of at least two methods that are not held out and "
-            f"are unlike, got {len(rows)} at {rate!r}: run measure.py with "
-            f"--rate={rate} and more methods."
+            "measured must have points of at least two methods that are not held out "
+            f"and are unlike, got {len(left)} at {RATE!r}: run measure.py with "
+            f"--rate={RATE} and more methods."
         )
     return Fit(*map(float, _least_absolute(np.array(left), np.array(right))))
 
@@ -161,54 +150,33 @@ def _least_absolute(left, right):
     return found.x[:2]
 
 
-def check(
-    result: dict[str, Any], model: Fit, rate: str, held_out: Sequence[str] = HELD_OUT
-) -> list[dict[str, Any]]:
+def check(result: dict[str, Any], model: Fit) -> list[dict[str, Any]]:
     """The model's step beside the measured one, for every point at a rate.
 
     Args:
       result: what `measure.measure` returns.
       model: the fit.
-      rate: at which it was fitted.
-      held_out: methods that were left out.
 
     Returns:
       For each point `method`, `rate`, `fitted` (whether it was used for the fit),
       `measured_ms`, `model_ms` and `error`, (model - measured) / measured.
     """
     rows = []
-    for point, measured, bits, compute in _rows(result):
-        model_ms = 1e3 * model.step(measured, bits, compute)
-        rows.append(
-            {
-                "method": point["method"],
-                "rate": point["rate"],
-                "fitted": point["rate"] == rate and point["method"] not in held_out,
-                "measured_ms": point["step_ms"],
-                "model_ms": model_ms,
-                "error": model_ms / point["step_ms"] - 1,
-            }
-        )
+    for point, fitted, measured, compute in _rows(result):
+        row = {"method": point["method"], "rate": point["rate"], "fitted": fitted}
+        row["measured_ms"] = point["step_ms"]
+        row["model_ms"] = model.step(measured, point["rate"], compute)
+        row["error"] = row["model_ms"] / row["measured_ms"] - 1
+        rows.append(row)
     return rows
 
 
-class Net(NamedTuple):
-    """A network to extrapolate to.
-
-    Attributes:
-      rate: as `tc` writes it.
-      latency: milliseconds that a message takes longer than where α was measured.
-    """
-
-    rate: str
-    latency: float
-
-    def __str__(self) -> str:
-        return f"{self.rate}, +{self.latency:g} ms" if self.latency else self.rate
-
-
 def extrapolate(
-    result: dict[str, Any], model: Fit, net: Net, counts: Sequence[int] = WORKERS
+    result: dict[str, Any],
+    model: Fit,
+    rate: str,
+    latency: float,
+    counts: Sequence[int],
 ) -> dict[str, list[float]]:
     """Milliseconds of a step of each method with other numbers of workers.
 
@@ -218,25 +186,23 @@ def extrapolate(
     Args:
       result: what `measure.measure` returns.
       model: the fit.
-      net: the network.
+      rate: of the network, as of `Fit.step`.
+      latency: likewise.
       counts: numbers of workers.
 
     Returns:
       For each method its times, one a count.
     """
-    rate, parameters = namespaces.parse_rate(net.rate), result["parameters"]
     found = {}
     for name, compute in _compute(result).items():
-        if name == LATENCY:
-            continue
-        found[name] = []
-        for count in counts:
-            once = cost(name, count, parameters)
-            if name in BESIDES:
-                whole = np.array(cost("all-reduce", count, parameters))
-                once = Cost(*(once + whole / BESIDES[name]))
-            seconds = model.step(once, rate, compute, net.latency / 1e3)
-            found[name].append(1e3 * seconds)
+        if name != LATENCY:
+            found[name] = []
+            for count in counts:
+                once = cost(name, count, result["parameters"])
+                if name in BESIDES:
+                    whole = np.array(cost("all-reduce", count, result["parameters"]))
+                    once = Cost(*(once + whole / BESIDES[name]))
+                found[name].append(model.step(once, rate, compute, latency))
     return found
 
 
@@ -253,83 +219,56 @@ def plot(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(tables), 4.8))
-    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)
+    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     colours, styles = colormaps["tab20"], ("-", "--", ":")
-    for axis, (title, lines) in zip(axes[0], tables.items(), strict=True):
+    for axis, (title, lines) in zip(axes, tables.items(), strict=True):
         for i, (name, times) in enumerate(lines.items()):
             axis.plot(counts, times, styles[i % 3], color=colours(i), label=name)
         axis.set(xscale="log", yscale="log", title=title, xlabel="workers")
-        axis.set_xticks(counts, [str(n) for n in counts], rotation=60)
+        axis.set_xticks(counts, map(str, counts), rotation=60)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("step, milliseconds (model)")
-    handles, names = axes[0][0].get_legend_handles_labels()
+    axes[0].set_ylabel("step, milliseconds (model)")
+    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncol=4, frameon=False)
     figure.tight_layout(rect=(0, 0.17, 1, 1))
-    figure.savefig(path, dpi=110)
-
-
-def _nets(text):
-    nets = []
-    for part in text.split(","):
-        rate, _, latency = part.partition("+")
-        namespaces.parse_rate(rate)
-        try:
-            nets.append(Net(rate, float(latency.removesuffix("ms") or 0)))
-        except ValueError:
-            raise ValueError(
-                f"networks must be like 100mbit or 100mbit+20ms, got {part!r}."
-            ) from None
-    return nets
+    save(figure, path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("measured", type=pathlib.Path, help="JSON of measure.py")
-    parser.add_argument("--fit", default="100mbit", help="the rate to fit at")
-    parser.add_argument("--hold_out", default=",".join(HELD_OUT), help="methods")
-    parser.add_argument(
-        "--networks",
-        default="100mbit,10mbit,1gbit,100mbit+20ms",
-        help="to extrapolate to: rates, and milliseconds of latency on top",
-    )
-    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--plot", type=pathlib.Path, help="write the plot as PNG")
     flags = parser.parse_args(argv)
     result = json.loads(flags.measured.read_text())
-    held_out = flags.hold_out.split(",")
     try:
-        model = fit(result, flags.fit, held_out)
-        nets = _nets(flags.networks)
+        model = fit(result)
     except ValueError as error:
         parser.error(str(error))
     print(f"α = {1e3 * model.alpha:.2f} ms a round, β·rate = {model.overhead:.3f}\n")
-    rows = check(result, model, flags.fit, held_out)
-    cells = [
-        [
-            row["method"],
-            row["rate"],
-            "fit" if row["fitted"] else "check",
-            f"{row['measured_ms']:,.1f}",
-            f"{row['model_ms']:,.1f}",
-            f"{100 * row['error']:+.1f} %",
-        ]
-        for row in rows
-    ]
-    print(table(["method", "rate", "used to", "ms", "model ms", "error"], cells))
-    errors = [abs(row["error"]) for row in rows if not row["fitted"]]
-    if errors:
+    rows, cells = check(result, model), []
+    for row in rows:
+        ms = [f"{row[which]:,.1f}" for which in ("measured_ms", "model_ms")]
+        used = "fit" if row["fitted"] else "check"
+        cells.append(
+            [row["method"], row["rate"], used, *ms, f"{100 * row['error']:+.1f} %"]
+        )
+    print_table(["method", "rate", "used to", "ms", "model ms", "error"], cells)
+    if errors := [abs(row["error"]) for row in rows if not row["fitted"]]:
         print(
             f"\nOf {len(errors)} points not fitted: median error "
             f"{100 * np.median(errors):.1f} %, largest {100 * max(errors):.1f} %."
         )
-    tables = {str(n): extrapolate(result, model, n, flags.workers) for n in nets}
-    for title, lines in tables.items():
+    tables = {}
+    for rate, latency in NETWORKS:
+        title = f"{rate}, +{latency} ms" if latency else rate
+        tables[title] = extrapolate(result, model, rate, latency, WORKERS)
         print(f"\nModel, milliseconds a step, {title}:\n")
-        cells = [[k, *(f"{ms:,.0f}" for ms in times)] for k, times in lines.items()]
-        print(table(["workers", *map(str, flags.workers)], cells))
+        lines = tables[title].items()
+        cells = ([name, *(f"{ms:,.0f}" for ms in times)] for name, times in lines)
+        print_table(["workers", *map(str, WORKERS)], cells)
     if flags.plot is not None:
-        plot(tables, flags.workers, flags.plot)
+        plot(tables, WORKERS, flags.plot)
 
 
 if __name__ == "__main__":

@@ -8,163 +8,182 @@ from the kernel's counters; beside them stand the bits that jaxsp counts, and th
 time they could take: bits / rate, for the busiest process and direction. The first run,
 "none", has the same links without limits: what a step takes beside the network.
 
-That needs root on Linux. Elsewhere processes talk over the machine's own loopback,
-which is not throttled, and nothing but the step times is measured.
+That needs root on Linux. With `--loopback` processes talk over the machine's own
+loopback, which is not throttled, and nothing but the step times is measured.
 """
 
 import argparse
-import dataclasses
+import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
-import socket
+import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any
 
-import children
 import methods
 import namespaces
-import report
+import numpy as np
 import worker
-from task import Task
+from common import command_line, print_table
 
 from jaxsp.gan.files import replacing
 
-__all__ = ["METHODS", "main", "measure"]
+__all__ = ["METHODS", "main", "measure", "print_result", "summary"]
 
-PORT = 29_400
 METHODS = (*methods.METHODS, *worker.GANS)
-WORKER = pathlib.Path(worker.__file__)
 
 
-def measure(
-    task: Task,
-    rates: Sequence[str],
-    mtu: int = 1500,
-    tcp: str = "reno",
-    loopback: bool = False,
-) -> dict[str, Any]:
-    """Measure methods at some rates.
-
-    Args:
-      task: what each process does; what differs between processes and rates is set
-        here.
-      rates: as `tc` writes them; `"none"` for links without limits.
-      mtu: the largest packet, in bytes.
-      tcp: the congestion control.
-      loopback: talk over the machine's loopback, without namespaces; `rates` are then
-        not used.
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the flags say.
 
     Returns:
-      The setting, and `points`, one for each rate and method, as `report.summary` makes
-      them.
+      The setting, and `points`, one for each rate and method, as `summary` makes them.
 
     Raises:
-      ValueError: if an argument is not of the above.
-      RuntimeError: if the network cannot be made, or a process fails.
+      ValueError: if a rate is none of `tc`.
+      RuntimeError: if the network cannot be made.
     """
-    unknown = [name for name in task.methods if name not in METHODS]
-    if unknown or not task.methods:
-        raise ValueError(
-            f"methods must be some of {', '.join(METHODS)}, got "
-            f"{', '.join(unknown) or 'none'}."
-        )
-    least = {"num_processes": 2, "parameters": 1, "steps": 1, "seconds": 0}
-    for name, minimum in least.items():
-        if (value := getattr(task, name)) < minimum:
-            name = name.removeprefix("num_")
-            raise ValueError(f"{name} must be at least {minimum}, got {value}.")
-    limits = {
-        rate: None if rate == "none" else namespaces.parse_rate(rate) for rate in rates
-    }
-    network = namespaces.Network(task.num_processes, None, mtu, tcp)
+    limits: dict[str, float | None] = {"none": None}
     result = {
-        "machine": report.machine(),
-        "throttled": not loopback,
-        "processes": task.num_processes,
-        "parameters": task.parameters,
-        "mtu": None if loopback else mtu,
-        "tcp": None if loopback else tcp,
+        "machine": machine(),
+        "throttled": not flags.loopback,
+        "processes": flags.processes,
+        "parameters": flags.parameters,
         "points": [],
     }
-    if loopback:
-        with socket.socket() as listener:  # to find a free port
-            listener.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{listener.getsockname()[1]}"
-        task = dataclasses.replace(task, coordinator=where)
-        result["points"] = _points(task, "none", lambda process, argv: argv)
-        return result
-    task = dataclasses.replace(
-        task, coordinator=f"{network.addresses[0]}:{PORT}", interface="eth0"
-    )
-    with network:
+    with contextlib.ExitStack() as stack:
+        network = namespaces.Network(flags.processes)
+        if not flags.loopback:
+            limits |= {rate: namespaces.parse_rate(rate) for rate in flags.rate}
+            stack.enter_context(network)
         for rate, bits in limits.items():
-            network.set_rate(None if bits is None else rate)
-            at_rate = dataclasses.replace(task, rate=bits)
-            result["points"] += _points(at_rate, rate, network.command)
+            print(f"rate {rate}:", file=sys.stderr)
+            if bits is not None:
+                network.set_rate(rate)
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            task = {"directory": directory, "rate": bits}
+            for name in ("methods", "parameters", "steps", "seconds"):
+                task[name] = getattr(flags, name)
+            command = [sys.executable, worker.__file__, json.dumps(task)]
+            if flags.loopback:
+                namespaces.run(command, flags.processes)
+            else:
+                network.run(command)
+            paths = pathlib.Path(directory).glob("process-*.json")
+            found = [json.loads(path.read_text()) for path in paths]
+            result["points"] += [
+                {"method": name, "rate": rate} | summary([f[name] for f in found], bits)
+                for name in flags.methods
+            ]
     return result
 
 
-def _points(
-    task: Task, rate: str, command: Callable[[int, list[str]], list[str]]
-) -> list[dict[str, Any]]:
-    """Run the processes of a task, and sum up what they found."""
-    print(f"rate {rate}:", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="jaxsp-net-") as name:
-        directory = pathlib.Path(name)
+def summary(found: Sequence[dict[str, Any]], rate: float | None) -> dict[str, Any]:
+    """Sum up what all processes found of a method.
 
-        def argv(process):
-            own = dataclasses.replace(task, process_id=process, directory=name)
-            said = [str(os.getpid()), json.dumps(dataclasses.asdict(own))]
-            return command(process, [sys.executable, str(WORKER), *said])
+    Args:
+      found: for each process what `worker.measure` returned.
+      rate: of the links, in bits a second; None if they are not limited.
 
-        ids = range(task.num_processes)
-        children.run([argv(i) for i in ids], directory)
-        paths = (directory / f"process-{i}.json" for i in ids)
-        found = [json.loads(path.read_text()) for path in paths]
-    return [
-        {"method": name, "rate": rate}
-        | report.summary([each[name] for each in found], task.rate)
-        for name in task.methods
-    ]
+    Returns:
+      `steps`, how many; `step_ms`, the largest over processes of the median over cycles
+      of the mean time of a step; `least_ms`, the same of the fastest cycle;
+      `accounted_bytes` a step, likewise the largest median of the larger of sent and
+      received; with a rate also `limit_ms`, accounted bytes / rate; `limit_ratio`, the
+      step to it; `wire_bytes` a step, the largest mean; `wire_ratio`, bytes on the wire
+      to bytes accounted, of all processes and steps.
+    """
+    cycle = found[0]["cycle"]
+    seconds, up, down = (  # [process, cycle]
+        np.array([each[name] for each in found])
+        .reshape(len(found), -1, cycle)
+        .mean(axis=2)
+        for name in ("seconds", "up", "down")
+    )
+    steps = len(found[0]["seconds"])
+    accounted = np.median([up, down], axis=2).max() / 8
+    numbers = {
+        "step_ms": 1e3 * np.median(seconds, axis=1).max(),
+        "least_ms": 1e3 * seconds.min(axis=1).max(),
+        "accounted_bytes": accounted,
+    }
+    if rate is not None:
+        sent, received = ([f[way] for f in found] for way in ("sent", "received"))
+        numbers["wire_bytes"] = max(sent + received) / steps
+        numbers["wire_ratio"] = sum(sent) / max(up.sum() * cycle / 8, 1)
+        numbers["limit_ms"] = accounted * 8 / rate * 1e3
+        numbers["limit_ratio"] = numbers["step_ms"] / numbers["limit_ms"]
+    return {"steps": steps} | {name: float(x) for name, x in numbers.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxsp")},
+    }
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print what `measure` returns as a Markdown table for each rate."""
+    if not result["throttled"]:
+        print("Over loopback, not throttled: step times only.")
+    points = result["points"]
+    free = {p["method"]: p["step_ms"] for p in points if p["rate"] == "none"}
+    for rate in dict.fromkeys(p["rate"] for p in points):
+        head, rows = ["method", "step ms", "kB accounted"], []
+        where = "no limit"
+        if rate != "none":
+            head += ["limit ms", "step / limit", "unlimited, ms", "wire / accounted"]
+            where = f"{rate} each way"
+        print(f"\n{result['processes']} processes, {where}:\n")
+        for p in (p for p in points if p["rate"] == rate):
+            if p["method"] == methods.LATENCY:
+                print(f"An all-reduce of one number takes {p['step_ms']:.2f} ms.\n")
+                continue
+            cells = [_number(p["step_ms"]), _number(p["accounted_bytes"] / 1e3)]
+            if rate != "none":
+                cells += [_number(p["limit_ms"]), f"{p['limit_ratio']:.2f}"]
+                cells += [_number(free[p["method"]]), f"{p['wire_ratio']:.3f}"]
+            rows.append([p["method"], *cells])
+        print_table(head, rows)
+
+
+def _number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the command line says, and print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rate", default="100mbit,10mbit", help="of links, each way")
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--parameters", type=int, default=1_000_000)
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
-    parser.add_argument("--steps", type=int, default=10, help="to measure of a method")
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="for a method at a rate, or less"
-    )
-    parser.add_argument("--mtu", type=int, default=1500, help="bytes of a packet")
-    parser.add_argument("--tcp", default="reno", help="congestion control")
-    parser.add_argument("--loopback", action="store_true", help="no namespaces")
-    parser.add_argument("--output", type=pathlib.Path, help="write the numbers as JSON")
+    words = lambda text: [word for word in text.split(",") if word]  # noqa: E731
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("--rate", type=words, default="100mbit,10mbit", help="of links, each way")
+    add("--processes", type=int, default=4)
+    add("--parameters", type=int, default=1_000_000)
+    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME")
+    add("--steps", type=int, default=10, help="to measure of a method")
+    add("--seconds", type=float, default=60, help="for a method at a rate, or less")
+    add("--loopback", action="store_true", help="no namespaces")
+    add("--output", type=pathlib.Path, help="write the numbers as JSON")
     flags = parser.parse_args(argv)
-    why = None if flags.loopback else namespaces.unavailable()
-    if why is not None:
-        print(f"No throttled network: {why}. Loopback instead.", file=sys.stderr)
-    task = Task(
-        num_processes=flags.processes,
-        methods=[m for m in flags.methods.split(",") if m],
-        parameters=flags.parameters,
-        steps=flags.steps,
-        seconds=flags.seconds,
-    )
-    rates = ["none", *(r for r in flags.rate.split(",") if r)]
-    loopback = flags.loopback or why is not None
+    for name, least in {"processes": 2, "parameters": 1, "steps": 1}.items():
+        if (value := getattr(flags, name)) < least:
+            parser.error(f"{name} must be at least {least}, got {value}")
     try:
-        with children.leaving_on_signals():
-            result = measure(task, rates, flags.mtu, flags.tcp, loopback)
+        result = measure(flags)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
-    print(report.markdown(result))
+    print_result(result)
     if flags.output is not None:
         with replacing(flags.output) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")

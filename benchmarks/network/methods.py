@@ -5,7 +5,6 @@ sends one after the other. Bytes are those that jaxsp counts in a simulation of 
 workers, from which the compiler removes all but the counting.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,16 +18,7 @@ import optax
 import jaxsp
 from jaxsp import compressors, topology
 
-__all__ = [
-    "BESIDES",
-    "LATENCY",
-    "METHODS",
-    "Cost",
-    "Method",
-    "cost",
-    "directed_ring",
-    "shape",
-]
+__all__ = ["BESIDES", "LATENCY", "METHODS", "Cost", "Method", "cost", "shape"]
 
 LATENCY = "latency"  # an all-reduce of one number: what a round costs
 
@@ -45,8 +35,7 @@ class Cost(NamedTuple):
     bytes: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A way of training, as a transformation.
 
     Attributes:
@@ -62,7 +51,7 @@ class Method:
     parameters: int | None = None
 
 
-def directed_ring(count: int) -> topology.Topology:
+def _one_way_ring(count: int) -> topology.Topology:
     """Everyone mixes with the predecessor alone, weights one half."""
     after = np.roll(np.eye(count), 1, axis=0)
     return topology.from_matrix((np.eye(count) + after) / 2)
@@ -80,8 +69,8 @@ def _dense(step: Callable[[Any], Any], every: int = 1, **more: Any) -> Method:
 
 def _gossip(graph: Callable[[int], Any]) -> Method:
     def make(count, axis):
-        step = optax.scale(-0.1)
-        return optax.chain(step, jaxsp.gossip(graph(count), axis_name=axis))
+        step = jaxsp.gossip(graph(count), axis_name=axis)
+        return optax.chain(optax.scale(-0.1), step)
 
     def rounds(count, parameters):
         return float(np.mean([w.permutes for w in graph(count).members]))
@@ -113,30 +102,28 @@ def _average(channel):
     return optax.chain(jaxsp.average(channel), optax.scale(-0.1))
 
 
-def _with_feedback(channel):
+def _feedback(channel):
     return optax.chain(jaxsp.error_feedback_average(channel), optax.scale(-0.1))
-
-
-def _masha1(channel):
-    return jaxsp.methods.masha1(0.1, channel, 0.01)
 
 
 METHODS = {
     LATENCY: _dense(jaxsp.average, parameters=1),
     "all-reduce": _dense(jaxsp.average),
     "ring": _gossip(topology.ring),
-    "one-way ring": _gossip(directed_ring),
+    "one-way ring": _gossip(_one_way_ring),
     "one-peer exponential": _gossip(topology.one_peer_exponential),
     "sync every 8": _dense(lambda axis: jaxsp.sync(8, axis), every=8),
     "quantize 8 bits": _compressed(compressors.quantize(8), _average),
     "quantize 4 bits": _compressed(compressors.quantize(4), _average),
     "quantize 2 bits": _compressed(compressors.quantize(2), _average),
-    "sign": _compressed(compressors.sign(), _with_feedback),
-    "top-k 1 %": _compressed(compressors.top_k(0.01), _with_feedback),
-    "low rank 2": _compressed(
-        compressors.low_rank(2), _with_feedback, both_ways=False, route="gather"
+    "sign": _compressed(compressors.sign(), _feedback),
+    "top-k 1 %": _compressed(compressors.top_k(0.01), _feedback),
+    "low rank 2": _compressed(compressors.low_rank(2), _feedback, False, "gather"),
+    "MASHA1 rand-k 1 %": _compressed(
+        compressors.rand_k(0.01),
+        lambda channel: jaxsp.methods.masha1(0.1, channel, 0.01),
+        both_ways=False,
     ),
-    "MASHA1 rand-k 1 %": _compressed(compressors.rand_k(0.01), _masha1, False),
 }
 # One in so many steps exchanges a whole gradient besides, which a median leaves out.
 BESIDES = {"MASHA1 rand-k 1 %": 100}
