@@ -45,23 +45,16 @@ def distances(problem, path, rounds: int | None, iterations: int) -> np.ndarray:
     `rounds` is H of `decentralized_extra_step`, None stands for `extra_step`.
     """
     workers = jaxsp.Workers(path.size, devices=jax.devices()[:1])
-    rate = 0.7 / math.hypot(1.0, problem.mu)
-    if rounds is None:
-        tx = methods.extra_step(rate, workers.axis_name)
-    else:
-        tx = methods.decentralized_extra_step(
-            rate, path, rounds, axis_name=workers.axis_name
-        )
+    rate, axis = 0.7 / math.hypot(1.0, problem.mu), workers.axis_name
+    tx = methods.extra_step(rate, axis)
+    if rounds is not None:
+        tx = methods.decentralized_extra_step(rate, path, rounds, axis_name=axis)
 
     def one_worker(data):
         def step(carry, _):
             z, state = carry
-            updates, state = tx.update(
-                problem.operator(z, data),
-                state,
-                z,
-                operator_fn=lambda z: problem.operator(z, data),
-            )
+            operator = lambda z: problem.operator(z, data)  # noqa: E731
+            updates, state = tx.update(operator(z), state, z, operator_fn=operator)
             z = optax.apply_updates(z, updates)
             return (z, state), jaxsp.metrics.distance(z, problem.z_star)
 
@@ -92,11 +85,10 @@ def measure_paths(workers: int, ratio: float, multiples=(2, 4, 6), iterations=No
     path, problem = make_problem(workers, ratio)
     found = {"lower bound": floor(problem, path)}
     n = iterations or math.ceil(20 * ratio)
-    for m in (None, *multiples):
-        rounds = None if m is None else math.ceil(m * path.diameter)
-        name = (
-            "extra_step, exact means" if m is None else f"decentralized, H = {rounds}"
-        )
+    rounds_of: dict[str, int | None] = {"extra_step, exact means": None}
+    for rounds in (math.ceil(m * path.diameter) for m in multiples):
+        rounds_of[f"decentralized, H = {rounds}"] = rounds
+    for name, rounds in rounds_of.items():
         cost = 2 * (rounds or path.diameter)
         found[name] = (cost * np.arange(1, n + 1), distances(problem, path, rounds, n))
     return found
@@ -119,9 +111,9 @@ def measure_ratios(
                 break
         bound = problems.rounds_lower_bound
         table[ratio] = {
-            "floor": first(*floor(problem, path)),
-            "ΔL/μ log(1/ε)": bound(ACCURACY, 1.0, problem.mu, diameter=path.diameter),
-            "√χL/μ log(1/ε)": bound(ACCURACY, 1.0, problem.mu, chi=path.chi),
+            "lower bound": first(*floor(problem, path)),
+            "Δ L/μ log(1/ε)": bound(ACCURACY, 1.0, problem.mu, diameter=path.diameter),
+            "√χ L/μ log(1/ε)": bound(ACCURACY, 1.0, problem.mu, chi=path.chi),
             "extra_step": central,
             "decentralized": gossip,
             "H": rounds,
@@ -132,55 +124,37 @@ def measure_ratios(
 def plot(paths, table, workers: int, ratio: float, picture: pathlib.Path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.2))
+    figure = Figure(figsize=(13, 5.2), layout="tight")
     left, right = figure.subplots(1, 2)
     for i, (name, (exchanges, distance)) in enumerate(paths.items()):
-        style = {"color": "black", "linewidth": 2} if i == 0 else {"color": f"C{i - 1}"}
-        left.plot(np.maximum(exchanges, 1), distance, label=name, **style)
-    left.set(
-        title=f"path of {workers}, L/μ = {ratio:g}",
-        xlabel="exchanges",
-        ylabel="distance to the solution, relative",
-        xscale="log",
-        yscale="log",
-        ylim=(1e-7, 2),
-    )
-    styles = {
-        "floor": ("black", "-", "lower bound on this game"),
-        "ΔL/μ log(1/ε)": ("grey", "--", "Δ L/μ log(1/ε)"),
-        "√χL/μ log(1/ε)": ("grey", ":", "√χ L/μ log(1/ε)"),
-        "extra_step": ("C0", "-", "extra_step, exact means"),
-        "decentralized": ("C2", "-", "decentralized, smallest H"),
-    }
-    for name, (color, line, label) in styles.items():
+        color = f"C{i - 1}" if i else "k"
+        left.plot(np.maximum(exchanges, 1), distance, color, label=name)
+    left.set(ylabel="distance to the solution, relative", ylim=(1e-7, 2))
+    left.set(title=f"path of {workers}, L/μ = {ratio:g}", xlabel="exchanges")
+    names = [name for name in next(iter(table.values())) if name != "H"]
+    styles = ("k-o", "k--o", "k:o", "C0-o", "C2-o")
+    for name, style in zip(names, styles, strict=True):
         values = [np.nan if row[name] is None else row[name] for row in table.values()]
-        right.plot(
-            list(table), values, color=color, linestyle=line, marker="o", label=label
-        )
-    right.set(
-        title=f"path of {workers}, to {ACCURACY:g}",
-        xlabel="L/μ",
-        ylabel="exchanges",
-        xscale="log",
-        yscale="log",
-    )
-    right.set_xticks(list(table), [f"{ratio:g}" for ratio in table])
-    right.minorticks_off()
+        right.plot(list(table), values, style, label=name)
+    right.set(title=f"path of {workers}, to {ACCURACY:g}", xlabel="L/μ")
+    right.set(ylabel="exchanges")
     for ax in (left, right):
+        ax.set(xscale="log", yscale="log")
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=9)
-    figure.tight_layout()
+    right.set_xticks(list(table), [f"{ratio:g}" for ratio in table])
+    right.minorticks_off()
     save(figure, picture)
 
 
 def print_ratios(table):
     def row(ratio, found):
         cells = ["—" if n is None else f"{n:,.0f}" for n in found.values()]
-        both = found["extra_step"] is not None and found["floor"]
-        times = f"{found['extra_step'] / found['floor']:.1f}" if both else "—"
+        both = found["extra_step"] is not None and found["lower bound"]
+        times = f"{found['extra_step'] / found['lower bound']:.1f}" if both else "—"
         return [f"{ratio:g}", *cells, times]
 
-    head = ["L/μ", *next(iter(table.values())), "extra_step / floor"]
+    head = ["L/μ", *next(iter(table.values())), "extra_step / lower bound"]
     print_table(head, (row(*each) for each in table.items()))
 
 

@@ -1,21 +1,19 @@
 r"""What a worker of MD-GAN computes and keeps, next to a worker of FL-GAN.
 
     python benchmarks/md_gan_cost.py [--models mlp cnn cifar] [--batches 10 100]
-        [--output FILE.json]
 
 Prints three tables. Nothing is trained: the numbers are the compiler's own, of the
-programs that `jaxsp.gan.training` runs, as `jaxsp.gan.training.cost` reads them. A row
-takes eleven compiled programs: with convolutions one or two minutes of processor time.
+programs that `jaxsp.gan.training` runs, as `jaxsp.gan.training.cost` reads them. With
+convolutions a row takes about a minute of processor time.
 
 The setting is that of MD-GAN's experiments: its networks, ACGAN losses, Adam for both,
 one discriminator step an iteration, ten workers with equal shares of the data, the
 generator's loss on the latents of the discriminator's.
 
 *Operations* of a worker are those of an iteration of one worker's program,
-`Workers(1)`; a tenth of ten virtual workers' program is given beside it as "of ten".
-They are what XLA counts after optimization: 2 m n k for a matrix product and one for
-each number of anything elementwise. "By hand" counts the matrix products alone, of
-which convolutions are made here. With a forward pass of a batch through the
+`Workers(1)`. They are what XLA counts after optimization: 2 m n k for a matrix product
+and one for each number of anything elementwise. "By hand" counts the matrix products
+alone, of which convolutions are made here. With a forward pass of a batch through the
 discriminator costing D, D₁ of that in its first layer, and through the generator G and
 G₁,
 
@@ -36,13 +34,10 @@ worker's share, which both hold. "Theory" is parameters and Adam's two moments, 
 and 3 (|w| + |θ|) numbers. A worker of FL-GAN keeps a moving average of its generator
 besides, another |w|, which is for the scores and not the method's. Temporaries are
 gradients and activations, with a copy of a pixel for every tap of a kernel. When they
-share memory is up to the compiler: they differ between its versions, and between one
-worker's program and a tenth of ten workers'.
+share memory is up to the compiler: they differ between its versions.
 """
 
-import json
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -52,7 +47,6 @@ from common import command_line, print_table
 
 import jaxsp
 from jaxsp.gan import fl_gan, losses, md_gan, models, step
-from jaxsp.gan.files import replacing
 from jaxsp.gan.training import cost
 
 WORKERS = 10
@@ -90,15 +84,14 @@ def by_hand(gan: models.Gan, batch_size: int, counts) -> dict[str, Any]:
     z: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
     latents = jax.ShapeDtypeStruct((batch_size, gan.latent_size), np.float32)
     samples = jax.ShapeDtypeStruct((batch_size, *gan.sample_shape), np.float32)
-    generator = products(lambda x, v: models.generate(gan, x, v), z.x, latents)
-    discriminator = products(
-        lambda y, s: models.discriminate_and_classify(gan, y, s), z.y, samples
-    )
-    worker = 8 * sum(discriminator) - 2 * discriminator[0]
+    g = products(lambda x, v: models.generate(gan, x, v), z.x, latents)
+    judge = lambda y, s: models.discriminate_and_classify(gan, y, s)  # noqa: E731
+    d = products(judge, z.y, samples)
+    worker = 8 * sum(d) - 2 * d[0]
     return {
         "md_gan": worker,
-        "fl_gan": worker + 3 * sum(generator) - generator[0],
-        "server": {k: k * (4 * sum(generator) - generator[0]) for k in counts},
+        "fl_gan": worker + 3 * sum(g) - g[0],
+        "server": {k: k * (4 * sum(g) - g[0]) for k in counts},
     }
 
 
@@ -135,32 +128,21 @@ def measure(
       count: N.
 
     Returns:
-      Operations by role, as compiled and by hand; of workers those of `Workers(1)`, and
-      of `Workers(N)` divided by N. Bytes of a worker, with its data, of the data, and
-      of parameters and moments.
+      Operations by role, as compiled and by hand. Bytes of a worker, with its data, of
+      the data, and of parameters and moments.
     """
     md, fl = (planned(way, gan, rows, batch_size, 1) for way in ("md", "fl"))
-    many = planned("fl", gan, rows, batch_size, count)
     counts = sorted({1, math.ceil(math.log2(count))})
     servers = {k: planned("md", gan, rows, batch_size, count, k) for k in counts}
-    worker = {"md_gan": md, "fl_gan": fl}
-    of_many = {"md_gan": servers[1], "fl_gan": many}
+    costs = {"md_gan": md.costs["worker"], "fl_gan": fl.costs["worker"]}
     held = {"md_gan": md.discriminator, "fl_gan": md.generator + md.discriminator}
     return {
         "generator": md.generator,
         "discriminator": md.discriminator,
-        "batch_size": batch_size,
-        "workers": count,
-        "operations": {name: p.costs["worker"].flops for name, p in worker.items()},
-        "operations_of_many": {
-            name: p.costs["worker"].flops for name, p in of_many.items()
-        },
+        "operations": {name: cost.flops for name, cost in costs.items()},
         "operations_by_hand": by_hand(gan, batch_size, counts),
         "server_operations": {k: p.costs["server"].flops for k, p in servers.items()},
-        "memory": {name: p.costs["worker"].memory for name, p in worker.items()},
-        "memory_of_many": {
-            name: p.costs["worker"].memory for name, p in of_many.items()
-        },
+        "memory": {name: cost.memory for name, cost in costs.items()},
         "memory_data": rows * (math.prod(gan.sample_shape) + 4),  # and an int32 label
         "memory_theory": {name: 3 * 4 * numbers for name, numbers in held.items()},
     }
@@ -173,42 +155,31 @@ def print_tables(rows: dict[str, dict[str, Any]]) -> None:
       rows: for each name of a row what `measure` found.
     """
 
-    def ratio(found, less=0):
-        return f"{(found['md_gan'] - less) / (found['fl_gan'] - less):.3f}"
-
     def three(found, less=0):
-        both = (found[name] - less for name in ("md_gan", "fl_gan"))
-        return [*(f"{number / 1e6:,.1f}" for number in both), ratio(found, less)]
+        both = [found[name] - less for name in ("md_gan", "fl_gan")]
+        return [*(f"{n / 1e6:,.1f}" for n in both), f"{both[0] / both[1]:.3f}"]
 
-    head = ["model, batch", "\\|w\\|", "\\|θ\\|", "MD-GAN MFLOP", "FL-GAN MFLOP"]
-    head += ["ratio", "of ten", "MD-GAN by hand", "FL-GAN by hand", "ratio"]
-    cells = []
+    operations, memory, servers, head = [], [], [], []
     for name, r in rows.items():
         row = [name, f"{r['generator']:,}", f"{r['discriminator']:,}"]
-        row += [*three(r["operations"]), ratio(r["operations_of_many"])]
-        cells += [[*row, *three(r["operations_by_hand"])]]
-    print_table(head, cells)
-    print()
-
-    head = ["model, batch", "MD-GAN MB", "FL-GAN MB", "ratio", "of ten", "data MB"]
-    head += ["ratio with data", "MD-GAN theory", "FL-GAN theory", "ratio"]
-    cells = []
-    for name, r in rows.items():
+        row += three(r["operations"]) + three(r["operations_by_hand"])
+        operations.append(row)
         data = r["memory_data"]
-        row = [name, *three(r["memory"], data), ratio(r["memory_of_many"], data)]
-        row += [f"{data / 1e6:.1f}", ratio(r["memory"])]
-        cells += [[*row, *three(r["memory_theory"])]]
-    print_table(head, cells)
-    print()
-
-    head, cells = ["model, batch"], []
-    for name, r in rows.items():
+        row = [name, *three(r["memory"], data), f"{data / 1e6:.1f}"]
+        memory.append([*row, three(r["memory"])[2], *three(r["memory_theory"])])
         compiled, hand = r["server_operations"], r["operations_by_hand"]["server"]
-        head = ["model, batch"]
-        head += [f"k = {k}{how}, MFLOP" for k in compiled for how in ("", " by hand")]
+        head = [f"k = {k}{how}, MFLOP" for k in compiled for how in ("", " by hand")]
         both = (found[k] for k in compiled for found in (compiled, hand))
-        cells += [[name, *(f"{number / 1e6:,.1f}" for number in both)]]
-    print_table(head, cells)
+        servers.append([name, *(f"{number / 1e6:,.1f}" for number in both)])
+    first, both = "model, batch", ["MD-GAN {}", "FL-GAN {}", "ratio"]
+    named = lambda what: [each.format(what) for each in both]  # noqa: E731
+    sizes = ["\\|w\\|", "\\|θ\\|"]
+    print_table([first, *sizes, *named("MFLOP"), *named("by hand")], operations)
+    print()
+    data_head = ["data MB", "ratio with data"]
+    print_table([first, *named("MB"), *data_head, *named("theory")], memory)
+    print()
+    print_table([first, *head], servers)
 
 
 def main():
@@ -216,16 +187,12 @@ def main():
     known = cases()
     parser.add_argument("--models", nargs="+", choices=known, default=list(known))
     parser.add_argument("--batches", nargs="+", type=int, default=[10, 100])
-    parser.add_argument("--output", type=pathlib.Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
     rows = {}
     for name, gan, share in (known[short] for short in arguments.models):
         for batch_size in arguments.batches:
             rows[f"{name}, {batch_size}"] = measure(gan, share, batch_size)
     print_tables(rows)
-    if arguments.output is not None:
-        with replacing(arguments.output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ one, and the best of the three; the plot has the former for two methods only.
 
 import math
 import pathlib
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,13 +48,13 @@ class Game(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method: `build(rate, **arguments)`, the steps to try, and what it sends."""
+    """A method: `build(rate, channel)`, the steps to try, and what it sends."""
 
     name: str
     build: Callable[..., optax.GradientTransformationExtraArgs]
+    compressor: compressors.Compressor | None
     steps: dict[str, float]
-    compressor: compressors.Compressor | None = None
-    exchanges: int = 1
+    exchanges: int
 
 
 class Run(NamedTuple):
@@ -68,9 +68,9 @@ class Run(NamedTuple):
     reached: int | None  # the iteration
 
 
-def make_game(workers: int, size: int, block: int, seed: int = 0) -> Game:
+def make_game(workers: int, size: int, block: int) -> Game:
     """λ(|x|² - |y|²)/2 + xᵀB_m y + p_mᵀx - q_mᵀy with B_m of Gaussian blocks."""
-    rng, blocks = np.random.default_rng(seed), size // 2 // block
+    rng, blocks = np.random.default_rng(0), size // 2 // block
     common = rng.standard_normal((blocks, block, block))
     own = rng.standard_normal((workers, blocks, block, block))
     coupling = common + 0.3 * own
@@ -86,78 +86,56 @@ def operator(x, y, data):
     """The payoff of one worker; the decorator makes it the operator."""
     coupling, p, q = data
     bilinear = jnp.sum(x * jnp.einsum("bij,bj->bi", coupling, y))
-    return (
-        RATIO / 2 * (jnp.sum(x**2) - jnp.sum(y**2))
-        + bilinear
-        + jnp.sum(p * x)
-        - jnp.sum(q * y)
-    )
+    squares = RATIO / 2 * (jnp.sum(x**2) - jnp.sum(y**2))
+    return squares + bilinear + jnp.sum(p * x) - jnp.sum(q * y)
 
 
 def rows(game: Game) -> list[Row]:
     """The methods that are compared."""
     workers, L, mu = len(game.constants), game.constants, game.mu
-    ten = compressors.rand_k(0.1)
     eg = theory.extra_step(math.sqrt(np.mean(L**2)), mu).learning_rate
+    ten = compressors.rand_k(0.1)
 
-    def times(rate, *multipliers):
-        return {("theory" if m == 1 else f"×{m:g}"): m * rate for m in multipliers}
+    def row(name, method, codec, rate, multipliers, one="theory", exchanges=1):
+        steps = {one if m == 1 else f"×{m:g}": m * rate for m in multipliers}
+        return Row(name, method, codec, steps, exchanges)
 
-    def tuned(rate, *multipliers):
-        return {f"×{m:g}": m * rate for m in multipliers}
+    def tuned(name, method, rate, *multipliers, exchanges=1):
+        name += " RandK 10 %"
+        return row(name, method, ten, rate, multipliers, "×1", exchanges)
 
     def masha1(name, codec, q, refresh=None):
         found = theory.masha1(L, mu, q, workers=workers, refresh=refresh)
+        method = partial(methods.masha1, refresh=found.refresh)
+        return row(f"MASHA1 {name}", method, codec, found.learning_rate, (1, 2, 4))
 
-        def build(rate, on):
-            return methods.masha1(rate, on(codec), found.refresh)
+    def masha2(name, codec, delta, *multipliers):
+        found = theory.masha2(L, mu, delta, refresh=0.1)
+        method = partial(methods.masha2, refresh=0.1)
+        return row(f"MASHA2 {name}", method, codec, found.learning_rate, multipliers)
 
-        return Row(f"MASHA1 {name}", build, times(found.learning_rate, 1, 2, 4), codec)
-
-    def masha2(name, codec, delta, refresh, multipliers):
-        found = theory.masha2(L, mu, delta, refresh=refresh)
-
-        def build(rate, on):
-            return methods.masha2(rate, on(codec), refresh)
-
-        return Row(
-            f"MASHA2 {name}", build, times(found.learning_rate, *multipliers), codec
-        )
-
-    def compressed(method):
-        return lambda rate, on: method(rate, on(ten))
-
-    ceg = compressed(methods.compressed_extragradient)
-    qsgda, diana = compressed(methods.qsgda), compressed(methods.diana_sgda)
+    ceg = methods.compressed_extragradient
     return [
-        Row(
-            "EG",
-            lambda rate, on: methods.extra_step(rate, on(None)),
-            times(eg, 1, 2, 3),
-            exchanges=2,
-        ),
+        row("EG", methods.extra_step, None, eg, (1, 2, 3), exchanges=2),
         # Of extragradient's step, and of μ/L², which is the best of plain descent.
-        Row("CEG RandK 10 %", ceg, tuned(eg, 0.25, 0.5, 1), ten, 2),
-        Row("QSGDA RandK 10 %", qsgda, tuned(mu, 0.25, 0.5, 1), ten),
-        Row("DIANA RandK 10 %", diana, tuned(mu, 0.5, 1, 1.5), ten),
-        *(
-            masha1(
-                f"RandK {percent} %", compressors.rand_k(percent / 100), 100 / percent
-            )
-            for percent in (2, 5, 10)
-        ),
+        tuned("CEG", ceg, eg, 0.25, 0.5, 1, exchanges=2),
+        tuned("QSGDA", methods.qsgda, mu, 0.25, 0.5, 1),
+        tuned("DIANA", methods.diana_sgda, mu, 0.5, 1, 1.5),
+        masha1("RandK 2 %", compressors.rand_k(0.02), 50),
+        masha1("RandK 5 %", compressors.rand_k(0.05), 20),
+        masha1("RandK 10 %", ten, 10),
         masha1("PermK", compressors.perm_k(), 1.0, 1 / workers),
-        masha2("TopK 10 %", compressors.top_k(0.1), 10.0, 0.1, (1, 4, 8)),
+        masha2("TopK 10 %", compressors.top_k(0.1), 10.0, 1, 4, 8),
         # δ of a Gaussian vector, and nothing is promised: the worst vector's is d.
-        masha2("sign", compressors.sign(), math.pi / 2, 0.1, (0.2, 1, 2)),
+        masha2("sign", compressors.sign(), math.pi / 2, 0.2, 1, 2),
     ]
 
 
 def message(compressor, size: int, workers: int) -> tuple[int, float]:
     """Bits of a payload, and its floats."""
-    like = jax.ShapeDtypeStruct((size,), jnp.float64)
     if compressor is None:
         return 64 * size, size
+    like = jax.ShapeDtypeStruct((size,), jnp.float64)
     compressor = compressor.for_worker(0, workers)
     bits = compressor.bits(like)
     payload = jax.eval_shape(lambda x: compressor.compress(jax.random.key(0), x), like)
@@ -165,24 +143,32 @@ def message(compressor, size: int, workers: int) -> tuple[int, float]:
     return bits, bits / 64 if values is None else values.size
 
 
-def make_chunk(row: Row, game: Game, iterations: int, seed: int):
-    """A compiled function of the step size that does so many iterations."""
-    count = len(game.constants)
+def measure(
+    row: Row, game: Game, budget: float = math.inf, chunk: int = 200, seed: int = 0
+) -> dict[str, Run]:
+    """A `Run` for every step size of a row; `seed` is of the compressors' draws.
+
+    A run ends, after every `chunk` iterations, when the accuracy is reached, it has
+    diverged, it has sent `budget` bits or done 8,000 iterations.
+    """
+    count, size = len(game.constants), 2 * game.data[1][0].size
     workers = jaxsp.Workers(count, devices=jax.devices()[:1])
     mean = jax.tree.map(lambda a: a.mean(0), game.data)
-    is_traffic = lambda x: isinstance(x, jaxsp.comm.Traffic)  # noqa: E731
 
-    def tx(rate):
-        def on(codec):
-            route = None if codec is None else "gather"
-            key = jax.random.key(seed)
-            return jaxsp.channel(workers.axis_name, codec, key=key, route=route)
+    def distance(z):
+        return jaxsp.metrics.residual(lambda z: operator(z, mean), z)
 
-        return row.build(lambda _: rate, on)
+    channel = jaxsp.channel(
+        workers.axis_name,
+        row.compressor,
+        key=jax.random.key(seed),
+        route=None if row.compressor is None else "gather",
+    )
 
-    def chunk(rate, z, state):
+    @jax.jit
+    def advance(rate, z, state):
         def one_worker(z, state, data):
-            updates, state = tx(rate).update(
+            updates, state = row.build(lambda _: rate, channel).update(
                 operator(z, data), state, z, operator_fn=lambda z: operator(z, data)
             )
             return optax.apply_updates(z, updates), state
@@ -190,53 +176,33 @@ def make_chunk(row: Row, game: Game, iterations: int, seed: int):
         def step(carry, _):
             refreshed = getattr(carry[1], "stale", jnp.zeros(count, bool))[0]
             z, state = workers.map(one_worker)(*carry, game.data)
-            first = jax.tree.map(lambda x: x[0], z)
-            residual = jaxsp.metrics.residual(lambda z: operator(z, mean), first)
-            leaves = jax.tree.leaves(state, is_leaf=is_traffic)
-            traffic = [x for x in leaves if is_traffic(x)]
-            return (z, state), (residual, refreshed, traffic)
+            residual = distance(jax.tree.map(lambda x: x[0], z))
+            return (z, state), (residual, refreshed, jaxsp.comm.find_traffic(state))
 
-        return jax.lax.scan(step, (z, state), length=iterations)
+        return jax.lax.scan(step, (z, state), length=chunk)
 
-    one = jnp.zeros_like(game.data[1][0])
-    start = workers.replicate(jaxsp.MinMax(one, one))
-    state = workers.map(tx(0.1).init)(start)
-    initial = float(jaxsp.metrics.residual(lambda z: operator(z, mean), (one, one)))
-    return jax.jit(chunk), start, state, initial
-
-
-def measure(
-    row: Row,
-    game: Game,
-    budget: float = math.inf,
-    chunk: int = 200,
-    cap: int = 8000,
-    seed: int = 0,
-) -> dict[str, Run]:
-    """A `Run` for every step size of a row."""
-    workers, size = len(game.constants), 2 * game.data[1][0].size
-    bits, floats = message(row.compressor, size, workers)
-    advance, start, start_state, initial = make_chunk(row, game, chunk, seed)
+    zero = jnp.zeros_like(game.data[1][0])
+    start = workers.replicate(jaxsp.MinMax(zero, zero))
+    start_state = workers.map(row.build(lambda _: 0.1, channel).init)(start)
+    initial = float(distance((zero, zero)))
+    bits, floats = message(row.compressor, size, count)
     runs = {}
     for name, rate in row.steps.items():
         parts, z, state = [], start, start_state
-        while True:
+        for _ in range(8000 // chunk):
             (z, state), (residual, refreshed, traffic) = advance(rate, z, state)
             counted = jaxsp.metrics.bits_sent(traffic).up[:, 0]
             parts.append([np.asarray(residual) / initial, refreshed, counted])
             residual, refreshed, counted = map(np.concatenate, zip(*parts, strict=True))
-            n = np.arange(1, len(residual) + 1)
-            ups = n * row.exchanges * bits + np.cumsum(refreshed) * 64 * size
-            numbers = n * row.exchanges * floats + np.cumsum(refreshed) * size
+            sent, whole = np.arange(1, len(residual) + 1), np.cumsum(refreshed) * size
+            ups = sent * row.exchanges * bits + 64 * whole
             reached = np.flatnonzero(residual <= ACCURACY)
-            if reached.size or not residual[-1] < 1e3:
+            if reached.size or not residual[-1] < 1e3 or ups[-1] >= budget:
                 break
-            if len(n) >= cap or ups[-1] >= budget:
-                break
-        end = reached[0] + 1 if reached.size else None
-        kept = slice(end)
-        columns = (column[kept] for column in (residual, ups, numbers, counted))
-        runs[name] = Run(rate, *columns, reached=end and int(end))
+        end = int(reached[0]) + 1 if reached.size else None
+        numbers: Any = sent * row.exchanges * floats + whole
+        columns = (column[:end] for column in (residual, ups, numbers, counted))
+        runs[name] = Run(rate, *columns, reached=end)
     return runs
 
 
@@ -253,31 +219,18 @@ def best(runs: dict[str, Run]) -> str:
     return min(runs, key=cost)
 
 
-def measure_all(workers: int, size: int, block: int, **options) -> dict[str, dict]:
-    """The runs of all methods, by name and step."""
-    game, found, budget = make_game(workers, size, block), {}, math.inf
-    for row in rows(game):
-        start = time.perf_counter()
-        found[row.name] = measure(row, game, budget, **options)
-        if row.name == "EG":
-            budget = float(found["EG"]["theory"].bits[-1])
-        print(f"# {row.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    return found
-
-
 def print_runs(found: dict[str, dict[str, Run]]):
     """Markdown: the step of the theory, and the best."""
     rows = []
     for name, runs in found.items():
         for step in dict.fromkeys(["theory", best(runs)]):
-            if step not in runs:
-                continue
-            run, sent = runs[step], ["—"] * 3
-            if run.reached is not None:
-                sent = [f"{run.reached:,}", f"{run.floats[-1]:,.0f}"]
-                sent += [f"{run.bits[-1] / 1e6:,.3g}"]
-            row = [name, f"{step}, γ = {run.rate:.3g}", *sent]
-            rows += [[*row, f"{run.residual[-1]:.1e}", f"{run.counted[-1] / 1e6:,.4g}"]]
+            if (run := runs.get(step)) is not None:
+                sent = ["—"] * 3
+                if run.reached is not None:
+                    sent = [f"{run.reached:,}", f"{run.floats[-1]:,.0f}"]
+                    sent += [f"{run.bits[-1] / 1e6:,.3g}"]
+                end = [f"{run.residual[-1]:.1e}", f"{run.counted[-1] / 1e6:,.4g}"]
+                rows.append([name, f"{step}, γ = {run.rate:.3g}", *sent, *end])
     head = ["method", "step", "iterations", f"floats to {ACCURACY:g}", "Mbit up"]
     print_table([*head, "end", "Mbit counted"], rows)
 
@@ -290,27 +243,17 @@ def plot(panels: dict[str, dict[str, dict[str, Run]]], path: pathlib.Path):
     axes = figure.subplots(1, len(panels), squeeze=False)
     for ax, (title, found) in zip(axes[0], panels.items(), strict=True):
         for i, (name, runs) in enumerate(found.items()):
-            step = best(runs)
-            run = runs[step]
-            style: dict[str, Any] = {
-                "color": f"C{i}",
-                "linestyle": "--" if i < 4 else "-",
-            }
-            ax.plot(run.bits / 1e6, run.residual, label=f"{name}, {step}", **style)
-            if name in ("EG", "MASHA1 RandK 2 %") and step != "theory":
-                run, label = runs["theory"], f"{name}, theory"
-                style["linewidth"] = 0.7
-                ax.plot(run.bits / 1e6, run.residual, label=label, **style)
+            steps = {best(runs): 1.5}
+            if name in ("EG", "MASHA1 RandK 2 %"):
+                steps.setdefault("theory", 0.7)
+            style: Any = {"color": f"C{i}", "linestyle": "--" if i < 4 else "-"}
+            for step, width in steps.items():
+                style |= {"label": f"{name}, {step}", "linewidth": width}
+                ax.plot(runs[step].bits / 1e6, runs[step].residual, **style)
         ax.axhline(ACCURACY, color="grey", linewidth=0.8, linestyle=":")
-        ax.set(
-            title=title,
-            xlabel="megabits up per worker",
-            ylabel="|F(z)| / |F(0)|",
-            xscale="log",
-            yscale="log",
-            xlim=(found["EG"]["theory"].bits[-1] / 5e8, None),
-            ylim=(ACCURACY / 3, 10),
-        )
+        start = found["EG"]["theory"].bits[-1] / 5e8
+        ax.set(xscale="log", yscale="log", xlim=(start, None), ylim=(ACCURACY / 3, 10))
+        ax.set(title=title, xlabel="megabits up per worker", ylabel="|F(z)| / |F(0)|")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8, loc="lower left")
     figure.tight_layout()
@@ -325,11 +268,15 @@ def main():
     panels = {}
     for name in arguments.game:
         workers, size = map(int, name.split("x"))
-        block = 50 if size <= 1000 else 10
-        found = measure_all(workers, size, block)
-        print(f"\nM = {workers}, d = {size:,}\n")
+        game = make_game(workers, size, 50 if size <= 1000 else 10)
+        budget, found = math.inf, {}
+        for row in rows(game):
+            found[row.name] = measure(row, game, budget)
+            budget = float(found["EG"]["theory"].bits[-1])
+        title = f"M = {workers}, d = {size:,}"
+        print(f"\n{title}\n")
         print_runs(found)
-        panels[f"M = {workers}, d = {size:,}"] = found
+        panels[title] = found
     plot(panels, PICTURE)
 
 

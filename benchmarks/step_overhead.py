@@ -80,24 +80,17 @@ def measure(gan, devices, repeats: int) -> dict[str, np.ndarray]:
     loss = gan_losses.non_saturating(gan)
     workers = jaxsp.Workers(N, devices=devices)
     keys = workers.shard(jax.random.split(jax.random.key(1), N))
-    rng = np.random.default_rng(0)
-    batch = rng.uniform(-1, 1, size=(N, BATCH, *gan.sample_shape))
+    batch = np.random.default_rng(0).uniform(-1, 1, (N, BATCH, *gan.sample_shape))
     batch = workers.shard(jnp.asarray(batch, jnp.float32))
     z = models.init(gan, jax.random.key(0))
     points = {"jaxsp": workers.replicate(z), "hand": tuple(workers.replicate(z))}
-    steps, states = {}, {}
-    for name, (step, init) in (
-        ("jaxsp", by_library(loss, workers)),
-        ("hand", by_hand(loss, workers.devices)),
-    ):
-        steps[name], states[name] = step, init(points[name])
+    steps = {"jaxsp": by_library(loss, workers), "hand": by_hand(loss, workers.devices)}
+    states = {name: (z, steps[name][1](z)) for name, z in points.items()}
 
     def run(name):
         for _ in range(STEPS):
-            points[name], states[name] = steps[name](
-                points[name], states[name], batch, keys
-            )
-        return points[name], states[name]
+            states[name] = steps[name][0](*states[name], batch, keys)
+        return states[name]
 
     # After few steps: later ones make a game's rounding errors as large as anything.
     both = [jax.tree.leaves(run(name)[0]) for name in steps]
@@ -115,15 +108,12 @@ def main():
     if arguments.devices > 1:  # without effect where there are accelerators
         jax.config.update("jax_num_cpu_devices", N)
     devices = jax.devices()[: arguments.devices]
-    gans = {
-        "MLP, 8x8": models.mlp((8, 8, 1)),
-        "DCGAN, 28x28": models.dcgan((28, 28, 1)),
-    }
+    mlp, dcgan = models.mlp((8, 8, 1)), models.dcgan((28, 28, 1))
     print(f"{N} workers, {len(devices)} {devices[0].device_kind} device(s)")
 
-    def row(name):
-        z = jax.eval_shape(lambda: models.init(gans[name], jax.random.key(0)))
-        t = measure(gans[name], devices, arguments.repeats)
+    def row(name, gan):
+        z = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
+        t = measure(gan, devices, arguments.repeats)
         return [
             *(name, f"{sum(x.size for x in jax.tree.leaves(z)):,}"),
             *(f"{np.median(ms):.2f}" for ms in t.values()),
@@ -131,7 +121,7 @@ def main():
         ]
 
     head = ["model", "parameters", "jaxsp ms", "by hand ms", "ratio"]
-    print_table(head, map(row, gans))
+    print_table(head, map(row, ("MLP, 8x8", "DCGAN, 28x28"), (mlp, dcgan)))
 
 
 if __name__ == "__main__":

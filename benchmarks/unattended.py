@@ -9,19 +9,16 @@ after `timeout` seconds and counts as a failure.
 """
 
 import itertools
-import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
 from common import command_line, print_table
 
-__all__ = ["MODES", "main"]
+from jaxsp.gan.training.records import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ("-m", "jaxsp.launch", "-n", "4")
@@ -38,61 +35,55 @@ METHODS = {
 }
 
 
-def run(
-    python: str, launcher: Sequence[str], flags: Sequence[str], steps: int, limit: float
-) -> dict[str, float | str]:
-    """One run to its end: what it came to, or why not."""
-    with tempfile.TemporaryDirectory() as directory:
-        workdir = pathlib.Path(directory) / "run"
-        command = [python, *launcher, "examples/train_gan.py", *flags]
+def run(python: str, mode: str, method: str, steps: int, limit: float) -> list[str]:
+    """One run to its end: ms a step, seconds and score, or why not.
+
+    Raises:
+      RuntimeError: if it fails.
+    """
+    launcher, where = MODES[mode]
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [python, *launcher, "examples/train_gan.py", *where, *METHODS[method]]
         command += ["--dataset=mixture_ring", "--model=mlp:16", f"--steps={steps}"]
         command += [f"--eval_every={max(1, steps // 4)}", f"--workdir={workdir}"]
         begun = time.monotonic()
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as started:
-            try:
-                said, _ = started.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
-                return {"failed": f"killed after {limit:.0f} s"}
-        if started.returncode:
-            return {"failed": " ".join(said.splitlines()[-2:])}
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        last = json.loads(lines[-1])
-        assert last["step"] == steps
-        return {
-            "wall": time.monotonic() - begun,
-            "seconds": last["seconds"],
-            "score": last["frechet_distance"],
-        }
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"killed after {limit:.0f} s") from None
+        if done.returncode:
+            raise RuntimeError(" ".join(done.stdout.splitlines()[-2:]))
+        wall = time.monotonic() - begun
+        last = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")[-1]
+    assert last["step"] == steps
+    step = f"{1000 * last['seconds'] / steps:.3g}"
+    return [step, f"{wall:.0f}", f"{last['frechet_distance']:.3g}"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--python", default=sys.executable, help="the interpreter")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a run")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_args()
     failed = []
 
-    def row(mode, name):
-        launcher, where = MODES[mode]
-        said = (*where, *METHODS[name])
-        found = run(flags.python, launcher, said, flags.steps, flags.timeout)
-        if "failed" in found:
-            failed.append((mode, name))
-            return [mode, name, found["failed"], "", ""]
-        step = 1000 * float(found["seconds"]) / flags.steps
-        numbers = [f"{step:.3g}", f"{found['wall']:.0f}", f"{found['score']:.3g}"]
-        return [mode, name, *numbers]
+    def row(mode, method):
+        try:
+            found = run(flags.python, mode, method, flags.steps, flags.timeout)
+        except RuntimeError as error:
+            failed.append(mode)
+            found = [str(error), "", ""]
+        return [mode, method, *found]
 
     head = ["workers", "method", "ms a step", "s in all", "score"]
     print_table(head, itertools.starmap(row, itertools.product(MODES, METHODS)))

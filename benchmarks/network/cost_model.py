@@ -120,20 +120,19 @@ def fit(result: dict[str, Any]) -> Fit:
       ValueError: if fewer than two points are left, or they do not tell α from β, or
         the method "latency" was not measured.
     """
-    left, right = [], []
-    for point, fitted, measured, compute in _rows(result):
-        if fitted:
-            seconds = point["step_ms"] / 1e3
-            wire = measured.bytes * 8 / namespaces.parse_rate(RATE)
-            left.append([measured.rounds / seconds, wire / seconds])
-            right.append((seconds - compute) / seconds)
-    if len(left) < 2 or np.linalg.matrix_rank(left) < 2:
+    rows = [row for row in _rows(result) if row[1]]
+    ms = np.array([point["step_ms"] for point, *_ in rows])
+    # What each of the two numbers adds to a step if it is 1, next to the step.
+    units = Fit(1.0, 0.0), Fit(0.0, 1.0)
+    left = [[one.step(cost, RATE, 0.0) for one in units] for _, _, cost, _ in rows]
+    if len(rows) < 2 or np.linalg.matrix_rank(left) < 2:
         raise ValueError(
             "measured must have points of at least two methods that are not held out "
-            f"and are unlike, got {len(left)} at {RATE!r}: run measure.py with "
+            f"and are unlike, got {len(rows)} at {RATE!r}: run measure.py with "
             f"--rate={RATE} and more methods."
         )
-    return Fit(*map(float, _least_absolute(np.array(left), np.array(right))))
+    right = 1 - 1e3 * np.array([compute for *_, compute in rows]) / ms
+    return Fit(*map(float, _least_absolute(np.array(left) / ms[:, None], right)))
 
 
 def _least_absolute(left, right):

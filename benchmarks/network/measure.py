@@ -14,17 +14,15 @@ loopback, which is not throttled, and nothing but the step times is measured.
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import methods
 import namespaces
 import numpy as np
@@ -50,7 +48,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """
     limits: dict[str, float | None] = {"none": None}
     result = {
-        "machine": machine(),
+        "machine": platform.platform(),
+        "jax": jax.__version__,
         "throttled": not flags.loopback,
         "processes": flags.processes,
         "parameters": flags.parameters,
@@ -119,18 +118,6 @@ def summary(found: Sequence[dict[str, Any]], rate: float | None) -> dict[str, An
         numbers["limit_ms"] = accounted * 8 / rate * 1e3
         numbers["limit_ratio"] = numbers["step_ms"] / numbers["limit_ms"]
     return {"steps": steps} | {name: float(x) for name, x in numbers.items()}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        **{name: importlib.metadata.version(name) for name in ("jax", "jaxsp")},
-    }
 
 
 def print_result(result: dict[str, Any]) -> None:

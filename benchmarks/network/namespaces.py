@@ -138,10 +138,9 @@ class Network:
         for path in (*NAMESPACES.glob(f"{PREFIX}*"), *HOSTS.glob(f"{PREFIX}*")):
             maker = path.name.removeprefix(PREFIX).partition("-")[0]
             if maker == str(os.getpid()) or not pathlib.Path("/proc", maker).exists():
-                if path.parent == NAMESPACES:
-                    _shell(f"ip netns delete {path.name}")
-                else:
-                    shutil.rmtree(path)
+                if path.parent == NAMESPACES:  # unless another process was quicker
+                    _shell(f"ip netns delete {path.name} || true")
+                shutil.rmtree(HOSTS / path.name, ignore_errors=True)
 
     def set_rate(self, rate: str) -> None:
         """Limit all links, each way, to a rate as `tc` writes it."""

@@ -85,7 +85,7 @@ def prepare(name: str, parameters: int) -> Run:
 
 
 def _prepare_gan(name):
-    adam, options = optax.adam(2e-4, b1=0.5), {"batch_size": BATCH}
+    adam, options = optax.adam(2e-4, b1=0.5), dict[str, Any](batch_size=BATCH)
     gan = models.mlp((28, 28, 1), latent_size=64, width=256)
     game = losses.non_saturating(gan)
     if name == MD_GAN:
@@ -97,17 +97,16 @@ def _prepare_gan(name):
         method = fl_gan.fl_gan(adam, adam, SYNC_EVERY, axis_name=workers.axis_name)
         options["steps_per_call"] = 1
         program = step.program(gan, game, method, workers, **options)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (workers.count, SHARE, 28, 28, 1), np.uint8)
+    shape = (workers.count, SHARE, *gan.sample_shape)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     shares, sizes = workers.shard((images, np.full(workers.count, SHARE, np.int32)))
     key = jax.random.key(1)
 
     def counted(state):
-        up: Any
-        up, down = program.bits(state)  # a worker's mean, which the server knows
+        mean: Any = program.bits(state)  # of the workers, which the server knows
         if name != MD_GAN or jax.process_index():
             return traffic(state)
-        return down * workers.count, up * workers.count
+        return mean[1] * workers.count, mean[0] * workers.count
 
     return Run(
         lambda state: program.step(state, shares, sizes, key, 1)[0],
@@ -154,8 +153,8 @@ def measure(
         found["down"].append(after[1] - before[1])
         before = after
     multihost_utils.sync_global_devices("end")
-    sent, received = np.subtract(namespaces.counters() if rate else (0, 0), moved)
-    return found | {"sent": int(sent), "received": int(received)}
+    moved = np.subtract(namespaces.counters(), moved).tolist() if rate else moved
+    return found | dict(zip(("sent", "received"), moved, strict=True))
 
 
 def main(methods: list[str], parameters: int, directory: str, **limits: Any) -> None:

@@ -86,7 +86,7 @@ def test_no_method_is_below_the_lower_bound(x64, tmp_path, load):
 
     table = bench.measure_ratios(4, (4.0, 8.0), halves=(10,))
     for row in table.values():
-        assert row["floor"] < row["extra_step"] < row["decentralized"]
+        assert row["lower bound"] < row["extra_step"] < row["decentralized"]
     growth = table[8.0]["extra_step"] / table[4.0]["extra_step"]
     assert growth == pytest.approx(2, rel=0.2)
     bench.print_ratios(table)
@@ -119,7 +119,6 @@ def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys, load):
     # Adam and what is done to each number alone come on top, and are little here.
     for kind, flops in found["operations"].items():
         assert by_hand[kind] < flops < 1.1 * by_hand[kind]
-        assert found["operations_of_many"][kind] == pytest.approx(flops, rel=0.02)
     assert by_hand["server"][1] < found["server_operations"][1]
     assert found["server_operations"][1] < 1.1 * by_hand["server"][1]
     bench.print_tables({"tiny": found})
