@@ -1,30 +1,24 @@
 r"""Train a GAN on several workers that each hold a part of the data.
 
-A run leaves its settings, metrics.jsonl, pictures and checkpoints in --workdir. Ctrl-C
-and SIGTERM end it with a checkpoint (exit code 130 or 143); --resume goes on from there
-and gives the same numbers as a run that was never interrupted. --dry_run prints what a
-run would cost; python -m jaxsp.gan.scores --checkpoint=WORKDIR scores what came of it.
-
-In many processes the workers are spread over the devices of all: on one machine by
-python -m jaxsp.launch, on several by --coordinator, --num_processes and --process_id,
-and by no flag at all where SLURM, Open MPI or a TPU pod says who is there. --workdir
-must be a directory that all processes see.
+A run leaves its settings, metrics.jsonl, pictures and checkpoints in --workdir, which
+in many processes must be a directory that all of them see. Ctrl-C and SIGTERM end it
+with a checkpoint (exit code 130 or 143); --resume goes on from there and gives the same
+numbers as a run that was never interrupted.
 
 Examples:
   python examples/train_gan.py --dataset=digits --method=dp_oadam --topology=ring
-  python examples/train_gan.py --dataset=mixture_ring --method=cp_oadam --workers=4
-  python examples/train_gan.py --method=dqgan_adam --compressor=quantize:4
-  python examples/train_gan.py --dataset=mnist --method=md_gan --model=md_gan_mlp \
-    --loss=acgan --workers=10 --batches_k=log --dry_run
+  python examples/train_gan.py --method=md_gan --loss=acgan --workers=10 --dry_run
   python examples/train_gan.py --dataset=mnist --data_dir=~/tensorflow_datasets \
     --partition=dirichlet:0.3 --steps=20000 --eval_every=1000 --workdir=runs/mnist
-  python examples/train_gan.py --workdir=runs/mnist ... --resume
   python -m jaxsp.launch -n 4 examples/train_gan.py --workers=8 --workdir=runs/four
+  python -m jaxsp.gan.scores --checkpoint=runs/mnist
 """
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import math
 import os
 import pathlib
 import shlex
@@ -35,7 +29,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_gan_config import DTYPES, LOSSES, METHODS, Config, resolve
+import optax
+from train_gan_config import BUILDERS, DTYPES, LOSSES, METHODS, Config, resolve
 
 import jaxsp
 from jaxsp import compressors, distributed
@@ -79,24 +74,26 @@ def run(
     if config.devices is not None and distributed.is_alone():
         with contextlib.suppress(RuntimeError):  # the devices are in use already
             jax.config.update("jax_num_cpu_devices", config.devices)
+    directory = config.workdir or f"runs/{config.dataset}-{config.method}"
+    directory = pathlib.Path(directory).expanduser()
+    weights, going_on, evaluate = None, False, None
     with distributed.raise_together():
         config, workers, split = read(config)
-        weights, going_on = None, False
-        if config.inception is not None and _is_main():
+        writes = distributed.is_main()
+        if config.inception is not None and writes:
             with naming("inception", config.inception, ValueError, OSError):
                 weights = scores.inception.load(config.inception)
-        directory = config.workdir or f"runs/{config.dataset}-{config.method}"
-        directory = pathlib.Path(directory).expanduser()
-        if not config.dry_run and _is_main():
+        if not config.dry_run and writes:
             with naming("workdir", None, checkpoint.WorkdirError):
                 going_on = check_directory(
                     directory, _settings(config), config.resume, ("workers",)
                 )
     with naming("data_dir", config.data_dir, OSError, ImportError):
         loaded = data.load(config.dataset, config.data_dir, download=not config.dry_run)
+    shape, labels = loaded.sample_shape, loaded.train_labels
     with distributed.raise_together():
         with naming("workers", config.workers, ValueError):
-            parts = split(loaded.train_labels, config.workers, seed=config.seed)
+            parts = split(labels, config.workers, seed=config.seed)
         sizes = np.array([len(part) for part in parts])
         if config.batch_size > min(sizes):
             raise BadFlagError(
@@ -104,34 +101,54 @@ def run(
                 f"examples of {config.dataset} with --partition={config.partition} and "
                 f"--workers={config.workers}; write --batch_size={min(sizes)} or less."
             )
-        model = config.model or _model(loaded.sample_shape)
+        if config.model is None:
+            small = "mlp" if max(shape) <= 8 else "dcgan"
+            model = "mlp:128" if len(shape) == 1 else small
+            config = dataclasses.replace(config, model=model)
         classes = loaded.num_classes if config.loss == "acgan" else 0
-        dtype = DTYPES[config.dtype]
-        with naming("model", model, ValueError):
-            gan = models.parse(model, loaded.sample_shape, classes, dtype)
+        with naming("model", config.model, ValueError):
+            gan = models.parse(config.model, shape, classes, DTYPES[config.dtype])
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
         method = make(config, workers, sizes, x + y)
-    config = dataclasses.replace(config, model=model)
-    program = _program(config, gan, method, workers)
-    _tell_start(config, workers)
-    if config.dry_run:
-        if _is_main():
-            _tell_cost(program, loaded, sizes, config.steps)
-        return None
-    _tell(f"{x:,} parameters of the generator, {y:,} of the discriminator")
-    _tell(f"files in {directory}")
-    _tell("who holds how many of which class:")
-    _tell(partition.format_table(partition.table(loaded.train_labels, parts)))
-    if config.resume and not going_on:
-        _tell(f"nothing to resume in {directory}: starting at step 0")
+    game, options = LOSSES[config.loss](gan), {"batch_size": config.batch_size}
+    if isinstance(method, md_gan.MDGan):
+        program = method.program(gan, game, workers, **options)
+    else:  # players who take turns draw one sample for both
+        options["same_sample"] = "disc_steps" in METHODS[config.method]
+        program = step.program(gan, game, method, workers, **options)
 
-    evaluate = None
+    tell = functools.partial(print, flush=True) if writes else lambda line: None
+    tell(", ".join(f"{name} {value}" for name, value in _settings(config).items()))
+    if config.topology is not None:
+        tell(f"topology {config.topology}, gap {_topology(config).spectral_gap:.3g}")
+    count, used = workers.count, workers.devices
+    processes = len({device.process_index for device in used})
+    tell(
+        f"{count} worker{'s' * (count > 1)} by {workers.mode} on {len(used)} "
+        f"{used[0].platform} device{'s' * (len(used) > 1)}"
+        + f" of {processes} processes"
+        * (processes > 1)
+    )
+    if config.dry_run:
+        rows = (count, int(max(sizes)))
+        shares: Any = jax.ShapeDtypeStruct((*rows, *shape), loaded.train.dtype)
+        if classes:
+            shares = shares, jax.ShapeDtypeStruct(rows, jnp.int32)
+        if writes:
+            tell(cost.format(cost.cost(program, shares, sizes, config.steps)))
+        return None
+    tell(f"{x:,} parameters of the generator, {y:,} of the discriminator")
+    tell(f"files in {directory}")
+    tell("who holds how many of which class:")
+    tell(partition.format_table(partition.table(labels, parts)))
+    if config.resume and not going_on:
+        tell(f"nothing to resume in {directory}: starting at step 0")
     with (
         distributed.raise_together(),
         naming("inception", config.inception, ValueError),
     ):
-        if _is_main():
+        if writes:
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
         result = loop.train(
@@ -153,7 +170,15 @@ def run(
             callback=callback,
         )
     if evaluate is not None and result.signal is None:
-        _tell_scores(result, evaluate.floor)
+        for name, words in (("frechet_distance", "Frechet distance"), ("fid", "FID")):
+            found = [r[name] for r in result.history if r.get(name) is not None]
+            if found:
+                tell(
+                    f"step {result.step}: {words} {found[0]:.4g} -> {found[-1]:.4g} "
+                    f"(real test data: {evaluate.floor[name]:.4g}), "
+                    f"{result.history[-1]['seconds']:.0f} s"
+                )
+        tell("written: " + ", ".join(map(str, result.files)))
     return result
 
 
@@ -170,17 +195,13 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
     Raises:
       BadFlagError: if a flag cannot be used.
     """
+    command.check(config)
     config = resolve(config)
     with naming("partition", config.partition, ValueError):
         split = partition.parse(config.partition)
     workers = _workers(config)
     make(config, workers, np.full(workers.count, 1_000), 1_000)
     return config, workers, split
-
-
-def _is_main():
-    """Whether this process tells and writes; does not look for devices if alone."""
-    return distributed.is_alone() or distributed.is_main()
 
 
 def _settings(config):
@@ -191,28 +212,26 @@ def _settings(config):
 
 def _workers(config):
     """The workers, on as many devices as asked for; of many processes on all."""
-    count, alone, visible = config.workers, distributed.is_alone(), jax.devices()
-    fitting = [n for n in range(1, len(visible) + 1) if count % n == 0]
-    usual = 1 if visible[0].platform == "cpu" else max(fitting)
-    number = config.devices or (usual if alone else len(visible))
-    if number > len(visible) or not (alone or number == len(visible)):
+    count, alone, used = config.workers, distributed.is_alone(), jax.devices()
+    fitting = [n for n in range(1, len(used) + 1) if count % n == 0]
+    usual = 1 if used[0].platform == "cpu" else max(fitting)
+    number = config.devices or (usual if alone else len(used))
+    if number > len(used) or not (alone or number == len(used)):
         raise BadFlagError(
-            f"--devices={number}: there are {len(visible)}; leave the flag out."
+            f"--devices={number}: there are {len(used)}; leave the flag out."
         )
-    visible = visible[:number]
+    used = used[:number]
     if config.dry_run and not alone:  # all in this process, however many there are
-        visible = jax.local_devices()[:1]
+        used = jax.local_devices()[:1]
     elif config.method == "md_gan" and not alone:  # process 0 is the server
-        visible = [device for device in visible if device.process_index > 0]
-    with naming("workers", f"{count} --devices={number}", ValueError):
-        return jaxsp.Workers(count, visible)
-
-
-def _model(sample_shape):
-    """Dense networks for points and tiny images, convolutions for the others."""
-    if len(sample_shape) == 1:
-        return "mlp:128"
-    return "mlp" if max(sample_shape) <= 8 else "dcgan"
+        used = [device for device in used if device.process_index > 0]
+    if count % len(used):
+        devices = f", or --devices={' or '.join(map(str, fitting))}" if alone else ""
+        raise BadFlagError(
+            f"--workers={count} --devices={number}: all devices must have as many "
+            f"workers; write --workers={count + -count % len(used)}{devices}."
+        )
+    return jaxsp.Workers(count, used)
 
 
 # ------------------------------------------------------------------ the method
@@ -233,7 +252,8 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    chosen, count = METHODS[config.method], workers.count
+    own, build, count = METHODS[config.method], BUILDERS[config.method], workers.count
+    adam = optax.adam(config.learning_rate, b1=0.5, b2=0.9)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def in_steps(epochs):
@@ -242,107 +262,64 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     values = dataclasses.asdict(config) | {
         "axis_name": workers.axis_name,
         "key": key,
-        "sizes": sizes,
-        "in_steps": in_steps,
+        "weights": sizes,
+        "generator_optimizer": adam,
+        "discriminator_optimizer": adam,
+        "server_device": workers.devices[0] if config.dry_run else None,
     }
     if config.sync_epochs is not None:
         values["sync_every"] = in_steps(config.sync_epochs)
+    if config.swap_epochs and count > 1:
+        values["swap_every"] = in_steps(config.swap_epochs)
+    if config.crash_every is not None:  # the last worker first
+        values["alive"] = lambda step: (
+            np.arange(count) < max(1, count - step // config.crash_every)
+        )
+    if config.batches_k is not None:
+        values["batches_k"] = _batches_k(config.batches_k, count)
     if config.participation is not None:
         values["participants"] = max(1, round(config.participation * count))
     if config.topology is not None:
         values["topology"] = _topology(config)
-    up, down = _read_compressors(config)
-    if chosen.contractive:
-        up, down = (c and compressors.contractive(c) for c in (up, down))
+    up, down = map(functools.partial(_compressor, config), ("compressor", "down"))
     values["channel"] = jaxsp.channel(workers.axis_name, up, down, key=key)
-    if "refresh" in chosen.flags and config.refresh is None:
+    if "refresh" in own and config.refresh is None:
         vector = jax.ShapeDtypeStruct((numbers,), jnp.float32)
         sent = 32 * numbers if up is None else up.for_worker(0, count).bits(vector)
         density = sent / (32 * numbers)
         values["refresh"] = min(1.0, density * (config.participation or 1.0))
-    takes = [*inspect.signature(chosen.build).parameters][1:]
-    given = {name: values[name] for name in takes if name in values}
-    texts = [f"--{n}={getattr(config, n)}" for n in _TEXTS if n in chosen.flags]
-    with naming("method", " ".join([config.method, *texts]), ValueError):
-        return chosen.build(config.learning_rate, **given)
+    takes = inspect.signature(build).parameters
+    texts = [n for n in ("topology", "compressor", "down") if n in own]
+    texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])
+    with naming("method", texts, ValueError):
+        return build(**{name: values[name] for name in takes if name in values})
 
 
-def _program(config, gan, method, workers):
-    """What the training loop runs, or what is asked for its cost."""
-    game, batch_size = LOSSES[config.loss](gan), config.batch_size
-    if not isinstance(method, md_gan.MDGan):
-        same = METHODS[config.method].same_sample
-        options: Any = {"batch_size": batch_size, "same_sample": same}
-        return step.program(gan, game, method, workers, **options)
-    if config.dry_run:  # all in this process
-        method = dataclasses.replace(method, server_device=workers.devices[0])
-    return method.program(gan, game, workers, batch_size=batch_size)
-
-
-_TEXTS = ("topology", "compressor", "down")  # what a method may refuse
+def _batches_k(text, count):
+    """A number of batches, where "log" is the logarithm of the number of workers."""
+    if text == "log":
+        return max(1, math.ceil(math.log2(count)))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= count):
+        raise BadFlagError(
+            f"--batches_k={text}: write log, or a number from 1 to {count}, as many as "
+            "there are workers."
+        )
+    return int(text)
 
 
 def _topology(config):
     """The graph of a configuration."""
-    with naming(
-        "topology", f"{config.topology} --workers={config.workers}", ValueError
-    ):
+    texts = f"{config.topology} --workers={config.workers}"
+    with naming("topology", texts, ValueError):
         return names.parse_topology(config.topology, config.workers, config.seed)
 
 
-def _read_compressors(config):
-    """What workers and server send through, each a compressor or None."""
-    for flag in ("compressor", "down"):
-        text = getattr(config, flag) or "none"
-        with naming(flag, text, ValueError):
-            yield names.parse_compressor(text)
-
-
-# ------------------------------------------------------------------ telling
-
-
-def _tell(line):
-    """Print, in process 0."""
-    if _is_main():
-        print(line, flush=True)
-
-
-def _tell_start(config, workers):
-    """What is about to be trained, and where."""
-    _tell(", ".join(f"{name} {value}" for name, value in _settings(config).items()))
-    if config.topology is not None:
-        gap = _topology(config).spectral_gap
-        _tell(f"topology {config.topology}, gap {gap:.3g}")
-    used = workers.devices
-    processes = len({device.process_index for device in used})
-    _tell(
-        f"{workers.count} worker{'s' * (workers.count > 1)} by {workers.mode} on "
-        f"{len(used)} {used[0].platform} device{'s' * (len(used) > 1)}"
-        + f" of {processes} processes"
-        * (processes > 1)
-    )
-
-
-def _tell_cost(program, dataset, sizes, steps):
-    """What a run would cost."""
-    rows = (len(sizes), int(max(sizes)))
-    samples = (*rows, *dataset.sample_shape)
-    shapes: Any = jax.ShapeDtypeStruct(samples, dataset.train.dtype)
-    if program.gan.num_classes:
-        shapes = shapes, jax.ShapeDtypeStruct(rows, jnp.int32)
-    _tell(cost.format(cost.cost(program, shapes, sizes, steps)))
-
-
-def _tell_scores(result, floor):
-    """How far training came."""
-    for name, words in (("frechet_distance", "Frechet distance"), ("fid", "FID")):
-        found = [r[name] for r in result.history if r.get(name) is not None]
-        if found:
-            _tell(
-                f"step {result.step}: {words} {found[0]:.4g} -> {found[-1]:.4g} (real "
-                f"test data: {floor[name]:.4g}), {result.history[-1]['seconds']:.0f} s"
-            )
-    _tell("written: " + ", ".join(str(path) for path in result.files))
+def _compressor(config, flag):
+    """What workers or server send through; None for nothing."""
+    with naming(flag, getattr(config, flag), ValueError):
+        found = names.parse_compressor(getattr(config, flag) or "none")
+    contractive = METHODS[config.method].get("compressor") == "top_k"
+    return compressors.contractive(found) if found and contractive else found
 
 
 # ------------------------------------------------------------------ the command line
@@ -367,20 +344,18 @@ def main(config: Config) -> int:
             result = run(config)
             if result is None or result.signal is None:
                 return 0
-            _tell(
-                f"stopped by {result.signal.name} at step {result.step}, which is "
-                f"saved; go on with\n  {again}"
-            )
+            if distributed.is_main():
+                print(
+                    f"stopped by {result.signal.name} at step {result.step}, which is "
+                    f"saved; go on with\n  {again}",
+                    flush=True,
+                )
             return 128 + result.signal
     except (BadFlagError, distributed.DistributedError) as error:
-        return _end(error, error, 2)
+        message, code, raised = error, 2, error
     except loop.TrainingDivergedError as error:
-        return _end(error, f"training diverged: {error}", 1)
-
-
-def _end(error, message, code):
-    """Tell what went wrong, once if it did in all processes; the exit code."""
-    if not distributed.raised_in_all(error) or distributed.is_main():
+        message, code, raised = f"training diverged: {error}", 1, error
+    if not distributed.raised_in_all(raised) or distributed.is_main():
         command.complain(PROGRAM, message, code)
     return code
 

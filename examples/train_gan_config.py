@@ -2,150 +2,66 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-import optax
 
 from jaxsp import methods
 from jaxsp.gan import data, fl_gan, losses, md_gan, names
 from jaxsp.gan.command import BadFlagError, flag
 from jaxsp.transforms import alternating
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method: what makes it, which flags it reads, and their defaults.
-
-    Attributes:
-      build: makes it of a learning rate and of keyword arguments, which get what `make`
-        has under their names.
-      learning_rate: the default.
-      flags: the flags that it reads and not every method does, with their defaults.
-      same_sample: whether all gradients of a step are of one sample.
-      contractive: whether unbiased compressors must be made contractions.
-    """
-
-    build: Callable[..., Any]
-    learning_rate: float
-    flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    same_sample: bool = False
-    contractive: bool = False
-
-
-def _adam(rate):
-    return optax.adam(rate, b1=0.5, b2=0.9)
-
-
-def _md_gan(
-    rate, workers, batches_k, disc_steps, swap_epochs, moments, crash_every, in_steps
-):
-    swap_every = in_steps(swap_epochs) if swap_epochs and workers > 1 else None
-    alive = crash_every and functools.partial(_alive, workers, crash_every)
-    batches_k = _batches_k(batches_k, workers)
-    adam = _adam(rate)
-    return md_gan.MDGan(adam, adam, batches_k, disc_steps, swap_every, alive, moments)
-
-
-def _batches_k(text: str, workers: int) -> int:
-    """A number of batches, where "log" is the logarithm of the number of workers."""
-    if text == "log":
-        return max(1, math.ceil(math.log2(workers)))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= workers):
-        raise BadFlagError(
-            f"--batches_k={text}: write log, or a number from 1 to {workers}, as "
-            "many as there are workers."
-        )
-    return int(text)
-
-
-def _alive(count, crash_every, step):
-    """Who is left at a step, of workers of which the last crashes first."""
-    return np.arange(count) < max(1, count - step // crash_every)
-
-
-def _fl_gan(rate, sync_every, disc_steps, participants, sizes, key, axis_name):
-    return fl_gan.fl_gan(
-        _adam(rate),
-        _adam(rate),
-        sync_every,
-        disc_steps=disc_steps,
-        weights=sizes,
-        participants=participants,
-        key=key,
-        axis_name=axis_name,
-    )
-
-
-def _standalone(rate, disc_steps):
-    return alternating(_adam(rate), _adam(rate), disc_steps)
-
-
-# Default learning rates: optimistic Adam, Adam of players who take turns (with 2e-3
-# the discriminators of md_gan win), optimistic and extragradient plain steps.
-ADAM, TURNS, OPTIMISTIC, EXTRA = 2e-3, 1e-3, 0.02, 0.01
-_PLAIN = {"compressor": "none", "down": "none"}
-_CODES, _RANDOM, _LARGEST = (
-    {"compressor": name, "down": "none"} for name in ("quantize", "rand_k", "top_k")
+# Learning rates: optimistic Adam, Adam of players who take turns (with 2e-3 the
+# discriminators of md_gan win), optimistic and extragradient plain steps.
+_ADAM, _TURNS, _OPTIMISTIC, _EXTRA = (
+    {"learning_rate": rate} for rate in (2e-3, 1e-3, 0.02, 0.01)
 )
-_RING, _DRAWN = {"topology": "ring", "rounds": 1}, {"topology": "random_ring"}
+_TURNS |= {"disc_steps": 1}
+_PLAIN, _CODES, _RANDOM, _LARGEST = (
+    {"compressor": name, "down": "none"}
+    for name in ("none", "quantize", "rand_k", "top_k")
+)
+_RING, _REFRESH = {"topology": "ring", "rounds": 1}, {"refresh": None}
 _LOCAL = {"sync_every": 10, "sync_epochs": None} | _PLAIN
 _FEDERATED = {"sync_every": None, "sync_epochs": 1.0, "participation": 1.0}
-_SWAPS = {"swap_epochs": 1.0, "moments": "stay", "batches_k": "log"}
-_TURNS = {"disc_steps": 1}
-_REFRESH = {"refresh": None}
-METHODS = {
+_SERVER = {"swap_epochs": 1.0, "moments": "stay", "batches_k": "log"}
+# The flags that not every method reads, with their defaults.
+METHODS: dict[str, dict[str, Any]] = {
     # Whole gradients or parameters, exchanged in every step.
-    "extra_step": Method(methods.extra_step, EXTRA, _PLAIN),
-    "decentralized_extra_step": Method(
-        methods.decentralized_extra_step, EXTRA, _RING | {"rounds": 4}
-    ),
-    "dposg": Method(methods.dposg, OPTIMISTIC, _RING),
-    "cp_oadam": Method(methods.cp_oadam, ADAM, _PLAIN),
-    "dp_oadam": Method(methods.dp_oadam, ADAM, _RING),
-    "rand_dp_oadam": Method(methods.rand_dp_oadam, ADAM, _DRAWN),
+    "extra_step": _EXTRA | _PLAIN,
+    "decentralized_extra_step": _EXTRA | _RING | {"rounds": 4},
+    "dposg": _OPTIMISTIC | _RING,
+    "cp_oadam": _ADAM | _PLAIN,
+    "dp_oadam": _ADAM | _RING,
+    "rand_dp_oadam": _ADAM | {"topology": "random_ring"},
     # Steps of their own, averaged once in a while.
-    "extra_step_local_sgd": Method(methods.extra_step_local_sgd, EXTRA, _LOCAL),
-    "local_extra_adam": Method(methods.local_extra_adam, ADAM, _LOCAL),
-    "fl_gan": Method(_fl_gan, TURNS, _FEDERATED | _TURNS, same_sample=True),
+    "extra_step_local_sgd": _EXTRA | _LOCAL,
+    "local_extra_adam": _ADAM | _LOCAL,
+    "fl_gan": _TURNS | _FEDERATED,
     # A generator on a server, a discriminator on every worker.
-    "md_gan": Method(
-        _md_gan, TURNS, _SWAPS | _TURNS | {"crash_every": None}, same_sample=True
-    ),
+    "md_gan": _TURNS | _SERVER | {"crash_every": None},
     # One worker with all data, to compare with.
-    "standalone": Method(_standalone, TURNS, _TURNS, same_sample=True),
+    "standalone": _TURNS,
     # Compressed messages.
-    "dqgan": Method(methods.dqgan, OPTIMISTIC, _CODES),
-    "dqgan_adam": Method(methods.dqgan_adam, ADAM, _CODES),
-    "cp_oadam_gq": Method(methods.cp_oadam_gq, ADAM, _CODES),
-    "masha1": Method(methods.masha1, EXTRA, _RANDOM | _REFRESH),
-    "masha2": Method(methods.masha2, EXTRA, _LARGEST | _REFRESH, contractive=True),
-    "pp_masha1": Method(
-        methods.pp_masha1, EXTRA, _RANDOM | _REFRESH | {"participation": 0.5}
-    ),
-    "qsgda": Method(methods.qsgda, EXTRA, _CODES),
-    "diana_sgda": Method(methods.diana_sgda, EXTRA, _CODES),
-    "ef21_sgda": Method(methods.ef21_sgda, EXTRA, _LARGEST, contractive=True),
+    "dqgan": _OPTIMISTIC | _CODES,
+    "dqgan_adam": _ADAM | _CODES,
+    "cp_oadam_gq": _ADAM | _CODES,
+    "masha1": _EXTRA | _RANDOM | _REFRESH,
+    "masha2": _EXTRA | _LARGEST | _REFRESH,
+    "pp_masha1": _EXTRA | _RANDOM | _REFRESH | {"participation": 0.5},
+    "qsgda": _EXTRA | _CODES,
+    "diana_sgda": _EXTRA | _CODES,
+    "ef21_sgda": _EXTRA | _LARGEST,
 }
 
 
-def defaults(name: str, none: str = "none") -> str:
-    """Which methods have which default for a flag, in words; `none` is that of None."""
-    groups: dict[str, list[str]] = {}
-    for method, entry in METHODS.items():
-        own = {"learning_rate": entry.learning_rate} | entry.flags
-        if name in own:
-            value = none if own[name] is None else str(own[name])
-            groups.setdefault(value, []).append(method)
-    listed = "; ".join(f"{v} for {', '.join(ms)}" for v, ms in groups.items())
-    return f"Default: {listed}."
+def _standalone(generator_optimizer, discriminator_optimizer, disc_steps):
+    return alternating(generator_optimizer, discriminator_optimizer, disc_steps)
 
 
-# ------------------------------------------------------------------ the flags
-
+# Each gets those values of `train_gan.make` that its parameters name.
+BUILDERS: dict[str, Any] = {name: getattr(methods, name, None) for name in METHODS}
+BUILDERS |= {"fl_gan": fl_gan.fl_gan, "md_gan": md_gan.MDGan, "standalone": _standalone}
 LOSSES = {
     # Without the penalty the score of digits turns for the worse after 2,000 steps.
     "non_saturating": functools.partial(losses.non_saturating, r1=1.0),
@@ -154,30 +70,27 @@ LOSSES = {
     "acgan": functools.partial(losses.acgan, r1=1.0),
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
-_COUNT, _AT_LEAST_0, _FRACTION, _SEED = (1, None), (0, None), (0, 1), (0, 2**32 - 1)
-
-
-def _one_of(numbers):
-    """Names, each with the number that it stands for."""
-    return ", ".join(k if n is None else f"{k}:{n}" for k, n in numbers.items())
+_MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
+_COUNT, _AT_LEAST_0, _SHARE = (1, 2**31 - 1), (0, None), (0, 1)
 
 
 def _own(name, words, none="none", **limits):
-    """A flag that only some methods read, each with a default of its own."""
-    return flag(None, f"{words} {defaults(name, none)}", **limits)
+    """A flag that only some methods read; `none` is what the default None does."""
+    groups: dict[str, list[str]] = {}
+    for method, own in METHODS.items():
+        if name in own:
+            value = none if own[name] is None else str(own[name])
+            groups.setdefault(value, []).append(method)
+    listed = "; ".join(f"{v} for {', '.join(ms)}" for v, ms in groups.items())
+    return flag(None, f"{words} Default: {listed}.", **limits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to train, and how; the fields are the flags."""
 
-    method: str = flag(
-        "dp_oadam", f"What to train with: {', '.join(METHODS)}.", names=METHODS
-    )
-    dataset: str = flag(
-        "digits", f"What to learn: {', '.join(data.NAMES)}.", names=data.NAMES
-    )
+    method: str = flag("dp_oadam", "What to train with.", names=METHODS)
+    dataset: str = flag("digits", "What to learn.", names=data.NAMES)
     data_dir: str | None = flag(
         None,
         "TFDS directory that holds the data set, or into which it is put when it is "
@@ -192,21 +105,21 @@ class Config:
     )
     model: str | None = flag(
         None,
-        f"The networks: {', '.join(MODELS)}; with their width after a colon, as "
-        "dcgan:32. Default: mlp for points and 8x8 images, dcgan for others.",
-        names=MODELS,
+        "The networks; with their width after a colon, as dcgan:32. Default: mlp for "
+        "points and 8x8 images, dcgan for others.",
+        names=_MODELS,
+        colon=True,
     )
     dtype: str = flag(
         "float32",
-        "Type of the networks' arithmetic, float32 or bfloat16; parameters and what "
-        "travels stay float32.",
+        "Type of the networks' arithmetic; parameters and what travels stay float32.",
         names=DTYPES,
     )
     loss: str = flag(
         "non_saturating",
-        f"The game: {', '.join(LOSSES)}. non_saturating and acgan come with an R1 "
-        "penalty of 1, wasserstein with a gradient penalty of 10; with acgan samples "
-        "are of a class that is asked for.",
+        "The game. non_saturating and acgan come with an R1 penalty of 1, wasserstein "
+        "with a gradient penalty of 10; with acgan samples are of a class that is "
+        "asked for.",
         names=LOSSES,
     )
     steps: int = flag(2_000, "The step to train to.", bounds=_COUNT)
@@ -216,9 +129,10 @@ class Config:
     )
     topology: str | None = _own(
         "topology",
-        f"Who talks to whom: {_one_of(names.TOPOLOGIES)} (which joins a pair with that "
-        "probability). torus takes the squarest rows x columns, or torus:2x4.",
+        "Who talks to whom. torus takes the squarest rows x columns, or torus:2x4; "
+        "erdos_renyi:0.3 joins a pair with that probability, 0.5 if none is given.",
         names=names.TOPOLOGIES,
+        colon=True,
     )
     rounds: int | None = _own(
         "rounds",
@@ -227,13 +141,18 @@ class Config:
     )
     compressor: str | None = _own(
         "compressor",
-        f"What workers send through: {_one_of(names.COMPRESSORS)}; a name alone takes "
-        "this number. The masha1 family and diana_sgda need one that is unbiased; "
-        "where errors are fed back one that is only unbiased is made a contraction.",
+        "What workers send through, with a number after a colon: quantize:8 bits, "
+        "dithering:8 levels, top_k:0.1 or rand_k:0.1 of the numbers, low_rank:2, which "
+        "are what a name alone takes. The masha1 family and diana_sgda need one that "
+        "is unbiased; where errors are fed back such a one is made a contraction.",
         names=names.COMPRESSORS,
+        colon=True,
     )
     down: str | None = _own(
-        "down", "What the server sends through, likewise.", names=names.COMPRESSORS
+        "down",
+        "What the server sends through, likewise.",
+        names=names.COMPRESSORS,
+        colon=True,
     )
     refresh: float | None = _own(
         "refresh",
@@ -242,7 +161,7 @@ class Config:
         "methods compare gradients at two points, which here come of different "
         "batches: on GANs they are a heuristic.",
         "balanced",
-        bounds=_FRACTION,
+        bounds=(1e-12, 1),
     )
     sync_every: int | None = _own(
         "sync_every", "Steps between two averages of the workers.", bounds=_COUNT
@@ -256,7 +175,7 @@ class Config:
         "participation",
         "Share of the workers that take part in a round of fl_gan, drawn anew for "
         "each, or in a step of pp_masha1.",
-        bounds=_FRACTION,
+        bounds=_SHARE,
     )
     batches_k: str | None = _own(
         "batches_k",
@@ -273,7 +192,7 @@ class Config:
     )
     moments: str | None = _own(
         "moments",
-        "What becomes of the discriminators' moments in a swap: stay, travel or reset.",
+        "What becomes of the discriminators' moments in a swap.",
         names=("stay", "travel", "reset"),
     )
     crash_every: int | None = _own(
@@ -283,7 +202,7 @@ class Config:
         "never",
         bounds=_COUNT,
     )
-    seed: int = flag(0, "What everything random follows from.", bounds=_SEED)
+    seed: int = flag(0, "What everything random follows from.", bounds=(0, 2**32 - 1))
     eval_every: int = flag(
         500,
         "Steps between two scores, pictures and checkpoints; losses are recorded 10 "
@@ -348,28 +267,25 @@ def resolve(config: Any) -> Any:
     Raises:
       BadFlagError: if flags contradict each other.
     """
-    chosen = METHODS[config.method]
+    own = METHODS[config.method]
     if config.method == "standalone" and config.workers != 1:
         print("note: --method=standalone has one worker, which holds all data")
         config = dataclasses.replace(config, workers=1)
-    if None not in (config.sync_every, config.sync_epochs):
+    period = config.sync_every, config.sync_epochs
+    if None not in period:
         raise BadFlagError(
-            f"--sync_every={config.sync_every} and --sync_epochs={config.sync_epochs} "
-            "say the same: write one of them."
+            f"--sync_every={period[0]} and --sync_epochs={period[1]} say the same: "
+            "write one of them."
         )
     if config.swap_epochs and config.workers == 1:
         raise BadFlagError(
             f"--swap_epochs={config.swap_epochs}: with --workers=1 there is no other "
             "worker to swap with; write --swap_epochs=0, or more workers."
         )
-    own = dict(chosen.flags)
-    if None not in (config.sync_every, own.get("sync_epochs")):
-        own["sync_epochs"] = None
-    if None not in (config.sync_epochs, own.get("sync_every")):
-        own["sync_every"] = None
-    own["learning_rate"] = chosen.learning_rate
+    if period != (None, None) and "sync_every" in own:
+        own = own | {"sync_every": None, "sync_epochs": None}
     found = {}
-    for name in {n for entry in METHODS.values() for n in entry.flags} | {*own}:
+    for name in {name for flags in METHODS.values() for name in flags}:
         value = getattr(config, name)
         if value is not None and name not in own:
             print(f"note: --{name} has no effect with --method={config.method}")

@@ -11,20 +11,20 @@ import dataclasses
 import difflib
 import os
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
-__all__ = ["BadFlagError", "call", "complain", "flag", "naming", "run", "with_texts"]
+__all__ = ["BadFlagError", "call", "check", "complain", "flag", "naming"]
+__all__ += ["run", "with_texts"]
 
-_PARSERS = {
-    str: flags.ArgumentParser,
-    int: flags.IntegerParser,
-    float: flags.FloatParser,
-    bool: flags.BooleanParser,
+_DEFINE: dict[Any, Callable] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
 }
 
 
@@ -37,73 +37,76 @@ def flag(
     words: str,
     *,
     bounds: tuple[float, float | None] | None = None,
-    names: Iterable[str] | None = None,
+    names: Collection[str] = (),
+    colon: bool = False,
 ) -> Any:
     """A field of a command's dataclass.
 
     Args:
       default: its default, also the flag's.
       words: what --help says.
-      bounds: the least number that it may be, and the largest or None.
-      names: the names that it may be, each perhaps with more after a colon.
+      bounds: the least number that it may be, and the largest, or None for any that is
+        finite.
+      names: the names that it may be.
+      colon: whether more may stand behind a name, after a colon.
 
     Returns:
       The field, for the right-hand side of an annotation `str`, `int`, `float` or
       `bool`, each perhaps `| None`.
     """
-    metadata = {"words": words, "bounds": bounds, "names": names and tuple(names)}
+    metadata = {"words": words, "bounds": bounds, "names": names, "colon": colon}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class _NameParser(flags.ArgumentParser):
-    """A text that begins with one of some names."""
+def check(config: Any) -> None:
+    """Refuse what `flag` does not allow; None is always allowed.
 
-    def __init__(self, names: Sequence[str]):
-        self._names = names
+    Commands do so with their flags; a function that is also called from Python does it
+    first of all.
 
-    def parse(self, argument: str) -> str:
-        name = argument.partition(":")[0]
-        if name in self._names:
-            return argument
-        near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.4)
-        hint = f" did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"there is no {name};{hint} write one of {', '.join(self._names)}."
-        )
-
-
-def _define(config_type: type, values: flags.FlagValues) -> None:
-    """Define a flag for each field."""
-    flags.disclaim_key_flags()  # --helpshort shows them as the script's own
-    kinds = typing.get_type_hints(config_type)
-    for field in dataclasses.fields(config_type):
-        kind, metadata = kinds[field.name], field.metadata
-        if isinstance(kind, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-        name, default = field.name, typing.cast(Any, field.default)
-        words = metadata["words"]
-        if kind is bool:
-            flags.DEFINE_bool(name, default, words, flag_values=values)
+    Raises:
+      BadFlagError: if a number is out of bounds, or there is no such name.
+    """
+    for field in dataclasses.fields(config):
+        value, names = getattr(config, field.name), field.metadata["names"]
+        if value is None:
             continue
-        parser = _PARSERS[kind](*(metadata["bounds"] or ()))
+        shown = f"--{field.name}={value}"
+        name = value.partition(":")[0] if field.metadata["colon"] else value
+        if names and name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f" did you mean {near[0]}?" if near else ""
+            raise BadFlagError(
+                f"{shown}: there is no {name};{hint} write one of {', '.join(names)}."
+            )
+        if field.metadata["bounds"]:
+            low, high = field.metadata["bounds"]
+            if not low <= value <= (high or sys.float_info.max):
+                most = "finite" if high is None else f"at most {high}"
+                raise BadFlagError(f"{shown} must be at least {low} and {most}.")
+
+
+def _parse(config: Any, values: flags.FlagValues, argv: Sequence[str]) -> Any:
+    """The dataclass after a command line, of which argv[0] is the program."""
+    flags.disclaim_key_flags()  # --helpshort shows them as the script's own
+    kinds = typing.get_type_hints(type(config))
+    fields = {field.name: field.metadata for field in dataclasses.fields(config)}
+    for name, metadata in fields.items():
+        kind, *_ = typing.get_args(kinds[name]) or [kinds[name]]
+        default = getattr(config, name)
+        words = metadata["words"]
         if metadata["names"]:
-            parser = _NameParser(metadata["names"])
-        flags.DEFINE(parser, name, default, words, flag_values=values)
-
-
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Parse a command line, of which argv[0] is the program."""
+            words += f" One of {', '.join(metadata['names'])}."
+        _DEFINE[kind](name, default, words, flag_values=values)
     try:
         rest = values(argv)
     except flags.Error as error:
         raise BadFlagError(_one_line(error)) from None
     if len(rest) > 1:
         raise BadFlagError(f"unexpected {rest[1]!r}: flags are written --name=value.")
-
-
-def _read(config_type: type, values: flags.FlagValues) -> Any:
-    names = (field.name for field in dataclasses.fields(config_type))
-    return config_type(**{name: values[name].value for name in names})
+    config = type(config)(**{name: values[name].value for name in fields})
+    check(config)
+    return config
 
 
 def with_texts(config: Any, texts: Mapping[str, str]) -> Any:
@@ -112,10 +115,8 @@ def with_texts(config: Any, texts: Mapping[str, str]) -> Any:
     Raises:
       BadFlagError: if a flag cannot have that value.
     """
-    values = flags.FlagValues()
-    _define(type(config), values)
-    _parse(values, ["", *(f"--{name}={text}" for name, text in texts.items())])
-    return dataclasses.replace(config, **{name: values[name].value for name in texts})
+    words = [f"--{name}={text}" for name, text in texts.items()]
+    return _parse(config, flags.FlagValues(), ["", *words])
 
 
 @contextlib.contextmanager
@@ -145,29 +146,14 @@ def run(program: str, config_type: type, main: Callable[[Any], int]) -> None:
       config_type: the dataclass of what it can be told.
       main: the command, which returns an exit code.
     """
-    values = flags.FLAGS
-    _define(config_type, values)
-
-    def parse(argv):
-        try:
-            _parse(values, argv)
-        except BadFlagError as error:
-            if os.environ.get("JAXSP_PROCESS_ID", "0") != "0":
-                sys.exit(2)  # process 0 says it
-            sys.exit(complain(program, error, 2))
-        if values["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # absl would choose INFO
-        return argv[:1]
-
-    app.run(
-        lambda argv: _run(program, main, _read(config_type, values)), flags_parser=parse
-    )
+    app.define_help_flags()
+    sys.exit(_run(program, config_type, main, flags.FLAGS, sys.argv))
 
 
 def call(
     program: str, config_type: type, main: Callable[[Any], int], *arguments: str
 ) -> int:
-    """Run a command with flags of one's own; its exit code.
+    """Run a command, as `run` does, with flags of one's own.
 
     Args:
       program: as in `run`.
@@ -192,20 +178,17 @@ def call(
       Config(steps=100, graph='torus')
       0
     """
-    values = flags.FlagValues()
-    _define(config_type, values)
-    try:
-        _parse(values, [program, *arguments])
-    except BadFlagError as error:
-        return complain(program, error, 2)
-    return _run(program, main, _read(config_type, values))
+    argv = [program, *arguments]
+    return _run(program, config_type, main, flags.FlagValues(), argv)
 
 
-def _run(program, main, config):
+def _run(program, config_type, main, values, argv):
     try:
-        return main(config)
+        return main(_parse(config_type(), values, argv))
     except BadFlagError as error:
-        return complain(program, error, 2)
+        if os.environ.get("JAXSP_PROCESS_ID", "0") == "0":  # process 0 speaks for all
+            complain(program, error, 2)
+        return 2
 
 
 def complain(program: str, message: Any, code: int) -> int:

@@ -30,9 +30,8 @@ def without_gloo(text):
     [
         (
             "--workers=3",
-            "--workers=3 --devices=2: count must be a multiple of the number of "
-            "devices, got count=3 and 2 in devices: write Workers(2) or Workers(4), or "
-            "give 1 device.",
+            "--workers=3 --devices=2: all devices must have as many workers; write "
+            "--workers=4.",
         ),
         ("--mehod=dposg", "Unknown command line flag 'mehod'. Did you mean: method ?"),
     ],

@@ -13,11 +13,13 @@ from jaxsp.gan.command import BadFlagError, flag
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    graph: str = flag("ring", "Who talks.", names=("ring", "torus"))
+    graph: str = flag("ring", "Who talks.", names=("ring", "torus"), colon=True)
     steps: int = flag(5, "How many.", bounds=(1, None))
     rate: float | None = flag(None, "How far.", bounds=(0, 1))
     quick: bool = flag(False, "Whether to hurry.")
     where: str | None = flag(None, "Where.")
+    far: float = flag(1.0, "Like the rate, without an end.", bounds=(1e-12, None))
+    kind: str = flag("a", "Which.", names=("a",))
 
 
 def call(main, *arguments, of=Config):
@@ -50,22 +52,26 @@ def test_texts_replace_fields_as_flags_do():
     config = command.with_texts(Config(steps=2), {"rate": "0.5", "quick": "true"})
     assert config == Config(steps=2, rate=0.5, quick=True)
     for name, text in (("rate", "fast"), ("steps", "0"), ("graph", "rng")):
-        with pytest.raises(BadFlagError, match=f"flag --{name}={text}: "):
+        with pytest.raises(BadFlagError, match=f"--{name}={text}"):
             command.with_texts(config, {name: text})
 
 
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("--steps=0", "flag --steps=0: 0 is not a positive integer"),
+        ("--steps=0", "--steps=0 must be at least 1 and finite."),
         ("--steps=many", "flag --steps=many: invalid literal for int() with base 10: "),
-        ("--rate=2", "flag --rate=2: 2.0 is not a number in the range [0, 1]"),
+        ("--rate=2", "--rate=2.0 must be at least 0 and at most 1."),
+        ("--rate=nan", "--rate=nan must be at least 0 and at most 1."),
+        ("--far=inf", "--far=inf must be at least 1e-12 and finite."),
+        ("--far=nan", "--far=nan must be at least 1e-12 and finite."),
+        ("--kind=a:3", "--kind=a:3: there is no a:3; did you mean a? write one of a."),
         (
             "--graph=rng:3",
-            "flag --graph=rng:3: there is no rng; did you mean ring? write one of "
+            "--graph=rng:3: there is no rng; did you mean ring? write one of "
             "ring, torus.",
         ),
-        ("--graph=q", "flag --graph=q: there is no q; write one of ring, torus."),
+        ("--graph=q", "--graph=q: there is no q; write one of ring, torus."),
         ("--stepz=7", "Unknown command line flag 'stepz'. Did you mean: steps ?"),
         ("false", "unexpected 'false': flags are written --name=value."),
     ],

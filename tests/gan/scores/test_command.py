@@ -141,9 +141,9 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samples=3"], "flag --samples=3: 3 is not"),
-        (["--batch_size=0"], "flag --batch_size=0: 0 is not a positive"),
-        (["--seed=-1"], "flag --seed=-1: -1 is not"),
+        (["--samples=3"], "--samples=3 must be at least 4"),
+        (["--batch_size=0"], "--batch_size=0 must be at least 1"),
+        (["--seed=-1"], "--seed=-1 must be at least 0"),
         (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
         (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
