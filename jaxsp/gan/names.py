@@ -7,31 +7,14 @@ from jaxsp import compressors, topology
 
 __all__ = ["COMPRESSORS", "TOPOLOGIES", "parse_compressor", "parse_topology"]
 
-# Each with the number that the name alone stands for, if it takes one.
-COMPRESSORS: dict[str, Any] = {
-    "quantize": 8,
-    "natural": None,
-    "dithering": 8,
-    "ternary": None,
-    "sign": None,
-    "top_k": 0.1,
-    "rand_k": 0.1,
-    "perm_k": None,
-    "low_rank": 2,
-    "identity": None,
-    "none": None,
-}
-TOPOLOGIES: dict[str, Any] = {
-    "ring": None,
-    "torus": None,
-    "exponential": None,
-    "one_peer_exponential": None,
-    "complete": None,
-    "star": None,
-    "path": None,
-    "erdos_renyi": 0.5,
-    "random_ring": None,
-}
+# Each with the number that the name alone stands for; None takes no number.
+COMPRESSORS: dict[str, Any] = {"quantize": 8, "dithering": 8, "low_rank": 2}
+COMPRESSORS |= {"top_k": 0.1, "rand_k": 0.1}
+COMPRESSORS |= dict.fromkeys(("natural", "ternary", "sign", "perm_k"))
+COMPRESSORS |= dict.fromkeys(("identity", "none"))
+TOPOLOGIES: dict[str, Any] = dict.fromkeys(("ring", "torus", "complete", "star"))
+TOPOLOGIES |= dict.fromkeys(("path", "exponential", "one_peer_exponential"))
+TOPOLOGIES |= {"random_ring": None, "erdos_renyi": 0.5}
 
 
 def parse_compressor(text: str) -> compressors.Compressor | None:
@@ -52,10 +35,8 @@ def parse_compressor(text: str) -> compressors.Compressor | None:
       >>> parse_compressor("top_k:0.01").for_worker(0, 1).bits(jnp.zeros(1000))
       480
     """
-    name, number = _number_after(text, COMPRESSORS)
-    if name == "none":
-        return None
-    return getattr(compressors, name)(*([] if number is None else [number]))
+    name, number = _read(text, COMPRESSORS)
+    return None if name == "none" else getattr(compressors, name)(*number)
 
 
 def parse_topology(
@@ -90,28 +71,21 @@ def parse_topology(
                 f"in all, got {text!r}: write torus:2x4 for 8 workers, or ring."
             )
         return topology.torus(*shape)
-    name, number = _number_after(text, TOPOLOGIES)
-    if name == "erdos_renyi":
-        return topology.erdos_renyi(workers, number, seed)
-    if name == "random_ring":
-        return topology.random_ring(workers, seed=seed)
-    return getattr(topology, name)(workers)
+    name, number = _read(text, TOPOLOGIES)
+    seeded = {"seed": seed} if name in ("erdos_renyi", "random_ring") else {}
+    return getattr(topology, name)(workers, *number, **seeded)
 
 
-def _number_after(text: str, numbers: dict[str, Any]) -> tuple[str, Any]:
-    """The name before a colon, and the number behind it or the name's own."""
+def _read(text, numbers):
+    """The name before a colon, and a list of the number that it takes, if any."""
     name, colon, number = text.partition(":")
     if name not in numbers:
         raise ValueError(f"write one of {', '.join(numbers)}, got {text!r}.")
     default = numbers[name]
     if not colon:
-        return name, default
-    if default is None:
-        raise ValueError(f"{name} takes nothing after a colon, got {text!r}.")
+        return name, [] if default is None else [default]
     try:
-        return name, type(default)(number)
-    except ValueError:
-        raise ValueError(
-            f"{name} takes a number after a colon, such as {name}:{default}, got "
-            f"{text!r}."
-        ) from None
+        return name, [type(default)(number)]
+    except (TypeError, ValueError):
+        takes = "nothing" if default is None else f"a number such as {default}"
+        raise ValueError(f"{name} takes {takes} after a colon, got {text!r}.") from None

@@ -49,7 +49,7 @@ BAD = [
     ("--topology=torus:3", "--topology=torus:3", "torus:2x4"),
     ("--topology=ring:3", "--topology=ring:3", "nothing after a colon"),
     ("--topology=erdos_renyi:2", "--topology=erdos_renyi:2", "(0, 1]"),
-    ("--topology=erdos_renyi:x", "--topology=erdos_renyi:x", "erdos_renyi:0.5"),
+    ("--topology=erdos_renyi:x", "--topology=erdos_renyi:x", "such as 0.5"),
     ("--workers=0", "--workers=0", "at least 1"),
     ("--method=md_gan --workers=1 --swap_epochs=2", "--swap_epochs=2", "no other"),
     ("--learning_rate=0", "--learning_rate=0", "1e-12"),
@@ -76,7 +76,7 @@ BAD = [
     ),
     ("--method=dqgan --compressor=top_k:2", "--compressor=top_k:2", "fraction"),
     ("--method=dqgan --compressor=sign:2", "--compressor=sign:2", "after a colon"),
-    ("--method=dqgan --down=dithering:x", "--down=dithering:x", "dithering:8"),
+    ("--method=dqgan --down=dithering:x", "--down=dithering:x", "such as 8"),
     ("--method=dqgan --compressor=quantize:9", "quantize:9", "from 2 to 8"),
     (
         "--method=masha1 --compressor=top_k:0.1",
