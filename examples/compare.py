@@ -13,16 +13,14 @@ Examples:
 
 import contextlib
 import dataclasses
-import functools
 import io
-import json
 import pathlib
 import platform
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import train_gan
@@ -34,7 +32,6 @@ from jaxsp.gan.training import loop, plots
 from jaxsp.gan.training.records import read_metrics
 
 PROGRAM = "compare.py"
-_MANY = 10**9  # steps, where something else ends a run
 _SCORES = ("fid", "frechet_distance", "classifier_score", "modes_covered")
 _FLAGS = tuple(field.name for field in dataclasses.fields(train_gan.Config))
 _NOT_OF_A_RUN = ("method", "steps", "workdir", "resume", "dry_run")
@@ -56,32 +53,6 @@ class Config(train_gan.Config):
         "received per worker) or seconds:60 (of training, without compilation); looked "
         "at 10 times in --eval_every steps. Default: --steps.",
     )
-
-
-class StoppedError(Exception):
-    """A signal ended a run, and with it the comparison."""
-
-
-class Budget(NamedTuple):
-    """Where a run ends.
-
-    Attributes:
-      kind: "steps", "bytes" or "seconds".
-      amount: how many; bytes are sent and received together, the mean of the workers.
-    """
-
-    kind: str
-    amount: float
-
-    def used(self, record: dict[str, Any]) -> float:
-        """How much a run with this record has used."""
-        if self.kind == "bytes":
-            return ((record["bits_up"] or 0) + (record["bits_down"] or 0)) / 8
-        return record["step" if self.kind == "steps" else "seconds"]
-
-    def used_up(self, record: dict[str, Any]) -> bool:
-        """Whether a run with this record has ended."""
-        return self.used(record) >= self.amount
 
 
 def parse_runs(config: Config) -> dict[str, train_gan.Config]:
@@ -114,17 +85,19 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
     return runs
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str) -> tuple[str, float]:
     """Read --budget: "steps:2000", "bytes:100e6" or "seconds:60"."""
-    match = re.fullmatch(r"(steps|bytes|seconds):(\d[\d.]*(?:e\d+)?)", text)
+    match = re.fullmatch(r"(steps|bytes|seconds):(\d+\.?\d*(?:e\d\d?)?)", text)
     if not match or float(match[2]) <= 0:
         raise BadFlagError(
             f"--budget={text}: write steps:2000, bytes:100e6 or seconds:60."
         )
-    return Budget(match[1], float(match[2]))
+    return match[1], float(match[2])
 
 
-def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, Any]]]:
+def compare(
+    config: Config, progress: bool = True
+) -> tuple[dict[str, list[dict[str, Any]]], signal.Signals | None]:
     """Train with each method and write the comparison.
 
     Args:
@@ -132,18 +105,17 @@ def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, A
       progress: whether to show progress on standard error.
 
     Returns:
-      The records of each run by its name; of a run that diverged, until it did.
+      The records of each run by its name; of a run that diverged, until it did. And the
+      signal that ended a run, and with it the comparison, or None.
 
     Raises:
       BadFlagError: if a flag cannot be used.
-      StoppedError: if a signal ended a run.
     """
-    budget = parse_budget(config.budget or f"steps:{config.steps}")
-    runs = parse_runs(config)
-    silent = [name for name, run in runs.items() if run.method == "standalone"]
-    if silent and budget.kind == "bytes":
+    kind, amount = parse_budget(config.budget or f"steps:{config.steps}")
+    runs, by_steps = parse_runs(config), kind == "steps"
+    if kind == "bytes" and "standalone" in (run.method for run in runs.values()):
         raise BadFlagError(
-            f"--budget={config.budget}: {silent[0]} sends nothing and would never end; "
+            f"--budget={config.budget}: standalone sends nothing and would never end; "
             "write steps:2000 or seconds:60."
         )
     directory = pathlib.Path(config.workdir or "runs/comparison").expanduser()
@@ -152,101 +124,84 @@ def compare(config: Config, progress: bool = True) -> dict[str, list[dict[str, A
             f"--workdir={directory} holds another comparison: choose another "
             "directory, or go on with it by --resume."
         )
-    by_steps = budget.kind == "steps"
-    steps = int(budget.amount) if by_steps else _MANY
-    watch = functools.partial(_watch, budget, progress and not by_steps)
+
+    def over(record):
+        used = record["step" if by_steps else "seconds"]
+        if kind == "bytes":
+            used = ((record["bits_up"] or 0) + (record["bits_down"] or 0)) / 8
+        if progress and not by_steps:  # there is no bar
+            step = record["step"]
+            print(f"step {step}, {used:.4g} of {amount:.4g} {kind}", file=sys.stderr)
+        return used >= amount
+
     records, ends = {}, {}
     for i, (name, run) in enumerate(runs.items(), 1):
         print(f"--- {i} of {len(runs)}: {name}")
         where = directory / re.sub(r"[^\w.=-]+", "_", name)
-        metrics, ends[name] = where / "metrics.jsonl", ""
+        steps, ends[name] = int(amount) if by_steps else 10**9, ""
         run = dataclasses.replace(run, steps=steps, workdir=str(where))
-        if not (config.resume and _has_ended(where, budget)):
+        if not (config.resume and _has_ended(where, over)):
             try:
-                result = train_gan.run(run, progress and by_steps, watch)
+                result = train_gan.run(run, progress and by_steps, over)
                 if result is not None and result.signal is not None:
-                    raise StoppedError(result.signal)
+                    return records, result.signal
             except loop.TrainingDivergedError as error:
                 print(f"{name} diverged: {error}", file=sys.stderr)
                 ends[name] = f"diverged at step {error.step}"
-        records[name] = read_metrics(metrics)
+        records[name] = read_metrics(where / "metrics.jsonl")
         # After each run: what there is can be looked at while the next one trains.
-        _write(directory, records, ends, budget, config)
+        title = f"{config.dataset}, {config.workers} workers, {kind} equal"
+        _write(directory, records, ends, title, f"{amount:g} {kind}")
     print(f"written: {directory / 'plots.md'}, {directory / 'comparison.png'}")
-    return records
+    return records, None
 
 
-def _has_ended(where: pathlib.Path, budget: Budget) -> bool:
+def _has_ended(where, over):
     """Whether a run has come to its end, its score and its checkpoint."""
     metrics = where / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.exists() else []
-    if not records or not budget.used_up(records[-1]):
+    if not records or not over(records[-1]) or not {*records[-1]} & {*_SCORES}:
         return False
-    saved = [int(p.name) for p in where.glob("checkpoints/*") if p.name.isdecimal()]
-    scored = any(name in records[-1] for name in _SCORES)
-    return scored and max(saved, default=-1) >= records[-1]["step"]
+    return (where / "checkpoints" / str(records[-1]["step"])).exists()
 
 
-def _watch(budget: Budget, progress: bool, record: dict[str, Any]) -> bool:
-    """Whether a run has ended; a line of progress where there can be no bar."""
-    if progress:
-        used = budget.used(record)
-        print(
-            f"step {record['step']}, {used:.4g} of {budget.amount:.4g} {budget.kind}",
-            file=sys.stderr,
-        )
-    return budget.used_up(record)
-
-
-# ------------------------------------------------------------------ telling
-
-
-def _write(directory, records, ends, budget, config):
+def _write(directory, records, ends, title, budget):
     """The picture and the report of the runs so far."""
     shown = [n for n in _SCORES if any(n in r for rs in records.values() for r in rs)]
-    title = f"{config.dataset}, {config.workers} workers, {budget.kind} equal"
     plots.plot_comparison(records, directory / "comparison.png", shown[:2], title)
-    with replacing(directory / "plots.md") as path:
-        path.write_text(_report(records, ends, budget, shown, config, title))
-
-
-def _report(records, ends, budget, shown, config, title):
-    """The report as Markdown."""
-    heads = ["method", *(f"{n.replace('_', ' ')} (last / best)" for n in shown)]
-    heads += ["steps", "MB sent", "MB received", "seconds", "ms a step", ""]
-    rows = []
+    rows = [["method", *(f"{n.replace('_', ' ')} (last / best)" for n in shown)]]
+    rows[0] += ["steps", "MB sent", "MB received", "seconds", "ms a step", ""]
+    rows += [["---"] * len(rows[0])]
     for name, found in records.items():
-        last = found[-1]
-        cells = [f"`{name}`"]
+        last, cells = found[-1], [f"`{name}`"]
         for score in shown:
             values = [r[score] for r in found if r.get(score) is not None]
-            best: Callable = min if score in ("fid", "frechet_distance") else max
-            cells.append(f"{values[-1]:.4g} / {best(values):.4g}" if values else "")
-        sent, received = last["bits_up"], last["bits_down"]
+            best = min if score in ("fid", "frechet_distance") else max
+            cells += [f"{values[-1]:.4g} / {best(values):.4g}" if values else ""]
         cells += [str(last["step"])]
-        cells += ["" if n is None else f"{n / 8e6:.4g}" for n in (sent, received)]
-        cells += [f"{last['seconds']:.4g}"]
-        cells += [f"{1e3 * last['seconds'] / max(last['step'], 1):.3g}"]
-        rows.append([*cells, ends[name]])
-    given = dataclasses.asdict(config)
-    given = {n: v for n, v in given.items() if v not in (None, False)}
-    lines = [
-        *(f"# {title}", "", "```", shlex.join(["python", *sys.argv]), "```", ""),
-        f"Budget: {budget.amount:g} {budget.kind} a run. MB are per worker, the mean "
-        "of the workers; seconds are of training alone, without compilation, on "
-        f"{len(jax.devices())} {jax.devices()[0].platform} device(s) of a "
-        f"{platform.machine()} machine, JAX {jax.__version__}.",
-        "",
-        "| " + " | ".join(heads) + " |",
-        "|" + " --- |" * len(heads),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        "![scores against steps, bytes and seconds](comparison.png)",
-        "",
-        f"Flags of all runs: {json.dumps(given, sort_keys=True)}.",
-        "",
-    ]
-    return "\n".join(lines)
+        for bits in (last["bits_up"], last["bits_down"]):
+            cells += ["" if bits is None else f"{bits / 8e6:.4g}"]
+        seconds = last["seconds"]
+        cells += [f"{seconds:.4g}", f"{1e3 * seconds / max(last['step'], 1):.3g}"]
+        rows += [[*cells, ends[name]]]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    devices = jax.devices()
+    report = f"""# {title}
+
+```
+{shlex.join(["python", *sys.argv])}
+```
+
+Budget: {budget} a run. MB are per worker, the mean of the workers; seconds are of
+training alone, without compilation, on {len(devices)} {devices[0].platform} device(s)
+of a {platform.machine()} machine, JAX {jax.__version__}.
+
+{table}
+
+![scores against steps, bytes and seconds](comparison.png)
+"""
+    with replacing(directory / "plots.md") as path:
+        path.write_text(report)
 
 
 def main(config: Config) -> int:
@@ -256,14 +211,12 @@ def main(config: Config) -> int:
             print(f"--- {name}")
             train_gan.run(run)
         return 0
-    try:
-        compare(config)
-    except StoppedError as stopped:
-        (number,) = stopped.args
-        again = [word for word in sys.argv if word != "--resume"] + ["--resume"]
-        print(f"stopped by {number.name}; go on with\n  python {shlex.join(again)}")
-        return 128 + number
-    return 0
+    _, stopped = compare(config)
+    if stopped is None:
+        return 0
+    again = [word for word in sys.argv if word != "--resume"] + ["--resume"]
+    print(f"stopped by {stopped.name}; go on with\n  python {shlex.join(again)}")
+    return 128 + stopped
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def compare(script, tmp_path):
 
     def compare(methods, budget="steps:40", **given):
         given = {"workdir": str(tmp_path), "methods": methods, "budget": budget} | given
-        return script.compare(script.Config(**given), progress=False)
+        return script.compare(script.Config(**given), progress=False)[0]
 
     return compare
 
