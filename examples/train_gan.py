@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from train_gan_config import BUILDERS, DTYPES, LOSSES, METHODS, Config, resolve
+from train_gan_config import BUILDERS, LOSSES, METHODS, Config
 
 import jaxsp
 from jaxsp import compressors, distributed
@@ -107,7 +107,7 @@ def run(
             config = dataclasses.replace(config, model=model)
         classes = loaded.num_classes if config.loss == "acgan" else 0
         with naming("model", config.model, ValueError):
-            gan = models.parse(config.model, shape, classes, DTYPES[config.dtype])
+            gan = models.parse(config.model, shape, classes, jnp.dtype(config.dtype))
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
         method = make(config, workers, sizes, x + y)
@@ -189,14 +189,37 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
       config: what the flags say.
 
     Returns:
-      The configuration with the method's defaults, the workers, and the partition, a
-      function (labels, workers, *, seed).
+      The configuration with the method's defaults, in which None stands for what has
+      none and for what has no effect, of which a note is printed; the workers; and the
+      partition, a function (labels, workers, *, seed).
 
     Raises:
       BadFlagError: if a flag cannot be used.
     """
     command.check(config)
-    config = resolve(config)
+    own, found = METHODS[config.method], {}
+    if config.method == "standalone" and config.workers != 1:
+        print("note: --method=standalone has one worker, which holds all data")
+        found["workers"] = 1
+    every, epochs, swap = config.sync_every, config.sync_epochs, config.swap_epochs
+    if every is not None and epochs is not None:
+        raise BadFlagError(
+            f"--sync_every={every} and --sync_epochs={epochs} say the same: write one "
+            "of them."
+        )
+    if swap and found.get("workers", config.workers) == 1:
+        raise BadFlagError(
+            f"--swap_epochs={swap}: with --workers=1 there is no other worker to swap "
+            "with; write --swap_epochs=0, or more workers."
+        )
+    if "sync_every" in own and (every, epochs) != (None, None):
+        own = own | {"sync_every": None, "sync_epochs": None}
+    for name in {name for flags in METHODS.values() for name in flags}:
+        value = getattr(config, name)
+        if value is not None and name not in own:
+            print(f"note: --{name} has no effect with --method={config.method}")
+        found[name] = own.get(name) if value is None or name not in own else value
+    config = dataclasses.replace(config, **found)
     with naming("partition", config.partition, ValueError):
         split = partition.parse(config.partition)
     workers = _workers(config)
@@ -228,8 +251,8 @@ def _workers(config):
     if count % len(used):
         devices = f", or --devices={' or '.join(map(str, fitting))}" if alone else ""
         raise BadFlagError(
-            f"--workers={count} --devices={number}: all devices must have as many "
-            f"workers; write --workers={count + -count % len(used)}{devices}."
+            f"--workers={count} --devices={number}: each device must have the same "
+            f"number of workers; write --workers={count + -count % len(used)}{devices}."
         )
     return jaxsp.Workers(count, used)
 
@@ -241,7 +264,7 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     """Make the method that a configuration names.
 
     Args:
-      config: what `resolve` has returned.
+      config: what `read` has returned.
       workers: who trains.
       sizes: how many examples each worker holds.
       numbers: how many numbers the parameters of both networks are.
@@ -257,7 +280,8 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def in_steps(epochs):
-        return max(1, round(epochs * float(np.mean(sizes)) / config.batch_size))
+        steps = epochs * float(np.mean(sizes)) / config.batch_size
+        return max(1, round(min(steps, 2**31 - 1)))
 
     values = dataclasses.asdict(config) | {
         "axis_name": workers.axis_name,
@@ -275,8 +299,14 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
         values["alive"] = lambda step: (
             np.arange(count) < max(1, count - step // config.crash_every)
         )
-    if config.batches_k is not None:
-        values["batches_k"] = _batches_k(config.batches_k, count)
+    if (batches := config.batches_k) is not None:
+        k = str(max(1, math.ceil(math.log2(count)))) if batches == "log" else batches
+        if not (k.isdecimal() and 1 <= int(k) <= count):
+            raise BadFlagError(
+                f"--batches_k={k}: write log, or a number from 1 to {count}, as many "
+                "as there are workers."
+            )
+        values["batches_k"] = int(k)
     if config.participation is not None:
         values["participants"] = max(1, round(config.participation * count))
     if config.topology is not None:
@@ -293,18 +323,6 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])
     with naming("method", texts, ValueError):
         return build(**{name: values[name] for name in takes if name in values})
-
-
-def _batches_k(text, count):
-    """A number of batches, where "log" is the logarithm of the number of workers."""
-    if text == "log":
-        return max(1, math.ceil(math.log2(count)))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= count):
-        raise BadFlagError(
-            f"--batches_k={text}: write log, or a number from 1 to {count}, as many as "
-            "there are workers."
-        )
-    return int(text)
 
 
 def _topology(config):

@@ -4,11 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax.numpy as jnp
-
 from jaxsp import methods
 from jaxsp.gan import data, fl_gan, losses, md_gan, names
-from jaxsp.gan.command import BadFlagError, flag
+from jaxsp.gan.command import flag
 from jaxsp.transforms import alternating
 
 # Learning rates: optimistic Adam, Adam of players who take turns (with 2e-3 the
@@ -69,8 +67,6 @@ LOSSES = {
     "hinge": losses.hinge,
     "acgan": functools.partial(losses.acgan, r1=1.0),
 }
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_MODELS = ("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan")
 _COUNT, _AT_LEAST_0, _SHARE = (1, 2**31 - 1), (0, None), (0, 1)
 
 
@@ -107,13 +103,13 @@ class Config:
         None,
         "The networks; with their width after a colon, as dcgan:32. Default: mlp for "
         "points and 8x8 images, dcgan for others.",
-        names=_MODELS,
+        names=("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan"),
         colon=True,
     )
     dtype: str = flag(
         "float32",
         "Type of the networks' arithmetic; parameters and what travels stay float32.",
-        names=DTYPES,
+        names=("float32", "bfloat16"),
     )
     loss: str = flag(
         "non_saturating",
@@ -252,42 +248,3 @@ class Config:
         "Seconds without a sign of life after which a process counts as lost.",
         bounds=_COUNT,
     )
-
-
-def resolve(config: Any) -> Any:
-    """The configuration with the method's defaults, and nothing that it does not read.
-
-    Args:
-      config: what the flags say.
-
-    Returns:
-      Another, in which None stands for what has no default and for what has no effect;
-      a note is printed of the latter.
-
-    Raises:
-      BadFlagError: if flags contradict each other.
-    """
-    own = METHODS[config.method]
-    if config.method == "standalone" and config.workers != 1:
-        print("note: --method=standalone has one worker, which holds all data")
-        config = dataclasses.replace(config, workers=1)
-    period = config.sync_every, config.sync_epochs
-    if None not in period:
-        raise BadFlagError(
-            f"--sync_every={period[0]} and --sync_epochs={period[1]} say the same: "
-            "write one of them."
-        )
-    if config.swap_epochs and config.workers == 1:
-        raise BadFlagError(
-            f"--swap_epochs={config.swap_epochs}: with --workers=1 there is no other "
-            "worker to swap with; write --swap_epochs=0, or more workers."
-        )
-    if period != (None, None) and "sync_every" in own:
-        own = own | {"sync_every": None, "sync_epochs": None}
-    found = {}
-    for name in {name for flags in METHODS.values() for name in flags}:
-        value = getattr(config, name)
-        if value is not None and name not in own:
-            print(f"note: --{name} has no effect with --method={config.method}")
-        found[name] = own.get(name) if value is None or name not in own else value
-    return dataclasses.replace(config, **found)

@@ -1,6 +1,5 @@
 """The training script in several processes: who tells what, and how it ends."""
 
-import json
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ import time
 import pytest
 from processes import start
 
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, records
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_gan.py"
@@ -30,8 +29,8 @@ def without_gloo(text):
     [
         (
             "--workers=3",
-            "--workers=3 --devices=2: all devices must have as many workers; write "
-            "--workers=4.",
+            "--workers=3 --devices=2: each device must have the same number of "
+            "workers; write --workers=4.",
         ),
         ("--mehod=dposg", "Unknown command line flag 'mehod'. Did you mean: method ?"),
     ],
@@ -43,68 +42,70 @@ def test_what_is_wrong_is_said_once(arguments, said):
     assert code == 2
 
 
-def one_of_two(process, port, *arguments, cwd):
-    """A process of two, started as on machines of their own."""
-    place = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments, *place, f"--process_id={process}"],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def records(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_signal_to_one_of_two_leaves_a_run_that_goes_on_in_one(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    run = [*SMALL, "--workdir=stopped", "--eval_every=500", "--steps=1000000"]
-    two = [one_of_two(process, port, *run, cwd=tmp_path) for process in (0, 1)]
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_leaves_a_run_that_goes_on_in_one_process(
+    example, call, tmp_path, count
+):
+    """A signal to one of two is a signal to both."""
+    run = [*SMALL, "--eval_every=500"]
+    argv = [sys.executable, SCRIPT, *run, "--workdir=stopped", "--steps=1000000"]
+    if count == 2:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            place = f"127.0.0.1:{server.getsockname()[1]}"
+        argv += [f"--coordinator={place}", "--num_processes=2", "--process_id=0"]
+    started = [
+        subprocess.Popen(
+            [*argv[:-1], argv[-1].replace("id=0", f"id={process}")],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     try:
         deadline = time.monotonic() + 120
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
-            assert [process.poll() for process in two] == [None, None]
+            assert [process.poll() for process in started] == [None] * count
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        two[1].send_signal(signal.SIGTERM)
-        (out, err), (other_out, other_err) = (
-            process.communicate(timeout=60) for process in two
-        )
+        started[-1].send_signal(signal.SIGTERM)
+        (out, err), *others = [process.communicate(timeout=60) for process in started]
     finally:
-        for process in two:
+        for process in started:
             process.kill()
-    assert [process.returncode for process in two] == [128 + signal.SIGTERM] * 2, err
+    codes = [process.returncode for process in started]
+    assert codes == [128 + signal.SIGTERM] * count, err
     assert "Traceback" not in err
     step = int(re.search(r"stopped by SIGTERM at step (\d+), which is saved", out)[1])
-    assert out.splitlines()[-1].endswith("--process_id=0 --resume")
-    assert "2 workers by shard_map on 2 cpu devices of 2 processes" in out
-    assert without_gloo(other_out) == []
-    assert without_gloo(other_err) == []
-    assert checkpoint.read_generator(tmp_path / "stopped")[0] == step
+    assert f"{SCRIPT} " in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith(f"{argv[-1]} --resume")
+    if count == 2:
+        assert "2 workers by shard_map on 2 cpu devices of 2 processes" in out
+    assert [without_gloo(text) for pair in others for text in pair] == [[], []] * (
+        count - 1
+    )
+    assert checkpoint.read_generator(tmp_path / "stopped")[0] == step >= 50
 
     end = f"--steps={50 * (step // 50 + 1)}"
-    for name, more in (("stopped", ["--resume"]), ("whole", [])):
-        command = [*SMALL, f"--workdir={name}", "--eval_every=500", end, *more]
-        subprocess.run(
-            [sys.executable, SCRIPT, *command],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-    whole = records(tmp_path / "whole" / "metrics.jsonl")
-    found = [r for r in records(metrics) if r["step"] % 50 == 0]
-    assert [r["step"] for r in found] == [r["step"] for r in whole]
-    for a, b in zip(found[1:], whole[1:], strict=True):
+    script = example("train_gan")
+    assert call(script, *run, "--workdir=stopped", end, "--resume")[0] == 0
+    assert call(script, *run, "--workdir=whole", end)[0] == 0
+    one, other = (
+        records.read_metrics(tmp_path / name / "metrics.jsonl")
+        for name in ("stopped", "whole")
+    )
+    assert [r["step"] for r in one] == [r["step"] for r in other]
+    for a, b in zip(one[1:], other[1:], strict=True):
+        assert a.keys() == b.keys()
+        # The devices are others: equal to rounding.
         for name in ("loss_generator", "loss_discriminator", "bits_up"):
             assert a[name] == pytest.approx(b[name], rel=1e-3)
+    assert one[-1]["frechet_distance"] == pytest.approx(
+        other[-1]["frechet_distance"], rel=1e-3
+    )
 
 
 def test_md_gan_has_its_server_in_process_0_and_can_be_planned(tmp_path):
