@@ -194,7 +194,7 @@ def _write(directory, records, ends, title, budget):
 
 Budget: {budget} a run. MB are per worker, the mean of the workers; seconds are of
 training alone, without compilation, on {len(devices)} {devices[0].platform} device(s)
-of a {platform.machine()} machine, JAX {jax.__version__}.
+of a machine of type {platform.machine()}, JAX {jax.__version__}.
 
 {table}
 

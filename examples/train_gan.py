@@ -71,9 +71,6 @@ def run(
       distributed.DistributedError: if another process has raised an error.
       loop.TrainingDivergedError: if a loss or a parameter is no longer finite.
     """
-    if config.devices is not None and distributed.is_alone():
-        with contextlib.suppress(RuntimeError):  # the devices are in use already
-            jax.config.update("jax_num_cpu_devices", config.devices)
     directory = config.workdir or f"runs/{config.dataset}-{config.method}"
     directory = pathlib.Path(directory).expanduser()
     weights, going_on, evaluate = None, False, None
@@ -101,22 +98,21 @@ def run(
                 f"examples of {config.dataset} with --partition={config.partition} and "
                 f"--workers={config.workers}; write --batch_size={min(sizes)} or less."
             )
-        if config.model is None:
-            small = "mlp" if max(shape) <= 8 else "dcgan"
-            model = "mlp:128" if len(shape) == 1 else small
-            config = dataclasses.replace(config, model=model)
+        small = "mlp" if max(shape) <= 8 else "dcgan"
+        model = config.model or ("mlp:128" if len(shape) == 1 else small)
+        config = dataclasses.replace(config, model=model)
         classes = loaded.num_classes if config.loss == "acgan" else 0
-        with naming("model", config.model, ValueError):
-            gan = models.parse(config.model, shape, classes, jnp.dtype(config.dtype))
+        with naming("model", model, ValueError):
+            gan = models.parse(model, shape, classes, jnp.dtype(config.dtype))
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
         method = make(config, workers, sizes, x + y)
     game, options = LOSSES[config.loss](gan), {"batch_size": config.batch_size}
     if isinstance(method, md_gan.MDGan):
         program = method.program(gan, game, workers, **options)
-    else:  # players who take turns draw one sample for both
-        options["same_sample"] = "disc_steps" in METHODS[config.method]
-        program = step.program(gan, game, method, workers, **options)
+    else:
+        same = "disc_steps" in METHODS[config.method]  # of players who take turns
+        program = step.program(gan, game, method, workers, same_sample=same, **options)
 
     tell = functools.partial(print, flush=True) if writes else lambda line: None
     tell(", ".join(f"{name} {value}" for name, value in _settings(config).items()))
@@ -235,7 +231,11 @@ def _settings(config):
 
 def _workers(config):
     """The workers, on as many devices as asked for; of many processes on all."""
-    count, alone, used = config.workers, distributed.is_alone(), jax.devices()
+    count, alone = config.workers, distributed.is_alone()
+    if config.devices is not None and alone:
+        with contextlib.suppress(RuntimeError):  # the devices are in use already
+            jax.config.update("jax_num_cpu_devices", config.devices)
+    used = jax.devices()
     fitting = [n for n in range(1, len(used) + 1) if count % n == 0]
     usual = 1 if used[0].platform == "cpu" else max(fitting)
     number = config.devices or (usual if alone else len(used))
