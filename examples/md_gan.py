@@ -52,9 +52,9 @@ def main(steps=1_500, workers=4, batches_k=2, batch_size=32, swap_every=250):
 
     @jax.jit
     @jax.vmap
-    def work(y, y_state, share, size, fakes_d, fakes_g, key):  # what one worker does
+    def work(y, y_state, share, size, fakes, key):  # what one worker does
         batch = data.draw(key, share, size, batch_size)
-        return md_gan.worker_step(game, adam, y, y_state, batch, fakes_d, fakes_g, key)
+        return md_gan.worker_step(game, adam, y, y_state, batch, fakes, key)
 
     @jax.jit
     def update(x, x_state, latents, feedback):  # what the server does with the answers
@@ -69,9 +69,9 @@ def main(steps=1_500, workers=4, batches_k=2, batch_size=32, swap_every=250):
     for k in range(1, steps + 1):
         ours, *theirs = jax.random.split(jax.random.fold_in(key, k), 1 + workers)
         samples, latents = generate(x, ours)
-        fakes_d, fakes_g = samples[d_index], samples[g_index]
+        fakes = samples[d_index], samples[g_index]
         y, y_state, feedback, _ = work(
-            y, y_state, shares, sizes, fakes_d, fakes_g, jnp.stack(theirs)
+            y, y_state, shares, sizes, fakes, jnp.stack(theirs)
         )
         x, x_state, _ = update(x, x_state, latents, feedback)
         if k % swap_every == 0:

@@ -109,8 +109,6 @@ def test_nothing_that_a_method_is_made_of_takes_more_than_six_arguments(room):
 # private names of other libraries, each with its reason.
 MANY_ARGUMENTS = {
     "problems/robust_regression.py": "the sizes and constants of one problem",
-    "gan/md_gan/roles.py": "what one worker of MD-GAN holds and is sent",
-    "gan/md_gan/run.py": "the same, of all workers",
 }
 LONG: dict[str, str] = {}
 PRIVATE = {

@@ -103,10 +103,13 @@ def _prepare_gan(name):
     key = jax.random.key(1)
 
     def counted(state):
-        mean: Any = program.bits(state)  # of the workers, which the server knows
-        if name != MD_GAN or jax.process_index():
+        if name != MD_GAN:
             return traffic(state)
-        return mean[1] * workers.count, mean[0] * workers.count
+        sent = jaxsp.metrics.bits_sent(state)
+        if not workers.local:  # the server
+            return int(sent.down.sum()), int(sent.up.sum())
+        (me,) = workers.local
+        return int(sent.up[me]), int(sent.down[me])
 
     return Run(
         lambda state: program.step(state, shares, sizes, key, 1)[0],

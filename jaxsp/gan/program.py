@@ -76,8 +76,8 @@ class Program:
     and `ema`, the averaged generator.
 
     Over many processes all call the same functions in the same order. What `generator`,
-    `bits`, `consensus` and `summary` return need be right in process 0 only, as long as
-    a summary has the same names everywhere.
+    `bits` and `consensus` return, and NumPy arrays of a summary, need be right in
+    process 0 only.
 
     Attributes:
       gan: generator and discriminator.
@@ -97,7 +97,8 @@ class Program:
         None twice where nothing counts them.
       consensus: `consensus(state)`, the consensus distance of parameters that are meant
         to agree, or None where there are none.
-      summary: `summary(state)`, a `Summary` of NumPy arrays.
+      summary: `summary(state)`, a `Summary` of arrays, which may lie on the devices of
+        some processes and be those of the state.
       restart_from: `restart_from(summary, step)`, a state at `step` from a summary of
         any number of workers; optimizers start anew.
       restart_note: what `restart_from` does, in a few words for the log.

@@ -18,6 +18,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsp
 from jaxsp.gan import losses, md_gan, models
+from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training.progress import Progress
 
 STEPS, BATCH = 12, 4
 SIZES = (30, 25, 20, 28, 22, 26)
@@ -72,7 +74,7 @@ def program_of(workers, *, count, moments, batches_k=2, gan=PLAIN):
     return program, data, np.array(SIZES[:count], np.int32)
 
 
-def run_case(workers, **case):
+def run_case(workers, path, **case):
     """All that a run leaves, as flat arrays by name."""
     program, shares, sizes = program_of(workers, **case)
     shares, sizes = workers.shard((shares, sizes))
@@ -84,44 +86,47 @@ def run_case(workers, **case):
             jax.block_until_ready(state)
             found[f"losses {step}"] = np.stack(program.fetch(flight))
             flight = []
-    found["held"] = held(state)
-    for name, value in {
-        "generator": program.generator(state),
-        "summary": program.summary(state),
-        "bits": np.array(program.bits(state)),
-        "finite": np.array(program.finite(state)),
-    }.items():
-        found[name] = np.asarray(ravel_pytree(value)[0])
+    with checkpoint.Checkpoints(path) as checkpoints:
+        checkpoints.save(state, program.summary(state), Progress(STEPS))
+        again = checkpoints.restore(STEPS, program.init(jax.random.key(5)))
+        summary = checkpoints.summary(STEPS, program.summary(state))
+    resumed = [
+        np.array_equal(x, y)
+        for pair in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True)
+        for x, y in zip(*map(pieces, pair), strict=True)
+    ]
+    parts = (state.params.x, state.opt_state.x), (state.params.y, state.opt_state.y)
+    found |= {
+        "held": [sum(len(pieces(x)) > 0 for x in jax.tree.leaves(p)) for p in parts],
+        "generator": ravel_pytree(program.generator(state))[0],
+        "summary": ravel_pytree(summary)[0],
+        "bits": program.bits(state),
+        "resumed": all(resumed),
+        "finite": program.finite(state),
+    }
     # Others go on from the summary.
-    state = program.restart_from(program.summary(state), 5)
+    state = program.restart_from(summary, 5)
     state, values = program.step(state, shares, sizes, jax.random.key(4), 1)
-    found["adopted"] = np.asarray(ravel_pytree(program.summary(state))[0])
+    found["adopted"] = ravel_pytree(program.generator(state))[0]
     found["adopted losses"] = program.fetch([values])[0]
     for player in ("x", "y"):
         broken = state.params._replace(
             **{player: jax.tree.map(_nan, getattr(state.params, player))}
         )
         finite = program.finite(state._replace(params=broken))
-        found[f"finite without {player}"] = np.array(finite)
-    return found
+        found[f"finite without {player}"] = finite
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def _nan(leaf):
     return leaf * jnp.nan if leaf.addressable_shards else leaf
 
 
-def held(state):
-    """What this process holds of a state: leaves of the server's, and of workers'."""
-
-    def here(*trees):
-        return sum(len(leaf.addressable_shards) > 0 for leaf in jax.tree.leaves(trees))
-
-    return np.array(
-        [
-            here(state.step, state.params.x, state.opt_state.x, state.ema),
-            here(state.alive, state.params.y, state.opt_state.y, state.traffic),
-        ]
-    )
+def pieces(leaf):
+    """What this process holds of an array of a state."""
+    if isinstance(leaf, jax.Array):
+        return [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    return [leaf]
 
 
 def written(workers, process):
@@ -175,7 +180,8 @@ def main(directory):
     found = {}
     for name, case in CASES.items():
         workers = jaxsp.Workers(case["count"], devices=devices[1:])
-        for key, value in run_case(workers, **case).items():
+        path = pathlib.Path(directory) / name
+        for key, value in run_case(workers, path, **case).items():
             found[f"{name}: {key}"] = value
     three = jaxsp.Workers(3, devices=devices[1:])
     if sys.platform == "linux":

@@ -11,7 +11,7 @@ from jaxsp._arguments import check_count, check_decay
 from jaxsp.gan import models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.md_gan import run
-from jaxsp.gan.md_gan.roles import check_losses, joining, messages
+from jaxsp.gan.md_gan.roles import Messages, check_losses, joining, messages
 from jaxsp.gan.program import Program, Traffic
 from jaxsp.workers import Workers
 
@@ -36,11 +36,12 @@ class MDGan:
     `Workers(3, devices=jax.devices()[1:])` does with four processes of a device each;
     with six workers there, two share a device. Each message then goes from process to
     process and none to who does not need it: the server sends to each worker that lives
-    its two batches, also where they are one (k = 1), and gets its feedback and its two
-    losses (64 bits that are not counted); swapped discriminators pass between workers.
-    For scores and checkpoints, and once in a while for the losses, more travels, which
-    is not counted either. A new permutation of discriminators is a new program: in runs
-    that swap often, the workers compile most of the time.
+    its two batches, also where they are one ($k = 1$), and gets its feedback and its
+    two losses (64 bits that are not counted); swapped discriminators pass between
+    workers. The server tells all the losses once in a while, and its generator for
+    scores and checkpoints; that is not counted either. A new permutation of
+    discriminators is a new program: in runs that swap often, the workers compile most
+    of the time.
 
     Moments of a discriminator's optimizer in a swap: the paper sends parameters, so by
     default they *stay* at the worker. They may *travel* with the discriminator they
@@ -50,12 +51,12 @@ class MDGan:
 
     Args:
       generator_optimizer: the server's, of one step an iteration.
-      discriminator_optimizer: each worker's, of L steps an iteration.
-      batches_k: k, how many batches the server draws, from 1 to N. A worker's two
-        batches are distinct where k > 1.
-      disc_steps: L.
-      swap_every: iterations between two swaps, m E / b for every E epochs of shares of
-        m samples; None never swaps.
+      discriminator_optimizer: each worker's, of $L$ steps an iteration.
+      batches_k: $k$, how many batches the server draws, from 1 to $N$. A worker's two
+        batches are distinct where $k > 1$.
+      disc_steps: $L$.
+      swap_every: iterations between two swaps, $mE/b$ for every $E$ epochs of shares of
+        $m$ samples; None never swaps.
       alive: `alive(step)`, for each worker whether it takes part in that iteration,
         counted from 0; None for always. The data of a worker that left are gone.
       moments: "stay", "travel" or "reset".
@@ -132,7 +133,7 @@ class MDGan:
           gan: generator and discriminator.
           losses: losses with `generator_on` and `discriminator_on`.
           workers: who holds the discriminators.
-          batch_size: b, of a worker's real samples and of a generated batch.
+          batch_size: $b$, of a worker's real samples and of a generated batch.
           ema_decay: as in `jaxsp.gan.step.make_step`.
 
         Returns:
@@ -175,6 +176,28 @@ class MDGan:
             raise ValueError(f"alive must leave a worker, got none at step {step}.")
         return alive
 
+    def swaps(self, step: int) -> bool:
+        """Whether discriminators change places after an iteration, counted from 0."""
+        return self.swap_every is not None and (step + 1) % self.swap_every == 0
+
+    def exchanged(
+        self, size: Messages, before: np.ndarray, alive: np.ndarray, step: int
+    ) -> np.ndarray:
+        """Bits that each worker sends and receives in an iteration, uint64 [2, N].
+
+        Args:
+          size: the sizes of the messages.
+          before: who took part in the iteration before.
+          alive: who takes part in this one.
+          step: its number.
+        """
+        joins, source = joining(before, alive, step)
+        swapped = size.swap if self.swaps(step) and alive.sum() > 1 else 0
+        bits = np.outer([size.up + swapped, size.down + swapped], alive)
+        bits[0, source] += size.join * joins.sum()
+        bits[1] += size.join * joins
+        return bits.astype(np.uint64)
+
     def traffic(
         self, gan: models.Gan, batch_size: int, count: int, steps: int
     ) -> dict[str, Traffic]:
@@ -182,7 +205,7 @@ class MDGan:
 
         Args:
           gan: generator and discriminator.
-          batch_size: b.
+          batch_size: $b$.
           count: how many workers.
           steps: how many steps.
 
@@ -190,24 +213,15 @@ class MDGan:
           That of a worker, mean over workers, and of the server.
         """
         size = messages(gan, batch_size, self.discriminator_optimizer, self.moments)
-        up, down, server = [0] * count, [0] * count, [0, 0]
+        exchanged, server = np.zeros((2, count), np.uint64), [0, 0]
         before = np.ones(count, bool)
         for step in range(steps):
             alive = self.living(step, count)
-            joins, source = joining(before, alive, step)
-            for joined in np.flatnonzero(joins):
-                up[source] += size.join
-                down[joined] += size.join
-            living = np.flatnonzero(alive).tolist()
-            due = self.swap_every is not None and (step + 1) % self.swap_every == 0
-            swapped = size.swap if due and len(living) > 1 else 0
-            for n in living:
-                up[n] += size.up + swapped
-                down[n] += size.down + swapped
-            server[0] += size.down * len(living)
-            server[1] += size.up * len(living)
+            exchanged += self.exchanged(size, before, alive, step)
+            server[0] += size.down * int(alive.sum())
+            server[1] += size.up * int(alive.sum())
             before = alive
         return {
-            "worker": Traffic(sum(up) // count, sum(down) // count),
+            "worker": Traffic(*(int(bits.sum()) // count for bits in exchanged)),
             "server": Traffic(*server),
         }

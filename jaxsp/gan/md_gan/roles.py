@@ -29,13 +29,13 @@ __all__ = [
 def server_generate(
     gan: models.Gan, x: Any, keys: jax.Array, batch_size: int
 ) -> tuple[Any, jax.Array]:
-    """The server's k batches, X⁽ʲ⁾ = G(Z_j).
+    r"""The server's $k$ batches, $X^{(j)} = G_w(Z_j)$.
 
     Args:
       gan: generator and discriminator.
       x: the generator's parameters.
       keys: typed keys [k], one for each batch.
-      batch_size: b.
+      batch_size: $b$.
 
     Returns:
       The samples [k, b, ...], with their classes [k, b] beside them for a conditional
@@ -52,14 +52,16 @@ def server_generate(
 
 
 def assignment(alive: Sequence[bool], batches_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the k batches each worker gets: n mod k and (n + 1) mod k.
+    r"""Which of the $k$ batches each worker gets.
+
+    Those are $X_n^g = X^{(n \bmod k)}$ and $X_n^d = X^{((n + 1) \bmod k)}$.
 
     Args:
-      alive: for each worker whether it takes part; n counts those that do, from 0.
-      batches_k: k.
+      alive: for each worker whether it takes part; $n$ counts those that do, from 0.
+      batches_k: $k$.
 
     Returns:
-      For each worker the number of X_n^g and that of X_n^d, int32 [N].
+      For each worker the number of $X_n^g$ and that of $X_n^d$, int32 [N].
     """
     n = np.maximum(np.cumsum(np.asarray(alive, bool)) - 1, 0)
     k = np.int32(batches_k)
@@ -72,12 +74,11 @@ def worker_step(
     y: Any,
     opt_state: Any,
     batch: Any,
-    fakes_d: Any,
-    fakes_g: Any,
+    fakes: tuple[Any, Any],
     key: jax.Array,
     disc_steps: int = 1,
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
-    r"""One worker's iteration: L discriminator steps, then the error feedback.
+    r"""One worker's iteration: $L$ discriminator steps, then the error feedback.
 
     Args:
       losses: losses with `generator_on` and `discriminator_on`.
@@ -85,11 +86,10 @@ def worker_step(
       y: the discriminator's parameters.
       opt_state: its optimizer's state.
       batch: real samples, with their labels for a conditional GAN.
-      fakes_d: $X_n^d$, likewise.
-      fakes_g: $X_n^g$, likewise.
-      key: the noise of the discriminator's loss (a gradient penalty), alike in all L
+      fakes: $X_n^d$ and $X_n^g$, likewise.
+      key: the noise of the discriminator's loss (a gradient penalty), alike in all $L$
         steps, as the batch is.
-      disc_steps: L.
+      disc_steps: $L$.
 
     Returns:
       The new parameters and optimizer state; the feedback $F_n$, the gradient of the
@@ -98,6 +98,7 @@ def worker_step(
       float32 [2].
     """
     generator_on, discriminator_on = check_losses(losses)
+    fakes_d, fakes_g = fakes
     update = optax.with_extra_args_support(optimizer).update
     loss_d = jnp.zeros(())
     for i in range(disc_steps):
@@ -106,13 +107,10 @@ def worker_step(
         y = optax.apply_updates(y, updates)
         loss_d = value if i == 0 else loss_d
 
-    labelled = isinstance(fakes_g, tuple)
-
-    def loss_of(samples):
-        return generator_on(y, (samples, *fakes_g[1:]) if labelled else samples)
-
-    samples = fakes_g[0] if labelled else fakes_g
-    loss_g, feedback = jax.value_and_grad(loss_of)(samples)  # ∂B̃(X_n^g) / ∂X_n^g
+    samples, *labels = fakes_g if isinstance(fakes_g, tuple) else (fakes_g,)
+    loss_g, feedback = jax.value_and_grad(
+        lambda samples: generator_on(y, (samples, *labels) if labels else samples)
+    )(samples)
     return y, opt_state, feedback, jnp.stack([loss_g, loss_d]).astype(jnp.float32)
 
 
@@ -145,13 +143,13 @@ def server_update(
       alive: bool [N]; what came from the others is not used, whatever it is.
 
     Returns:
-      The new parameters and optimizer state, and Δw.
+      The new parameters and optimizer state, and $\Delta w$.
     """
     alive = jnp.asarray(alive)
     mine = alive.reshape(-1, *[1] * (feedback.ndim - 1))
     feedback = jnp.where(mine, feedback, 0) / alive.sum().astype(feedback.dtype)
     summed = jnp.zeros((len(latents), *feedback.shape[1:]), feedback.dtype)
-    summed = summed.at[jnp.asarray(g_index)].add(feedback)  # Σ_{n: j(n) = j} F_n / N
+    summed = summed.at[jnp.asarray(g_index)].add(feedback)  # Σ F_n / N over j(n) = j
     flat = latents.reshape(-1, latents.shape[-1])
     samples, pull = jax.vjp(lambda x: models.generate(gan, x, flat), x)
     (gradient,) = pull(summed.reshape(samples.shape).astype(samples.dtype))
@@ -223,13 +221,13 @@ def swap(tree: Any, permutation: Any) -> Any:
 
 
 class Messages(NamedTuple):
-    """What one worker exchanges in one event, in bits.
+    r"""What one worker exchanges in one event, in bits, of samples of $d$ numbers.
 
     Attributes:
-      down: from the server, every iteration: X_n^g and X_n^d, 2 b d numbers.
-      up: to the server, every iteration: F_n, b d numbers.
-      swap: to another worker, every swap: its discriminator, |θ| numbers, with its
-        optimizer's state where that travels too. As much is received.
+      down: from the server, every iteration: $X_n^g$ and $X_n^d$, $2bd$ numbers.
+      up: to the server, every iteration: $F_n$, $bd$ numbers.
+      swap: to another worker, every swap: its discriminator, $|\theta|$ numbers, with
+        its optimizer's state where that travels too. As much is received.
       join: to a worker that joins, from one that lives: a discriminator.
     """
 
@@ -249,7 +247,7 @@ def messages(
 
     Args:
       gan: generator and discriminator.
-      batch_size: b.
+      batch_size: $b$.
       discriminator_optimizer: needed where its state travels.
       moments: as in `MDGan`.
 

@@ -1,15 +1,17 @@
 """The compiled roles of an MD-GAN and the iteration that calls them in turn."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsp import comm
+from jaxsp import comm, distributed, metrics
 from jaxsp.gan import data, models
-from jaxsp.gan.md_gan import roles, transport
-from jaxsp.gan.program import Program, Role, Summary
+from jaxsp.gan.md_gan import roles
+from jaxsp.gan.md_gan.transport import Transport
+from jaxsp.gan.program import Program, Role, Summary, all_finite
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
 from jaxsp.operators import MinMax
 
@@ -20,20 +22,20 @@ class MDGanState(NamedTuple):
     """The state of all, between two iterations.
 
     Attributes:
-      step: how many iterations are done, an int32 scalar.
+      step: how many iterations are done, an int32 scalar of NumPy.
       params: MinMax of the server's generator and the workers' discriminators, which
         are stacked.
       opt_state: MinMax of their optimizers' states, likewise.
       ema: exponential moving average of the generator, for evaluation.
-      alive: which workers took part in the last iteration, bool [N].
-      traffic: bits that each worker sent and received, stacked.
+      alive: which workers took part in the last iteration, a bool [N] of NumPy.
+      traffic: bits that each worker sent and received, stacked, of NumPy.
     """
 
-    step: jax.Array
+    step: np.int32
     params: MinMax
     opt_state: MinMax
     ema: Any
-    alive: jax.Array
+    alive: np.ndarray
     traffic: comm.Traffic
 
 
@@ -49,70 +51,66 @@ class Run:
         self.method, self.gan, self.workers = method, gan, workers
         self.batch_size, self.ema_decay = batch_size, ema_decay
         optimizers = method.generator_optimizer, method.discriminator_optimizer
-        size = roles.messages(gan, batch_size, optimizers[1], method.moments)
+        self.size = roles.messages(gan, batch_size, optimizers[1], method.moments)
         axis = workers.axis_name
-        # What the host knows of the last state, so that it need not wait for it.
-        self._known: Any = (None, 0, None, None)
 
-        def counted(traffic, up, down, mine):
-            more = comm.add_traffic(traffic, up, down, axis)
-            return jax.tree.map(lambda a, b: jnp.where(mine, a, b), more, traffic)
-
-        def generate(x, key, step, g_index, d_index):
+        def generate(x, key, step, index):
             def latent_key(j):  # what worker j would draw, did it have a generator
                 return jax.random.split(draw_keys(key, j, step)[1])[0]
 
             keys = jax.vmap(latent_key)(jnp.arange(method.batches_k))
             fakes, latents = roles.server_generate(gan, x, keys, batch_size)
-            return roles.swap(fakes, d_index), roles.swap(fakes, g_index), latents
+            return roles.swap(fakes, index), latents
 
-        def work(y, opt_state, traffic, share, held, fakes_d, fakes_g, mine, key, step):
-            keys = draw_keys(key, comm.worker_index(axis), step)
-            batch = to_batch(data.draw(keys[0], share, held, batch_size))
-            _, noise_key = jax.random.split(keys[1])
-            new = roles.worker_step(
+        def work(y, opt_state, share, held, fakes, alive, key, step):
+            me = comm.worker_index(axis)
+            draw_key, noise_key, *_ = draw_keys(key, me, step)
+            batch = to_batch(data.draw(draw_key, share, held, batch_size))
+            *new, feedback, values = roles.worker_step(
                 losses,
                 optimizers[1],
                 y,
                 opt_state,
                 batch,
-                fakes_d,
-                fakes_g,
-                noise_key,
+                tuple(jax.tree.map(operator.itemgetter(i), fakes) for i in range(2)),
+                jax.random.split(noise_key)[1],
                 method.disc_steps,
             )
             # Nothing of a worker that is gone changes.
             y, opt_state = jax.tree.map(
-                lambda a, b: jnp.where(mine, a, b), new[:2], (y, opt_state)
+                lambda a, b: jnp.where(alive[me], a, b), tuple(new), (y, opt_state)
             )
-            return y, opt_state, counted(traffic, size.up, size.down, mine), *new[2:]
+            return y, opt_state, (feedback, values)
 
-        def update(x, opt_state, ema, latents, feedback, g_index, alive, step):
+        def update(x, opt_state, ema, latents, answers, g_index, alive, step):
+            feedback, values = answers
             x, opt_state, _ = roles.server_update(
                 gan, optimizers[0], x, opt_state, latents, feedback, g_index, alive
             )
-            return x, opt_state, moving_average(ema, x, step, ema_decay)
+            ema = moving_average(ema, x, step, ema_decay)
+            return x, opt_state, ema, _of_the_living(values, alive)[:, None]
 
         self.generate = jax.jit(generate)
-        self.transport = transport.between(
-            workers, method.server_device, self._messages()
-        )
         self.work = jax.jit(
-            workers.map(work, in_axes=(0,) * 8 + (None, None)), donate_argnums=(0, 1, 2)
+            workers.map(work, in_axes=(0,) * 5 + (None,) * 3), donate_argnums=(0, 1)
         )
         self.update = jax.jit(update, donate_argnums=(0, 1, 2))
         self.renew = jax.jit(workers.map(optimizers[1].init))
-        self.count_swap = jax.jit(
-            workers.map(
-                lambda traffic, mine: counted(traffic, size.swap, size.swap, mine)
-            )
+
+        # Shapes: of the networks, of what `generate` takes and makes, of the answers.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self.networks: Any = jax.eval_shape(lambda key: models.init(gan, key), key)
+        index = jax.ShapeDtypeStruct((workers.count, 2), jnp.int32)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        self.called = self.networks.x, key, step, index
+        self.fakes, self.latents = jax.eval_shape(generate, *self.called)
+        samples = self.fakes[0] if gan.num_classes else self.fakes
+        self.answers = (
+            jax.ShapeDtypeStruct((workers.count, *samples.shape[2:]), samples.dtype),
+            jax.ShapeDtypeStruct((workers.count, 2), jnp.float32),
         )
-        self.count_join = jax.jit(
-            workers.map(
-                lambda traffic, sent, received: counted(
-                    counted(traffic, size.join, 0, sent), 0, size.join, received
-                )
-            )
+        self.transport = Transport(
+            workers, method.server_device, self.fakes, self.answers
         )
 
     def program(self):
@@ -125,8 +123,8 @@ class Run:
             steps_per_call=1,
             init=self.init,
             step=self.step,
-            generator=lambda state: self.transport.read(state.ema, ())[0],
-            bits=lambda state: bits(self.transport.read((), state.traffic)[1]),
+            generator=lambda state: self.transport.everywhere(state.ema),
+            bits=bits,
             consensus=lambda state: None,  # no two networks are meant to agree
             summary=self.summary,
             restart_from=self.restart_from,
@@ -137,189 +135,152 @@ class Run:
                 self.gan, self.batch_size, self.workers.count, steps
             ),
             idle_processes=True,
-            fetch=lambda values: self.transport.read(values, ())[0],
+            fetch=self.fetch,
             finite=self.finite,
-        )
-
-    def start(self, x, y, ema, step):
-        """The state at `step` of a generator and stacked discriminators."""
-        at_server = self.transport.at_server  # copies: the loop gives its buffers away
-        x, ema = at_server(lambda: (x, ema))
-        y = self.workers.shard(y)
-        opt_x = at_server(self.method.generator_optimizer.init, x)
-        return MDGanState(
-            step=at_server(lambda: jnp.asarray(step, jnp.int32)),
-            params=MinMax(x, y),
-            opt_state=MinMax(opt_x, self.transport.at_workers(self.renew, y)),
-            ema=ema,
-            alive=self.workers.shard(np.ones(self.workers.count, bool)),
-            traffic=self.workers.replicate(comm.no_traffic()),
         )
 
     def init(self, key):
         """The state at step 0: all discriminators start alike."""
         x, y = models.init(self.gan, key)
-        return self.start(x, self.workers.replicate(y), x, 0)
+        return self._start(x, self.workers.replicate(y), x, 0)
 
     def restart_from(self, summary, step):
         """The state at `step` of networks that other workers trained."""
         x, y = summary.params
         row = np.arange(self.workers.count) % len(jax.tree.leaves(y)[0])
-        y = jax.tree.map(lambda leaf: leaf[row], y)
-        return self.start(x, y, summary.generator, step)
+        y = self.workers.shard(jax.tree.map(lambda leaf: leaf[row], y))
+        return self._start(x, y, summary.generator, step)
+
+    def _start(self, x, y, ema, step):
+        """The state at `step` of a generator and stacked discriminators."""
+        init = self.method.generator_optimizer.init
+        x, opt_x, ema = self.transport.at_server(lambda: (x, init(x), ema))
+        if self.transport.works:
+            opt_y = self.renew(y)
+        else:
+            shapes = jax.eval_shape(self.renew, y)
+            opt_y = self.workers.shard(
+                jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            )
+        return MDGanState(
+            step=np.int32(step),
+            params=MinMax(x, y),
+            opt_state=MinMax(opt_x, opt_y),
+            ema=ema,
+            alive=np.ones(self.workers.count, bool),
+            traffic=_limbs(np.zeros((2, self.workers.count), np.uint64)),
+        )
 
     def step(self, state, shares, sizes, key, count):
         """One iteration of all; `count` is 1, as `steps_per_call`."""
         del count
-        method, workers = self.method, self.workers
-        step, before, mine = self._know(state)
-        alive = method.living(step, workers.count)
-        if not np.array_equal(alive, before):
-            mine = workers.shard(alive)
-            state = self._joined(state, before, alive, step)
-        index = roles.assignment(alive, method.batches_k)
-        x, y = state.params
-        opt_x, opt_y = state.opt_state
-        ema, traffic, next_step = (
-            state.ema,
-            state.traffic,
-            self.transport.absent(state.step),
-        )
+        method, transport, step = self.method, self.transport, int(state.step)
+        (x, y), (opt_x, opt_y), ema = state.params, state.opt_state, state.ema
+        alive = method.living(step, self.workers.count)
+        exchanged = method.exchanged(self.size, state.alive, alive, step)
+        g_index, d_index = roles.assignment(alive, method.batches_k)
+        if transport.works:
+            y, opt_y = self._joined(y, opt_y, *roles.joining(state.alive, alive, step))
 
-        fakes = latents = feedback = values = None
-        if self.transport.serves:
-            *fakes, latents = self.generate(x, key, state.step, *index)
-        fakes = self.transport.down(fakes, alive)
-        if self.transport.works:
-            y, opt_y, traffic, feedback, values = self.work(
-                y, opt_y, traffic, shares, sizes, *fakes, mine, key, np.int32(step)
+        fakes = latents = answers = None
+        if transport.serves:
+            index = np.stack([d_index, g_index], axis=1)
+            fakes, latents = self.generate(x, key, state.step, index)
+        fakes = transport.down(fakes, alive)
+        if transport.works:
+            y, opt_y, answers = self.work(
+                y, opt_y, shares, sizes, fakes, alive, key, state.step
             )
-        feedback, values = self.transport.up(feedback, values, alive)
-        if self.transport.serves:
-            x, opt_x, ema = self.update(
-                x, opt_x, ema, latents, feedback, index[0], alive, state.step
+        answers = transport.up(answers, alive)
+        values = np.zeros((self.workers.count, 1, 2), np.float32)
+        if transport.serves:
+            x, opt_x, ema, values = self.update(
+                x, opt_x, ema, latents, answers, g_index, alive, state.step
             )
-            next_step = state.step + 1
-            values = _of_the_living(values, alive)[:, None]
-        else:
-            values = self.transport.absent(
-                jax.ShapeDtypeStruct((workers.count, 1, 2), jnp.float32)
-            )
-        due = method.swap_every is not None and (step + 1) % method.swap_every == 0
-        if due and self.transport.works:
-            y, opt_y, traffic = self._swapped(y, opt_y, traffic, alive, key, step)
+        if transport.works and method.swaps(step):
+            y, opt_y = self._swapped(y, opt_y, alive, key, step)
         state = MDGanState(
-            step=next_step,
+            step=np.int32(step + 1),
             params=MinMax(x, y),
             opt_state=MinMax(opt_x, opt_y),
             ema=ema,
-            alive=mine,
-            traffic=traffic,
+            alive=alive,
+            traffic=_limbs(np.stack(metrics.bits_sent(state.traffic)) + exchanged),
         )
-        self._known = (state.step, step + 1, alive, mine)
         return state, values
 
-    def _know(self, state):
-        """The step and the living, on the host; waits only if the state is not ours."""
-        if state.step is not self._known[0]:
-            step, alive = self.transport.read(state.step, state.alive)
-            return int(step), alive, self.workers.shard(alive)
-        return self._known[1:]
-
-    def _joined(self, state, before, alive, step):
+    def _joined(self, y, opt_y, joins, source):
         """Who comes anew copies the discriminator of the first that was there."""
-        joins, source = roles.joining(before, alive, step)
-        if not (joins.any() and self.transport.works):
-            return state
-        rows = np.where(joins, source, np.arange(len(alive)))
-        y = self.workers.permute(state.params.y, rows)
-        fresh = self.renew(y)
-        mine = self.workers.shard(joins)
-        opt_y = _where(mine, fresh, state.opt_state.y)
-        sent = np.zeros(len(alive), bool)
-        sent[source] = True
-        traffic = state.traffic
-        for joining in np.flatnonzero(joins):
-            received = np.arange(len(alive)) == joining
-            traffic = self.count_join(
-                traffic, self.workers.shard(sent), self.workers.shard(received)
-            )
-        return state._replace(
-            params=MinMax(state.params.x, y),
-            opt_state=MinMax(state.opt_state.x, opt_y),
-            traffic=traffic,
-        )
+        if not joins.any():
+            return y, opt_y
+        y = self.workers.permute(y, np.where(joins, source, np.arange(len(joins))))
+        return y, _where(joins, self.renew(y), opt_y)
 
-    def _swapped(self, y, opt_y, traffic, alive, key, step):
+    def _swapped(self, y, opt_y, alive, key, step):
         """The living's discriminators in other places."""
         seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
         permutation = roles.derangement(np.random.default_rng([*seed, step]), alive)
-        moved = permutation != np.arange(len(permutation))
         if self.method.moments == "travel":
-            y, opt_y = self.workers.permute((y, opt_y), permutation)
-        else:
-            y = self.workers.permute(y, permutation)
+            return self.workers.permute((y, opt_y), permutation)
+        y = self.workers.permute(y, permutation)
         if self.method.moments == "reset":
-            opt_y = _where(self.workers.shard(moved), self.renew(y), opt_y)
-        return y, opt_y, self.count_swap(traffic, self.workers.shard(moved))
+            moved = permutation != np.arange(len(permutation))
+            opt_y = _where(moved, self.renew(y), opt_y)
+        return y, opt_y
 
     def summary(self, state):
-        """The generator, and the discriminators of the living."""
-        of_server = state.ema, state.params.x
-        (ema, x), (y, living) = self.transport.read(
-            of_server, (state.params.y, state.alive)
-        )
-        return Summary(ema, MinMax(x, jax.tree.map(lambda leaf: leaf[living], y)))
+        """The generator, and discriminators of the living in the place of the others'.
+
+        The discriminators stay on the workers' devices.
+        """
+        (x, y), living = state.params, np.flatnonzero(state.alive)
+        if len(living) < len(state.alive) and self.transport.works:
+            rows = np.arange(len(state.alive))
+            y = self.workers.permute(y, living[rows % len(living)])
+        return Summary(state.ema, MinMax(x, y))
+
+    def fetch(self, values):
+        """Losses of some calls, on every process; few programs do for all numbers."""
+        calls = 1 << (len(values) - 1).bit_length()
+        padded = [*values, *values[-1:] * (calls - len(values))]
+        return self.transport.everywhere(padded)[: len(values)]
 
     def finite(self, state):
         """Whether all parameters are finite, on every process."""
-        return self.transport.finite((state.params.x, state.ema), state.params.y)
 
-    def _shapes(self):
-        """Shapes of the networks and of a call of `generate`: arguments and result."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        index = jax.ShapeDtypeStruct((self.workers.count,), jnp.int32)
-        z: Any = jax.eval_shape(lambda key: models.init(self.gan, key), key)
-        called = (z.x, key, step, index, index)
-        return z, called, jax.eval_shape(self.generate, *called)
+        def held(leaf):  # what is not here, another process looks at
+            return leaf if leaf.addressable_shards else np.zeros(0)
 
-    def _messages(self):
-        """Shapes of what travels in an iteration, stacked: down (of two) and up."""
-        _, _, (down, _, _) = self._shapes()
-        feedback = down[0] if self.gan.num_classes else down
-        values = jax.ShapeDtypeStruct((self.workers.count, 2), jnp.float32)
-        return down, (feedback, values)
+        params, ema = jax.tree.map(held, (state.params, state.ema))
+        here = all_finite(state._replace(params=params, ema=ema))
+        return not distributed.anywhere(not here)
 
     def roles(self, shares, sizes):
         """What server and worker do in an iteration."""
-        z, called, (*fakes, latents) = self._shapes()
-        _, key, step, index, _ = called
-        count = self.workers.count
-        alive = jax.ShapeDtypeStruct((count,), bool)
-        y: Any = _stacked_shapes(z.y, count)
-        opt_x = jax.eval_shape(self.method.generator_optimizer.init, z.x)
-        opt_y = jax.eval_shape(self.renew, y)
-        traffic = _stacked_shapes(jax.eval_shape(comm.no_traffic), count)
-        _, (feedback, _) = self._messages()
-        work = self.work.lower(
-            y, opt_y, traffic, shares, sizes, *fakes, alive, key, step
+        (x, key, step, _), count = self.called, self.workers.count
+        y: Any = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
+            self.networks.y,
         )
+        opt_x = jax.eval_shape(self.method.generator_optimizer.init, x)
+        opt_y = jax.eval_shape(self.renew, y)
+        alive = jax.ShapeDtypeStruct((count,), bool)
+        g_index = jax.ShapeDtypeStruct((count,), jnp.int32)
+        work = self.work.lower(y, opt_y, shares, sizes, self.fakes, alive, key, step)
         update = self.update.lower(
-            z.x, opt_x, z.x, latents, feedback, index, alive, step
+            x, opt_x, x, self.latents, self.answers, g_index, alive, step
         )
         members = count // len(self.workers.devices)
         return {
             "worker": Role((work,), members),
-            "server": Role((self.generate.lower(*called), update), 1),
+            "server": Role((self.generate.lower(*self.called), update), 1),
         }
 
 
-def _stacked_shapes(tree, count):
-    def stacked(leaf):
-        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
-
-    return jax.tree.map(stacked, tree)
+def _limbs(exchanged: np.ndarray) -> comm.Traffic:
+    """Bits sent and received, uint64 [2, N], as counters hold them."""
+    limbs = np.stack([exchanged >> 32, exchanged & 0xFFFFFFFF], axis=-1)
+    return comm.Traffic(*limbs.astype(np.uint32))
 
 
 @jax.jit
@@ -332,7 +293,6 @@ def _where(mine, new, old):
     return jax.tree.map(choose, new, old)
 
 
-@jax.jit
 def _of_the_living(values, alive):
     """Losses [N, 2] with the mean of the living in place of the others'.
 

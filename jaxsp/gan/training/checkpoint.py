@@ -148,15 +148,16 @@ class Checkpoints(contextlib.AbstractContextManager):
             progress.step,
             args=ocp.args.Composite(
                 shards=shards.Save(state),
-                summary=ocp.args.StandardSave(
-                    {name: np.asarray(x) for name, x in _named(summary).items()}
-                ),
+                summary=shards.Save(summary),
                 note=ocp.args.JsonSave(note),
             ),
         )
 
     def _read(self, step, **items):
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except ValueError as error:
+            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
 
     def progress(self, step: int) -> Progress:
         """The progress saved with a checkpoint."""
@@ -170,10 +171,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         It has the structure of `like`, but not its shapes; without it, arrays by name.
 
         Raises:
-          WorkdirError: if the checkpoint holds a summary of another structure.
+          WorkdirError: if the checkpoint is damaged, or holds a summary of another
+            structure.
         """
-        read = self._read(step, summary=ocp.args.StandardRestore()).summary
-        saved = {name: np.asarray(leaf) for name, leaf in read.items()}
+        saved = self._read(step, summary=shards.Restore()).summary
         if like is None:
             return saved
         wanted = _named(like)
@@ -190,10 +191,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         saved = self._read(step, note=ocp.args.JsonRestore()).note["layout"]
         self._check_same(step, saved, _layout(like))
-        try:
-            return self._read(step, shards=shards.Restore(like)).shards
-        except ValueError as error:
-            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
+        return self._read(step, shards=shards.Restore(like)).shards
 
     def _check_same(self, step, saved, wanted):
         for name in dict.fromkeys([*saved, *wanted]):

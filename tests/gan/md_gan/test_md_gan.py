@@ -200,8 +200,8 @@ def iteration(L):
         worker = functools.partial(
             md_gan.worker_step, LOSSES, OPTIMIZERS[1], disc_steps=L
         )
-        *new, feedback, values = jax.vmap(worker, in_axes=(0,) * 5 + (None,))(
-            y, state_y, real, fakes[d_index], fakes[g_index], jax.random.key(0)
+        *new, feedback, values = jax.vmap(worker, in_axes=(0,) * 4 + (None,))(
+            y, state_y, real, (fakes[d_index], fakes[g_index]), jax.random.key(0)
         )
         y, state_y = jax.tree.map(
             lambda a, b: jnp.where(alive.reshape(-1, *[1] * (a.ndim - 1)), a, b),

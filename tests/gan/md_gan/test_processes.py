@@ -5,6 +5,7 @@ The four processes are started once, for all tests here.
 
 import functools
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ def expected(name):
     """What virtual workers of this process leave."""
     case = md_gan_run.CASES[name]
     workers = jaxsp.Workers(case["count"], jax.devices()[:1])
-    return md_gan_run.run_case(workers, **case)
+    with tempfile.TemporaryDirectory() as path:
+        return md_gan_run.run_case(workers, path, **case)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def test_processes_do_what_one_does(four, name):
     found = {k.removeprefix(prefix): v for k, v in four[0].items() if prefix in k}
     assert_alike(found, name)
     assert found["finite"]
+    assert found["resumed"]
     assert not found["finite without x"]
     assert not found["finite without y"]
 
@@ -93,11 +96,12 @@ def test_a_server_without_a_device_is_refused(four):
     )
 
 
-def test_blocks_of_workers_do_what_virtual_ones_do():
+def test_blocks_of_workers_do_what_virtual_ones_do(tmp_path):
     """Two workers on each of three devices, and the server on the next one."""
     workers = jaxsp.Workers(6, jax.devices()[:3])
     assert workers.mode == "blocks"
     program, *_ = md_gan_run.program_of(workers, count=6, moments="stay")
-    state = program.init(jax.random.key(0))
-    assert state.step.devices() == {jax.devices()[3]}
-    assert_alike(md_gan_run.run_case(workers, **md_gan_run.CASES["blocks"]), "blocks")
+    for leaf in jax.tree.leaves(program.init(jax.random.key(0)).params.x):
+        assert leaf.devices() == {jax.devices()[3]}
+    case = md_gan_run.CASES["blocks"]
+    assert_alike(md_gan_run.run_case(workers, tmp_path, **case), "blocks")
