@@ -55,25 +55,6 @@ def sigmoid(t):
     return 1 / (1 + np.exp(-t))
 
 
-class Adam(NamedTuple):
-    """p ← p − lr m̂ / (√v̂ + ε), with m̂ = m / (1 − b1^t) and v̂ = v / (1 − b2^t)."""
-
-    lr: float
-    b1: float = 0.5
-    b2: float = 0.9
-    eps: float = 1e-8
-
-    def init(self, p):
-        return 0, np.zeros_like(p), np.zeros_like(p)
-
-    def update(self, p, g, moments):
-        t, m, v = moments
-        t, m, v = t + 1, self.b1 * m + (1 - self.b1) * g, self.b2 * v
-        v = v + (1 - self.b2) * g * g
-        step = (m / (1 - self.b1**t)) / (np.sqrt(v / (1 - self.b2**t)) + self.eps)
-        return p - self.lr * step, (t, m, v)
-
-
 class Nets(NamedTuple):
     """Sizes of the networks: latents, hidden, samples; and samples, hidden, 1."""
 
@@ -137,8 +118,8 @@ def md_gan(
     latents,
     real,
     iterations,
-    adam_w,
-    adam_theta,
+    w_rule,
+    theta_rule,
     *,
     k=1,
     L=1,
@@ -157,8 +138,8 @@ def md_gan(
         from 0.
       real: real(i, n) -> [b, sample_size], what worker n draws in iteration i.
       iterations: how many.
-      adam_w: Adam of the server.
-      adam_theta: Adam of the workers.
+      w_rule: of the server, as in `reference_gan`.
+      theta_rule: of the workers, likewise.
       k: distinct batches.
       L: discriminator steps.
       swaps: {i: permutation}: after iteration i place n gets what place permutation[n]
@@ -171,13 +152,13 @@ def md_gan(
     """
     w, theta = np.array(w, float), [np.array(row, float) for row in theta]
     N = len(theta)
-    state_w = adam_w.init(w)
-    states = [adam_theta.init(row) for row in theta]
+    (w_move, state_w), (theta_move, new) = w_rule, theta_rule
+    states = [new] * N
     ws, thetas, losses = [w], [np.stack(theta)], []
     for i in range(iterations):
         for newcomer, source in (joins or {}).get(i, {}).items():
             theta[newcomer] = theta[source]
-            states[newcomer] = adam_theta.init(theta[source])
+            states[newcomer] = new
         living = [n for n in range(N) if alive is None or alive(i)[n]]
         Z = [latents(i, j) for j in range(k)]
         X = [nets.generate(w, z) for z in Z]
@@ -193,20 +174,20 @@ def md_gan(
                 value, direction = discriminator_loss(nets, theta[n], batch, X[d])
                 if step == 0:
                     values[n, 1] = value
-                theta[n], states[n] = adam_theta.update(theta[n], direction, states[n])
+                move, states[n] = theta_move(direction, states[n])
+                theta[n] = theta[n] + move
             values[n, 0], F = error_feedback(nets, theta[n], X[g])
             # Σ_{x in X_n^g} F ∂x/∂w, worker after worker, as the paper writes it.
             gradient += backward(w, Z[g], nets.g_shape, GENERATOR_LEAK, F)[0]
-        w, state_w = adam_w.update(w, gradient / len(living), state_w)
+        move, state_w = w_move(gradient / len(living), state_w)
+        w = w + move
         if i in (swaps or {}):
             permutation = swaps[i]
             theta = [theta[permutation[n]] for n in range(N)]
-            moved = [n for n in range(N) if permutation[n] != n]
             if moments == "travel":
                 states = [states[permutation[n]] for n in range(N)]
             elif moments == "reset":
-                for n in moved:
-                    states[n] = adam_theta.init(theta[n])
+                states = [states[n] if permutation[n] == n else new for n in range(N)]
         ws.append(w)
         thetas.append(np.stack(theta))
         losses.append(values)

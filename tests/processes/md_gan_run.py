@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jaxsp
@@ -30,21 +29,8 @@ for alive in ALIVE.values():
     alive[3:7, 1] = False
 ALIVE[6][3:7, 4] = ALIVE[6][9:, 2:4] = False
 
-
-class Judge(nn.Module):
-    """A discriminator with a second head, for the class."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, samples):
-        h = nn.tanh(nn.Dense(5)(samples))
-        out = nn.Dense(1 + self.num_classes)(h)
-        return out[:, 0], out[:, 1:]
-
-
 PLAIN = models.mlp((2,), latent_size=3, width=6, depth=1)
-CONDITIONAL = models.Gan(PLAIN.generator, Judge(4), 3 + 4, (2,), num_classes=4)
+CONDITIONAL = models.mlp((2,), 4, latent_size=7, width=6, depth=1)
 
 CASES: dict[str, dict[str, Any]] = {
     "travel": {"count": 3, "moments": "travel"},

@@ -100,14 +100,10 @@ class MDGan:
     server_device: Any = None
 
     def __post_init__(self):
-        for name in ("batches_k", "disc_steps", "swap_every"):
-            value = getattr(self, name)
-            if value is None and name == "swap_every":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise ValueError(f"{name} must be an integer, got {value!r}.")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_count("batches_k", self.batches_k)
+        check_count("disc_steps", self.disc_steps)
+        if self.swap_every is not None:
+            check_count("swap_every", self.swap_every)
         if self.alive is not None and not callable(self.alive):
             raise ValueError(
                 "alive must be a function of the step, such as lambda step: "

@@ -155,17 +155,10 @@ class Run:
         """The state at `step` of a generator and stacked discriminators."""
         init = self.method.generator_optimizer.init
         x, opt_x, ema = self.transport.at_server(lambda: (x, init(x), ema))
-        if self.transport.works:
-            opt_y = self.renew(y)
-        else:
-            shapes = jax.eval_shape(self.renew, y)
-            opt_y = self.workers.shard(
-                jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            )
         return MDGanState(
             step=np.int32(step),
             params=MinMax(x, y),
-            opt_state=MinMax(opt_x, opt_y),
+            opt_state=MinMax(opt_x, self.renew(y)),
             ema=ema,
             alive=np.ones(self.workers.count, bool),
             traffic=_limbs(np.zeros((2, self.workers.count), np.uint64)),
@@ -243,7 +236,7 @@ class Run:
         """Losses of some calls, on every process; few programs do for all numbers."""
         calls = 1 << (len(values) - 1).bit_length()
         padded = [*values, *values[-1:] * (calls - len(values))]
-        return self.transport.everywhere(padded)[: len(values)]
+        return list(self.transport.everywhere(np.stack(padded)))[: len(values)]
 
     def finite(self, state):
         """Whether all parameters are finite, on every process."""
