@@ -16,11 +16,7 @@ of `models.mlp(..., depth=1)`.
         workers:  every so many iterations the discriminators change places
 """
 
-from typing import NamedTuple
-
 import numpy as np
-
-GENERATOR_LEAK, DISCRIMINATOR_LEAK = 0.0, 0.2
 
 
 def unpack(p, shape):
@@ -30,15 +26,17 @@ def unpack(p, shape):
     return b1, W1.reshape(i, h), b2, W2.reshape(h, o)
 
 
-def forward(p, s, shape, leak):
+def forward(net, p, s):
     """What the network makes of s, [b, inputs]: [b, outputs]."""
+    shape, leak = net
     b1, W1, b2, W2 = unpack(p, shape)
     a = s @ W1 + b1
     return np.where(a > 0, a, leak * a) @ W2 + b2
 
 
-def backward(p, s, shape, leak, out_bar):
-    """Derivatives with respect to p and to s of Σ out_bar · forward(p, s)."""
+def backward(net, p, s, out_bar):
+    """Derivatives with respect to p and to s of Σ out_bar · forward(net, p, s)."""
+    shape, leak = net
     b1, W1, _, W2 = unpack(p, shape)
     a = s @ W1 + b1
     h = np.where(a > 0, a, leak * a)
@@ -55,60 +53,20 @@ def sigmoid(t):
     return 1 / (1 + np.exp(-t))
 
 
-class Nets(NamedTuple):
-    """Sizes of the networks: latents, hidden, samples; and samples, hidden, 1."""
-
-    latent_size: int
-    generator_width: int
-    sample_size: int
-    discriminator_width: int
-
-    def generate(self, w, z):
-        return forward(w, z, self.g_shape, GENERATOR_LEAK)
-
-    def logits(self, theta, s):
-        return forward(theta, s, self.d_shape, DISCRIMINATOR_LEAK)
-
-    @property
-    def g_shape(self):
-        return self.latent_size, self.generator_width, self.sample_size
-
-    @property
-    def d_shape(self):
-        return self.sample_size, self.discriminator_width, 1
-
-
-def discriminator_loss(nets, theta, real, fake):
+def discriminator_loss(net, theta, real, fake):
     """J_disc = E softplus(−D(real)) + E softplus(D(fake)), and its gradient."""
-    on_real, on_fake = nets.logits(theta, real), nets.logits(theta, fake)
+    on_real, on_fake = forward(net, theta, real), forward(net, theta, fake)
     loss = softplus(-on_real).mean() + softplus(on_fake).mean()
-    shape, leak = nets.d_shape, DISCRIMINATOR_LEAK
-    gradient = backward(theta, real, shape, leak, -sigmoid(-on_real) / len(real))[0]
-    gradient += backward(theta, fake, shape, leak, sigmoid(on_fake) / len(fake))[0]
+    gradient = backward(net, theta, real, -sigmoid(-on_real) / len(real))[0]
+    gradient += backward(net, theta, fake, sigmoid(on_fake) / len(fake))[0]
     return loss, gradient
 
 
-def error_feedback(nets, theta, fake):
+def error_feedback(net, theta, fake):
     """B = E softplus(−D(fake)), and ∂B/∂x for each x in `fake`."""
-    logits = nets.logits(theta, fake)
-    bar = -sigmoid(-logits) / len(fake)
-    F = backward(theta, fake, nets.d_shape, DISCRIMINATOR_LEAK, bar)[1]
+    logits = forward(net, theta, fake)
+    F = backward(net, theta, fake, -sigmoid(-logits) / len(fake))[1]
     return softplus(-logits).mean(), F
-
-
-class Run(NamedTuple):
-    """Trajectories, entry 0 the start, and the losses of every iteration.
-
-    Attributes:
-      w: [T + 1, |w|], the generator.
-      theta: [T + 1, N, |θ|], the discriminators.
-      losses: [T, N, 2], generator's at the updated discriminator and discriminator's
-        before its first step; NaN for whom is dead.
-    """
-
-    w: np.ndarray
-    theta: np.ndarray
-    losses: np.ndarray
 
 
 def md_gan(
@@ -121,17 +79,18 @@ def md_gan(
     w_rule,
     theta_rule,
     *,
-    k=1,
-    L=1,
-    swaps=None,
-    moments="travel",
-    alive=None,
-    joins=None,
+    k,
+    L,
+    swaps,
+    moments,
+    alive,
+    joins,
 ):
     """The loop of the paper.
 
     Args:
-      nets: sizes of the networks.
+      nets: generator and discriminator, each ((inputs, hidden, outputs), slope of the
+        activation below 0).
       w: [|w|], the generator at the start.
       theta: [N, |θ|], the discriminators at the start.
       latents: latents(i, j) -> [b, latent_size], of batch j in iteration i; both count
@@ -146,22 +105,28 @@ def md_gan(
         had.
       moments: of Adam, in a swap: they "travel" with their discriminator, "reset" to
         nothing, or "stay" at their place.
-      alive: alive(i) -> [N], who lives during iteration i; None means all.
+      alive: alive(i) -> [N], who lives during iteration i.
       joins: {i: {newcomer: living}}: before iteration i the newcomer gets a copy of
         the living one's discriminator; its moments are new.
+
+    Returns:
+      The generator, [T + 1, |w|], and the discriminators, [T + 1, N, |θ|], from the
+      start on; and the losses, [T, N, 2], generator's at the updated discriminator and
+      discriminator's before its first step, NaN for whom is dead.
     """
+    G, D = nets
     w, theta = np.array(w, float), [np.array(row, float) for row in theta]
     N = len(theta)
     (w_move, state_w), (theta_move, new) = w_rule, theta_rule
     states = [new] * N
     ws, thetas, losses = [w], [np.stack(theta)], []
     for i in range(iterations):
-        for newcomer, source in (joins or {}).get(i, {}).items():
+        for newcomer, source in joins.get(i, {}).items():
             theta[newcomer] = theta[source]
             states[newcomer] = new
-        living = [n for n in range(N) if alive is None or alive(i)[n]]
+        living = [n for n in range(N) if alive(i)[n]]
         Z = [latents(i, j) for j in range(k)]
-        X = [nets.generate(w, z) for z in Z]
+        X = [forward(G, w, z) for z in Z]
         values, gradient = np.full((N, 2), np.nan), np.zeros_like(w)
         for rank, n in enumerate(living):
             # The paper counts workers and batches from 1 and gives worker n = rank + 1
@@ -171,17 +136,17 @@ def md_gan(
             g, d = rank % k, (rank + 1) % k
             batch = real(i, n)
             for step in range(L):
-                value, direction = discriminator_loss(nets, theta[n], batch, X[d])
+                value, direction = discriminator_loss(D, theta[n], batch, X[d])
                 if step == 0:
                     values[n, 1] = value
                 move, states[n] = theta_move(direction, states[n])
                 theta[n] = theta[n] + move
-            values[n, 0], F = error_feedback(nets, theta[n], X[g])
+            values[n, 0], F = error_feedback(D, theta[n], X[g])
             # Σ_{x in X_n^g} F ∂x/∂w, worker after worker, as the paper writes it.
-            gradient += backward(w, Z[g], nets.g_shape, GENERATOR_LEAK, F)[0]
+            gradient += backward(G, w, Z[g], F)[0]
         move, state_w = w_move(gradient / len(living), state_w)
         w = w + move
-        if i in (swaps or {}):
+        if i in swaps:
             permutation = swaps[i]
             theta = [theta[permutation[n]] for n in range(N)]
             if moments == "travel":
@@ -191,4 +156,4 @@ def md_gan(
         ws.append(w)
         thetas.append(np.stack(theta))
         losses.append(values)
-    return Run(np.stack(ws), np.stack(thetas), np.stack(losses))
+    return np.stack(ws), np.stack(thetas), np.stack(losses)

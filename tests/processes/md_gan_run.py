@@ -81,9 +81,12 @@ def run_case(workers, path, **case):
         for pair in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True)
         for x, y in zip(*map(pieces, pair), strict=True)
     ]
-    parts = (state.params.x, state.opt_state.x), (state.params.y, state.opt_state.y)
+    trees = state.params, state.opt_state, program.summary(state).params
     found |= {
-        "held": [sum(len(pieces(x)) > 0 for x in jax.tree.leaves(p)) for p in parts],
+        "held": [
+            any(len(pieces(leaf)) > 0 for leaf in jax.tree.leaves(of_player))
+            for of_player in zip(*trees, strict=True)
+        ],
         "generator": ravel_pytree(program.generator(state))[0],
         "summary": ravel_pytree(summary)[0],
         "bits": program.bits(state),

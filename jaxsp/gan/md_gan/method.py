@@ -209,15 +209,13 @@ class MDGan:
           That of a worker, mean over workers, and of the server.
         """
         size = messages(gan, batch_size, self.discriminator_optimizer, self.moments)
-        exchanged, server = np.zeros((2, count), np.uint64), [0, 0]
+        exchanged, lived = np.zeros((2, count), np.uint64), 0
         before = np.ones(count, bool)
         for step in range(steps):
             alive = self.living(step, count)
             exchanged += self.exchanged(size, before, alive, step)
-            server[0] += size.down * int(alive.sum())
-            server[1] += size.up * int(alive.sum())
-            before = alive
+            lived, before = lived + int(alive.sum()), alive
         return {
             "worker": Traffic(*(int(bits.sum()) // count for bits in exchanged)),
-            "server": Traffic(*server),
+            "server": Traffic(size.down * lived, size.up * lived),
         }

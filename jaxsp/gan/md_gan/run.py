@@ -97,12 +97,14 @@ class Run:
         self.update = jax.jit(update, donate_argnums=(0, 1, 2))
         self.renew = jax.jit(workers.map(optimizers[1].init))
 
-        # Shapes: of the networks, of what `generate` takes and makes, of the answers.
+        # Shapes: of what is called with what, of discriminators and of what travels.
         key = jax.eval_shape(lambda: jax.random.key(0))
-        self.networks: Any = jax.eval_shape(lambda key: models.init(gan, key), key)
+        x, y = jax.eval_shape(lambda key: models.init(gan, key), key)
+        self.stacked: Any = jax.eval_shape(
+            jax.vmap(lambda _, y: y, (0, None)), np.arange(workers.count), y
+        )
         index = jax.ShapeDtypeStruct((workers.count, 2), jnp.int32)
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        self.called = self.networks.x, key, step, index
+        self.called = x, key, jax.ShapeDtypeStruct((), jnp.int32), index
         self.fakes, self.latents = jax.eval_shape(generate, *self.called)
         samples = self.fakes[0] if gan.num_classes else self.fakes
         self.answers = (
@@ -250,11 +252,7 @@ class Run:
 
     def roles(self, shares, sizes):
         """What server and worker do in an iteration."""
-        (x, key, step, _), count = self.called, self.workers.count
-        y: Any = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
-            self.networks.y,
-        )
+        (x, key, step, _), y, count = self.called, self.stacked, self.workers.count
         opt_x = jax.eval_shape(self.method.generator_optimizer.init, x)
         opt_y = jax.eval_shape(self.renew, y)
         alive = jax.ShapeDtypeStruct((count,), bool)

@@ -52,7 +52,7 @@ class Transport:
         self._at_workers = workers.shard(np.zeros(workers.count, bool)).sharding
 
     def at_server(self, make: Callable[[], Any]) -> Any:
-        """New arrays of what `make()` returns, on the server; made there alone."""
+        """New arrays of what `make()` returns, on the server; elsewhere no data."""
         if self.serves:
             return jax.tree.map(jnp.array, jax.device_put(make(), self._at_server))
 
@@ -127,10 +127,11 @@ class Transport:
             yield device, first, np.flatnonzero(alive[first : first + self._block])
 
     def _send(self, source, target, tree, shapes, rows):
-        """Some rows from a device to another; None in a process that has no part in it.
+        """A message of so many rows from a device to another; None for all others.
 
-        The two devices make one array, of which the sender has one half and the
-        receiver the other, zeros that are made once. What is sent takes their place.
+        Between processes the two devices make one array, of which the sender has one
+        half and the receiver the other, zeros that are made once. What is sent takes
+        their place.
         """
         if _is_here(source) and _is_here(target):
             return jax.device_put(tree, target)
@@ -194,13 +195,9 @@ def _piece(tree: Any, device: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _zeros(device: Any, rows: int, like: Any) -> jax.Array:
-    return _made_once(device, (rows, *like.shape[1:]), like.dtype)
-
-
 @functools.cache
-def _made_once(device, shape, dtype):
-    return jax.device_put(np.zeros(shape, dtype), device)
+def _zeros(device: Any, rows: int, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(np.zeros((rows, *like.shape[1:]), like.dtype), device)
 
 
 @functools.cache

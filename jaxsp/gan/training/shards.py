@@ -38,7 +38,7 @@ class Handler(ocp.CheckpointHandler):
           args: the arrays.
         """
         with distributed.raise_together():  # not committed unless all have written
-            writing = []
+            opening, writing = [], []
             for name, leaf in _named(args.item):
                 raw, pieces = _plain(leaf), []
                 if isinstance(raw, jax.Array):
@@ -46,9 +46,11 @@ class Handler(ocp.CheckpointHandler):
                     pieces = [(s.index, s.data) for s in shards if s.replica_id == 0]
                 elif jax.process_index() == 0:
                     pieces = [(..., raw)]
-                for index, data in pieces:
-                    array = _open(directory, name, raw)
-                    writing.append(array[index].write(np.asarray(data)))
+                if pieces:
+                    opening.append((_open(directory, name, raw), pieces))
+            for opened, pieces in opening:
+                array = opened.result()
+                writing += [array[i].write(np.asarray(x)) for i, x in pieces]
             for written in writing:
                 written.result()
 
@@ -57,10 +59,10 @@ class Handler(ocp.CheckpointHandler):
 
         Args:
           directory: where the arrays lie.
-          args: arrays of the same names and shapes.
+          args: arrays of the same names and shapes, or None for all that are there.
 
         Returns:
-          The arrays, placed as those of `args`.
+          The arrays, placed as those of `args`; of None NumPy arrays by name.
 
         Raises:
           ValueError: if an array is not there, or not whole.
@@ -68,13 +70,14 @@ class Handler(ocp.CheckpointHandler):
         with distributed.raise_together():
             if args.item is not None:
                 read = [
-                    _placed(like, _open(directory, name))
+                    _placed(like, _open(directory, name).result())
                     for name, like in _named(args.item)
                 ]
                 return jax.tree.structure(args.item).unflatten(read)
             paths = pathlib.Path(directory).rglob(".zarray")
             names = [p.parent.relative_to(directory).as_posix() for p in paths]
-            return {name: _open(directory, name).read().result() for name in names}
+            opening = {name: _open(directory, name) for name in names}
+            return {n: o.result().read().result() for n, o in opening.items()}
 
 
 @ocp.args.register_with_handler(Handler, for_save=True)
@@ -95,8 +98,8 @@ class Restore(ocp.args.CheckpointArgs):
     """What to read, and where it goes.
 
     Attributes:
-      item: a pytree of arrays like those to read; of None come all, as NumPy arrays by
-        name, "params/x/Dense_0/kernel".
+      item: a pytree of arrays like those to read; None reads all, by name, such as
+        "params/x/Dense_0/kernel".
     """
 
     item: Any = None
@@ -115,8 +118,8 @@ def _plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key else leaf
 
 
-def _open(directory: Any, name: str, like: Any = None) -> ts.TensorStore:
-    """An array on disk; with `like` it is made if it is not there."""
+def _open(directory: Any, name: str, like: Any = None) -> ts.Future:
+    """An array on disk, to wait for; with `like` it is made if it is not there."""
     spec: dict[str, Any] = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": f"{pathlib.Path(directory, name)}/"},
@@ -133,7 +136,7 @@ def _open(directory: Any, name: str, like: Any = None) -> ts.TensorStore:
             "shape": like.shape,
             "chunks": [max(1, n) for n in chunks],
         }
-    return ts.open(spec, open=True, create=like is not None).result()
+    return ts.open(spec, open=True, create=like is not None)
 
 
 def _placed(like: Any, array: ts.TensorStore) -> Any:
