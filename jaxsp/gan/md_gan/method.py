@@ -38,10 +38,10 @@ class MDGan:
     process and none to who does not need it: the server sends to each worker that lives
     its two batches, also where they are one ($k = 1$), and gets its feedback and its
     two losses (64 bits that are not counted); swapped discriminators pass between
-    workers. The server tells all the losses once in a while, and its generator for
-    scores and checkpoints; that is not counted either. A new permutation of
-    discriminators is a new program: in runs that swap often, the workers compile most
-    of the time.
+    workers. Not counted either are the losses that the server tells all once in a
+    while, its generator for scores, and, for a checkpoint, copies of discriminators in
+    the places of workers that are gone. A new permutation of discriminators is a new
+    program: in runs that swap often, the workers compile most of the time.
 
     Moments of a discriminator's optimizer in a swap: the paper sends parameters, so by
     default they *stay* at the worker. They may *travel* with the discriminator they

@@ -187,7 +187,7 @@ class Run:
                 y, opt_y, shares, sizes, fakes, alive, key, state.step
             )
         answers = transport.up(answers, alive)
-        values = np.zeros((self.workers.count, 1, 2), np.float32)
+        values: Any = np.zeros((self.workers.count, 1, 2), np.float32)
         if transport.serves:
             x, opt_x, ema, values = self.update(
                 x, opt_x, ema, latents, answers, g_index, alive, state.step

@@ -15,10 +15,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxsp import comm
+from jaxsp.gan.md_gan import roles
 from jaxsp.workers import Workers
 
 __all__ = ["Transport"]
 
+_take = jax.jit(roles.swap)
 _ENDS = "ends"  # the axis of the devices between which a message goes
 
 
@@ -104,21 +106,19 @@ class Transport:
         for device, _, rows in self._living(alive):
             here = _is_here(device)
             message = _taken(_piece(answers, device), rows) if here else None
-            arrived.append(
-                self._send(device, self._server, message, self._up, len(rows))
-            )
+            message = self._send(device, self._server, message, self._up, len(rows))
+            arrived.append(message)
         if not self.serves:
             return None
         return _scattered(arrived, np.flatnonzero(alive), self._workers.count)
 
     def everywhere(self, tree: Any) -> Any:
         """A tree of the server as NumPy arrays, in all processes."""
-        return multihost_utils.broadcast_one_to_all(
-            jax.tree.map(
-                lambda x: np.asarray(x) if self.serves else np.zeros(x.shape, x.dtype),
-                tree,
-            )
-        )
+
+        def here(leaf):
+            return np.asarray(leaf) if self.serves else np.zeros(leaf.shape, leaf.dtype)
+
+        return multihost_utils.broadcast_one_to_all(jax.tree.map(here, tree))
 
     def _living(self, alive: np.ndarray) -> Iterator[tuple[Any, int, np.ndarray]]:
         """Each device, the first of its workers, and which of these are alive."""
@@ -218,11 +218,6 @@ def _carrier(ends: tuple[Any, Any], source: int) -> Callable[[Any], Any]:
 def _taken(tree: Any, rows: np.ndarray) -> Any:
     """Some rows of a stacked tree."""
     return tree if len(rows) == len(jax.tree.leaves(tree)[0]) else _take(tree, rows)
-
-
-@jax.jit
-def _take(tree, rows):
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
 def _scattered(trees: list[Any], rows: np.ndarray, count: int) -> Any:
