@@ -34,7 +34,7 @@ LAYERS = {
 }
 LAYERS["methods"] = LAYERS["transforms"] | {"transforms"}
 HEAVY = {"flax", "tensorflow_datasets", "tensorflow", "sklearn", "matplotlib"}
-HEAVY |= {"orbax", "networkx", "PIL", "tqdm"}
+HEAVY |= {"orbax", "tensorstore", "networkx", "PIL", "tqdm"}
 
 
 def modules():
