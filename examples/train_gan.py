@@ -46,6 +46,13 @@ _FREE = {"steps", "eval_every", "devices", "inception", "resume", "dry_run"}
 # What may differ from process to process: where they are, and where their files are.
 _OWN = {"data_dir", "workdir", "inception", "coordinator", "num_processes"}
 _OWN |= {"process_id", "heartbeat_timeout"}
+# What the last line says, of those that there are.
+_HEADLINES = {
+    "high_quality": "share of the samples that are on a mode",
+    "modes_covered": "modes covered",
+    "frechet_distance": "Frechet distance",
+    "fid": "FID",
+}
 
 
 def run(
@@ -146,6 +153,7 @@ def run(
     ):
         if writes:
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
+    samples = min(10_000, len(loaded.test))  # as many as the real ones beside them
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
         result = loop.train(
             program,
@@ -154,6 +162,7 @@ def run(
             loop.TrainConfig(
                 steps=config.steps,
                 seed=config.seed,
+                eval_samples=samples,
                 log_every=max(1, config.eval_every // 10),
                 eval_every=config.eval_every,
                 checkpoint_every=config.eval_every,
@@ -166,12 +175,12 @@ def run(
             callback=callback,
         )
     if evaluate is not None and result.signal is None:
-        for name, words in (("frechet_distance", "Frechet distance"), ("fid", "FID")):
+        for name, words in _HEADLINES.items():
             found = [r[name] for r in result.history if r.get(name) is not None]
             if found:
                 tell(
                     f"step {result.step}: {words} {found[0]:.4g} -> {found[-1]:.4g} "
-                    f"(real test data: {evaluate.floor[name]:.4g}), "
+                    f"({evaluate.floor[name]:.4g} of as many real ones, {samples:,}), "
                     f"{result.history[-1]['seconds']:.0f} s"
                 )
         tell("written: " + ", ".join(map(str, result.files)))

@@ -69,7 +69,7 @@ BAD = [
     ("--dataset=mnist --data_dir=nowhere --dry_run", "mnist is not in data_dir"),
     ("--dtype=float16", "--dtype=float16", "did you mean bfloat16?"),
     ("--model=dcgn", "--model=dcgn", "did you mean dcgan?", "sagan"),
-    ("--model=mlp:wide", "--model=mlp:wide", "mlp:64"),
+    ("--model=mlp:wide", "--model=mlp:wide", "dcgan:64"),
     ("--model=md_gan_cnn", "--model=md_gan_cnn", "28"),
     ("--inception=nowhere.npz", "--inception=nowhere.npz", "Download"),
     (

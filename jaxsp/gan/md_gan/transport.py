@@ -168,6 +168,8 @@ def _server_device(workers: Workers, given: Any) -> Any:
         return given or (free[0] if free and len(devices) > 1 else devices[0])
     if free and (given is None or given in free):
         return given or free[0]
+    if given is not None and all(map(_is_here, (given, *devices))):  # a plan of a run
+        return given
     others = sum(device.process_index > 0 for device in jax.devices())
     places = ", ".join(f"{d} (process {d.process_index})" for d in devices)
     raise ValueError(

@@ -83,7 +83,8 @@ class ModeCoverage(NamedTuple):
     """How samples cover the modes of a mixture.
 
     Attributes:
-      modes_covered: modes that are the nearest of at least one high-quality sample.
+      modes_covered: modes that hold at least a fifth of an equal share of all samples
+        as high-quality ones; a smear over the modes covers none.
       high_quality: share of the samples within `threshold` standard deviations of a
         mode.
       counts: high-quality samples of every mode.
@@ -95,14 +96,17 @@ class ModeCoverage(NamedTuple):
 
 
 def mode_coverage(points, centers, std: float, threshold: float = 3.0) -> ModeCoverage:
-    """Counts the modes of a Gaussian mixture that samples reach.
+    r"""Counts the modes of a Gaussian mixture that samples reach.
+
+    A sample is of high quality within `threshold` standard deviations of its nearest
+    center, and belongs to that mode. A mode is covered if of $n$ samples at least
+    $n / (5 \cdot \text{modes})$, and one at least, are high-quality ones of it.
 
     Args:
       points: samples [n, d].
       centers: means of the components [modes, d].
       std: standard deviation of every component, in each direction.
-      threshold: a sample is of high quality within this many standard deviations of
-        its nearest center.
+      threshold: the distance of a high-quality sample, in standard deviations.
 
     Returns:
       Modes covered, share of high-quality samples, and their counts.
@@ -126,4 +130,10 @@ def mode_coverage(points, centers, std: float, threshold: float = 3.0) -> ModeCo
     distances = np.linalg.norm(points[:, None] - centers, axis=-1)
     good = distances.min(-1) <= threshold * std
     counts = np.bincount(distances.argmin(-1)[good], minlength=len(centers))
-    return ModeCoverage(int((counts > 0).sum()), float(good.mean()), counts)
+    return cover(counts, len(points))
+
+
+def cover(counts: np.ndarray, n: int) -> ModeCoverage:
+    """How `n` samples cover modes of which so many are high-quality samples."""
+    covered = counts >= max(1, n / (5 * len(counts)))
+    return ModeCoverage(int(covered.sum()), float(counts.sum() / n), counts)

@@ -17,6 +17,7 @@ from jaxsp.gan.scores.classes import (
     class_coverage,
     classes_covered,
     classifier_score,
+    cover,
     mode_coverage,
 )
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
@@ -92,8 +93,9 @@ class Evaluator:
     `precision`, `recall`, `density` and `coverage` on Inception features, or on the
     classifier's where there is no Inception, and then `kernel_distance` and
     `kernel_distance_std` too; and `least_class_coverage`, the smallest entry of
-    `class_coverage`. Mixtures: `frechet_distance` of the points, `modes_covered`,
-    `high_quality`, and if `full` the four of neighbours. Samples that are not finite,
+    `class_coverage`. Mixtures: `high_quality` and `modes_covered` of `mode_coverage`,
+    which see what the `frechet_distance` of the points does not, that a blob is no
+    ring; and if `full` the four of neighbours. Samples that are not finite,
     from a diverged run, score NaN throughout.
 
     Samples may come as one array or as an iterable of batches, of any number. Moments
@@ -169,9 +171,9 @@ class Evaluator:
         reference = self.statistics
         scores = {"frechet_distance": _distance(reference.moments, found.moments)}
         if self.classifier is None:
-            counts = np.sum(answers, 0)
-            scores["modes_covered"] = float((counts > 0).sum())
-            scores["high_quality"] = float(counts.sum() / found.moments.count)
+            modes, share, counts = cover(np.sum(answers, 0), found.moments.count)
+            on_modes = {"high_quality": share, "modes_covered": float(modes)}
+            scores = on_modes | scores  # of a mixture they come first
         else:
             probabilities = np.concatenate(answers)
             classes = self.classifier.num_classes

@@ -39,6 +39,9 @@ __all__ = [
 _SAMPLE_BATCH = 500  # samples generated at once for a score
 _GRID = 64  # images shown
 _METRICS = "metrics.jsonl"
+# Of these scores those that there are stand beside the losses, so called.
+_HEADLINE = {"high_quality": "on_modes", "modes_covered": "modes"}
+_HEADLINE |= {"frechet_distance": "FD", "fid": "FID"}
 
 
 class Recorder:
@@ -52,7 +55,7 @@ class Recorder:
 
     Attributes:
       history: all records; none but in process 0.
-      headline: the last score to show beside the losses, by name.
+      headline: the last scores to show beside the losses, by name and step.
     """
 
     def __init__(
@@ -129,8 +132,11 @@ class Recorder:
             line |= {k: float(v) for k, v in self._evaluate(x).items()}
         path = self._workdir and self._workdir / _METRICS
         self.history.append(write_record(path, line))
-        if "frechet_distance" in line:
-            self.headline = {"FD": line["frechet_distance"]}
+        self.headline = {
+            f"{short}@{line['step']}": line[name]
+            for name, short in _HEADLINE.items()
+            if line.get(name) is not None
+        } or self.headline
         enough = self._callback is not None and self._callback(dict(line))
         if x is not None and self._workdir is not None:
             self._draw_pictures(self._workdir, line["step"], x)

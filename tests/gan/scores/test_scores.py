@@ -168,6 +168,19 @@ def test_mode_coverage_counts():
     assert wide.high_quality == 4 / 5
 
 
+def test_a_mode_is_covered_by_a_fair_share_of_all_samples():
+    """At least a fifth of 1/modes; a smear that touches every mode covers none."""
+    centers = 10.0 * np.arange(4)[:, None]
+    smear = np.linspace(-5, 35, 4_001)[:, None]
+    found = scores.mode_coverage(smear, centers, std=0.1)
+    assert (found.counts > 0).all()
+    assert found.modes_covered == 0
+    n = 200  # of which a mode needs 10
+    for k, covered in ((9, 3), (10, 4)):
+        at = np.repeat(np.arange(4), [n - 40 - k, 20, 20, k])
+        assert scores.mode_coverage(centers[at], centers, 0.1).modes_covered == covered
+
+
 def test_evaluator_of_a_mixture():
     mixture = data.load("mixture_ring")
     evaluate = scores.evaluator(mixture)
