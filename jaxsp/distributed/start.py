@@ -1,6 +1,7 @@
 """Bringing the processes of a run together, and ending in good order."""
 
 import atexit
+import collections
 import logging
 import os
 import sys
@@ -35,7 +36,9 @@ def initialize(
 
     When a process is killed, the next collective of the others raises an error, within
     a second or two; run what follows in `ending_together`, which makes one line of it.
-    A process that hangs is found after `heartbeat_timeout`: then JAX ends the others.
+    JAX's own service ends the others too, by an abort, and may be quicker than that
+    error. A process that hangs is found after `heartbeat_timeout`: then it is JAX that
+    ends the others.
 
     Args:
       coordinator: `"host:port"` of process 0, reachable from all processes, where JAX's
@@ -82,11 +85,16 @@ def initialize(
     late.start()
     _start_jax(place, host, initialization_timeout, heartbeat_timeout)
     atexit.register(_leave_after_error)
-    _check_devices()
-    said = gather_text(described)
+    error = _wrong_devices()
+    if error is None:
+        wrong = compare.disagreement(gather_text(described))
+        error = DistributedError(wrong) if wrong else None
     late.cancel()
-    if wrong := compare.disagreement(said):
-        raise in_all(DistributedError(wrong))
+    if error is not None:
+        # Together, or who is first takes the others down before they have said why.
+        atexit.unregister(_leave_after_error)
+        jax.distributed.shutdown()
+        raise in_all(error)
 
 
 def finalize() -> None:
@@ -163,20 +171,19 @@ def _start_jax(
     )
 
 
-def _check_devices() -> None:
-    counts: dict[int, int] = {}
-    for device in jax.devices():
-        if device.platform == "cpu":
-            counts[device.process_index] = counts.get(device.process_index, 0) + 1
+def _wrong_devices() -> ValueError | None:
+    """What all raise where a process has several CPU devices."""
+    counts = collections.Counter(
+        device.process_index for device in jax.devices() if device.platform == "cpu"
+    )
     for process, count in sorted(counts.items()):
         if count != 1:
-            raise in_all(
-                ValueError(
-                    f"process {process} has {count} CPU devices, must have one: set "
-                    "JAX_NUM_CPU_DEVICES=1 and leave "
-                    "--xla_force_host_platform_device_count out of XLA_FLAGS."
-                )
+            return ValueError(
+                f"process {process} has {count} CPU devices, must have one: set "
+                "JAX_NUM_CPU_DEVICES=1 and leave "
+                "--xla_force_host_platform_device_count out of XLA_FLAGS."
             )
+    return None
 
 
 def _leave_after_error() -> None:

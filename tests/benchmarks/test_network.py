@@ -403,7 +403,7 @@ def test_a_signal_removes_everything(number):
         time.sleep(0.1)
     assert pids, process.poll()
     process.send_signal(number)
-    code, _, err = finish(process, 60)
+    code, _, err = finish(process, 180)
     assert code == 128 + number, err
     assert left_by(process.pid) == []
     for pid in pids.split():

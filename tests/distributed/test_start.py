@@ -329,11 +329,14 @@ def test_a_run_that_ends_well(start):
 def test_an_end_of_one_process_is_the_end_of_all(start, event, code):
     run = start(3, event, "1")
     begun = time.monotonic()
-    assert run.codes() == [75, code, 75], run.texts()
+    codes = run.codes()
+    assert codes[1] == code, run.texts()
     assert time.monotonic() - begun < 60
-    for number in (0, 2):
-        line = f"{LINE.format(number)}with: python again.py\n"
-        assert run.texts()[number] == f"loops\n{line}"
+    for number in (0, 2):  # JAX's service ends them too, in many words
+        assert codes[number] in (75, -signal.SIGABRT), run.texts()
+        if codes[number] == 75:
+            line = f"{LINE.format(number)}with: python again.py\n"
+            assert run.texts()[number].endswith(line)
     assert run.texts()[1].count("Traceback") == (event == "raise")
     assert ("the reason" in run.texts()[1]) == (event == "words")
 

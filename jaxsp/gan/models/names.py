@@ -16,6 +16,7 @@ def parse(
     sample_shape: tuple[int, ...],
     num_classes: int = 0,
     dtype=jnp.float32,
+    latent_size: int | None = None,
 ) -> Gan:
     """Builds the pair of networks that a text names, such as "dcgan" or "dcgan:64".
 
@@ -25,6 +26,7 @@ def parse(
       sample_shape: as of every builder, see `jaxsp.gan.models`.
       num_classes: the same.
       dtype: the same.
+      latent_size: the same; None is the model's own.
 
     Returns:
       The pair of networks.
@@ -46,4 +48,5 @@ def parse(
             f"where wanted, a positive whole number as in dcgan:64; got {text!r}."
         )
     options: dict[str, Any] = {"width": int(match[2])} if match[2] else {}
+    options |= {} if latent_size is None else {"latent_size": latent_size}
     return models[match[1]](sample_shape, num_classes, dtype=dtype, **options)
