@@ -111,7 +111,8 @@ def compare(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    kind, amount = parse_budget(config.budget or f"steps:{config.steps}")
+    steps = train_gan.with_defaults(config).steps
+    kind, amount = parse_budget(config.budget or f"steps:{steps}")
     runs, by_steps = parse_runs(config), kind == "steps"
     if kind == "bytes" and "standalone" in (run.method for run in runs.values()):
         raise BadFlagError(

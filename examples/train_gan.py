@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from train_gan_config import BUILDERS, LOSSES, METHODS, Config
+from train_gan_config import BUILDERS, LOSSES, METHODS, Config, own_flags, with_defaults
 
 import jaxsp
 from jaxsp import compressors, distributed
@@ -107,14 +107,17 @@ def run(
             )
         small = "mlp" if max(shape) <= 8 else "dcgan"
         model = config.model or ("mlp:128" if len(shape) == 1 else small)
-        config = dataclasses.replace(config, model=model)
         classes = loaded.num_classes if config.loss == "acgan" else 0
+        latent = config.latent_size or (4 + classes if len(shape) == 1 else None)
+        config = dataclasses.replace(config, model=model, latent_size=latent)
         with naming("model", model, ValueError):
-            gan = models.parse(model, shape, classes, jnp.dtype(config.dtype))
+            gan = models.parse(model, shape, classes, jnp.dtype(config.dtype), latent)
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
         method = make(config, workers, sizes, x + y)
-    game, options = LOSSES[config.loss](gan), {"batch_size": config.batch_size}
+    loss, weight, _ = LOSSES[config.loss]
+    game = loss(gan, **{weight: config.penalty})
+    options = {"batch_size": config.batch_size, "ema_decay": config.ema_decay}
     if isinstance(method, md_gan.MDGan):
         program = method.program(gan, game, workers, **options)
     else:
@@ -139,7 +142,7 @@ def run(
         if classes:
             shares = shares, jax.ShapeDtypeStruct(rows, jnp.int32)
         if writes:
-            tell(cost.format(cost.cost(program, shares, sizes, config.steps)))
+            tell(cost.format(cost.cost(program, shares, sizes, config.steps or 0)))
         return None
     tell(f"{x:,} parameters of the generator, {y:,} of the discriminator")
     tell(f"files in {directory}")
@@ -160,7 +163,7 @@ def run(
             loaded,
             parts,
             loop.TrainConfig(
-                steps=config.steps,
+                steps=config.steps or 0,
                 seed=config.seed,
                 eval_samples=samples,
                 log_every=max(1, config.eval_every // 10),
@@ -202,7 +205,10 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
       BadFlagError: if a flag cannot be used.
     """
     command.check(config)
-    own, found = METHODS[config.method], {}
+    config = with_defaults(config)
+    if (config.decay_steps or math.inf) < (config.steps or 0):
+        print(f"note: from step {config.decay_steps} on the learning rate is 0")
+    own, found = own_flags(config), {}
     if config.method == "standalone" and config.workers != 1:
         print("note: --method=standalone has one worker, which holds all data")
         found["workers"] = 1
@@ -285,19 +291,26 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
       BadFlagError: if a flag cannot be used.
     """
     own, build, count = METHODS[config.method], BUILDERS[config.method], workers.count
-    adam = optax.adam(config.learning_rate, b1=0.5, b2=0.9)
+    rate, turns = _rate(config), config.disc_steps or 1
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def in_steps(epochs):
         steps = epochs * float(np.mean(sizes)) / config.batch_size
         return max(1, round(min(steps, 2**31 - 1)))
 
+    def adam(rate):
+        return optax.adam(rate, config.b1, config.b2) if config.b1 is not None else None
+
     values = dataclasses.asdict(config) | {
+        "learning_rate": rate,
         "axis_name": workers.axis_name,
         "key": key,
         "weights": sizes,
-        "generator_optimizer": adam,
-        "discriminator_optimizer": adam,
+        "generator_optimizer": adam(rate),
+        # Which counts its own steps.
+        "discriminator_optimizer": adam(
+            (lambda count: rate(count // turns)) if callable(rate) else rate
+        ),
         "server_device": workers.devices[0] if config.dry_run else None,
     }
     if config.sync_epochs is not None:
@@ -332,6 +345,22 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])
     with naming("method", texts, ValueError):
         return build(**{name: values[name] for name in takes if name in values})
+
+
+def _rate(config):
+    """The learning rate, a schedule if it is to change."""
+    rate, warm, decay = config.learning_rate, config.warmup_steps, config.decay_steps
+    if decay is not None and decay <= (warm or 0):
+        raise BadFlagError(
+            f"--decay_steps={decay} must be above --warmup_steps={warm}."
+        )
+    if warm is None and decay is None:
+        return rate
+    warm, then = warm or 0, optax.constant_schedule(rate)
+    if decay is not None:
+        then = optax.cosine_decay_schedule(rate, decay - warm)
+    first = optax.linear_schedule(rate / max(warm, 1), rate, max(warm - 1, 1))
+    return optax.join_schedules([first, then], [warm]) if warm else then
 
 
 def _topology(config):

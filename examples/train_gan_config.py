@@ -1,7 +1,6 @@
 """What train_gan.py can be told: the methods, and the flags."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from jaxsp import methods
@@ -9,12 +8,16 @@ from jaxsp.gan import data, fl_gan, losses, md_gan, names
 from jaxsp.gan.command import flag
 from jaxsp.transforms import alternating
 
-# Learning rates: optimistic Adam, Adam of players who take turns (with 2e-3 the
-# discriminators of md_gan win), optimistic and extragradient plain steps.
+# A pair is what images take and what points do. Learning rates of optimistic Adam, of
+# Adam of players who take turns (with 2e-3 the discriminators of md_gan win on images),
+# of optimistic and of extragradient plain steps, which from 0.02 on diverge on points.
 _ADAM, _TURNS, _OPTIMISTIC, _EXTRA = (
-    {"learning_rate": rate} for rate in (2e-3, 1e-3, 0.02, 0.01)
+    {"learning_rate": rates}
+    for rates in ((2e-3, 5e-3), (1e-3, 5e-3), (0.02, 0.005), (0.01, 0.005))
 )
-_TURNS |= {"disc_steps": 1}
+_BETAS = {"b1": 0.5, "b2": 0.9}
+_ADAM |= _BETAS
+_TURNS |= _BETAS | {"disc_steps": 1}
 _PLAIN, _CODES, _RANDOM, _LARGEST = (
     {"compressor": name, "down": "none"}
     for name in ("none", "quantize", "rand_k", "top_k")
@@ -60,14 +63,16 @@ def _standalone(generator_optimizer, discriminator_optimizer, disc_steps):
 # Each gets those values of `train_gan.make` that its parameters name.
 BUILDERS: dict[str, Any] = {name: getattr(methods, name, None) for name in METHODS}
 BUILDERS |= {"fl_gan": fl_gan.fl_gan, "md_gan": md_gan.MDGan, "standalone": _standalone}
-LOSSES = {
-    # Without the penalty the score of digits turns for the worse after 2,000 steps.
-    "non_saturating": functools.partial(losses.non_saturating, r1=1.0),
-    "wasserstein": losses.wasserstein,
-    "hinge": losses.hinge,
-    "acgan": functools.partial(losses.acgan, r1=1.0),
+# Each with the name of its penalty's weight, and the default. Without a penalty scores
+# of digits get worse after 2,000 steps; with 1 no mode of a mixture gets sharp.
+LOSSES: dict[str, tuple[Any, str, tuple[float, float]]] = {
+    "non_saturating": (losses.non_saturating, "r1", (1.0, 0.05)),
+    "wasserstein": (losses.wasserstein, "gradient_penalty", (10.0, 10.0)),
+    "hinge": (losses.hinge, "r1", (0.0, 0.05)),
+    "acgan": (losses.acgan, "r1", (1.0, 0.05)),
 }
 _COUNT, _AT_LEAST_0, _SHARE = (1, 2**31 - 1), (0, None), (0, 1)
+_DECAY = (0, 1 - 1e-9)
 
 
 def _own(name, words, none="none", **limits):
@@ -76,6 +81,8 @@ def _own(name, words, none="none", **limits):
     for method, own in METHODS.items():
         if name in own:
             value = none if own[name] is None else str(own[name])
+            if isinstance(own[name], tuple):
+                value = "{} ({} of points)".format(*own[name])
             groups.setdefault(value, []).append(method)
     listed = "; ".join(f"{v} for {', '.join(ms)}" for v, ms in groups.items())
     return flag(None, f"{words} Default: {listed}.", **limits)
@@ -113,15 +120,45 @@ class Config:
     )
     loss: str = flag(
         "non_saturating",
-        "The game. non_saturating and acgan come with an R1 penalty of 1, wasserstein "
-        "with a gradient penalty of 10; with acgan samples are of a class that is "
-        "asked for.",
+        "The game; with acgan samples are of a class that is asked for.",
         names=LOSSES,
     )
-    steps: int = flag(2_000, "The step to train to.", bounds=_COUNT)
-    batch_size: int = flag(16, "Examples per worker and gradient.", bounds=_COUNT)
+    penalty: float | None = flag(
+        None,
+        "Weight of the gradient penalty: R1, of wasserstein that of WGAN-GP. Default: "
+        "1 (0.05 of points), 10 of wasserstein, none of hinge of images.",
+        bounds=_AT_LEAST_0,
+    )
+    latent_size: int | None = flag(
+        None,
+        "Length of a latent vector. Default: the model's own, of points 4 and the "
+        "classes.",
+        bounds=_COUNT,
+    )
+    steps: int | None = flag(
+        None, "The step to train to. Default: 2000, of points 20000.", bounds=_COUNT
+    )
+    batch_size: int | None = flag(
+        None,
+        "Examples per worker and gradient. Default: 16, of points 64.",
+        bounds=_COUNT,
+    )
     learning_rate: float | None = _own(
         "learning_rate", "Step size.", bounds=(1e-12, None)
+    )
+    warmup_steps: int | None = flag(
+        None, "Steps in which it grows from 0. Default: none.", bounds=_COUNT
+    )
+    decay_steps: int | None = flag(
+        None,
+        "The step at which it has fallen to 0, by a cosine. Default: never, of points "
+        "20000.",
+        bounds=_COUNT,
+    )
+    b1: float | None = _own("b1", "Decay of the first moment.", bounds=_DECAY)
+    b2: float | None = _own("b2", "Decay of the second moment.", bounds=_DECAY)
+    ema_decay: float = flag(
+        0.999, "Decay of the generator's average, which is scored.", bounds=_DECAY
     )
     topology: str | None = _own(
         "topology",
@@ -248,3 +285,23 @@ class Config:
         "Seconds without a sign of life after which a process counts as lost.",
         bounds=_COUNT,
     )
+
+
+def with_defaults(config: Any) -> Any:
+    """The configuration with what follows from its data in the place of None."""
+    points = config.dataset.startswith("mixture")
+    defaults = {
+        "steps": 20_000 if points else 2_000,
+        "decay_steps": 20_000 if points else None,
+        "batch_size": 64 if points else 16,
+        "penalty": LOSSES[config.loss][2][points],
+    }
+    found = {k: v for k, v in defaults.items() if getattr(config, k) is None}
+    return dataclasses.replace(config, **found)
+
+
+def own_flags(config: Any) -> dict[str, Any]:
+    """The flags that a configuration's method reads, with their defaults."""
+    points = config.dataset.startswith("mixture")
+    own = METHODS[config.method].items()
+    return {k: v[points] if isinstance(v, tuple) else v for k, v in own}

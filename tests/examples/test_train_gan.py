@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsp
 from jaxsp.gan import command, fl_gan, md_gan, models, scores
 from jaxsp.gan.data import official, partition
 from jaxsp.gan.training import cost, loop
@@ -175,11 +177,57 @@ def test_what_a_method_does_not_read_is_noted(script, capsys):
         learning_rate=2e-3,
         compressor="none",
         down="none",
+        penalty=1.0,
+        steps=2_000,
+        batch_size=16,
+        b1=0.5,
+        b2=0.9,
     )
     assert sorted(capsys.readouterr().out.splitlines()) == [
         "note: --sync_every has no effect with --method=cp_oadam",
         "note: --topology has no effect with --method=cp_oadam",
     ]
+
+
+@pytest.mark.parametrize(("method", "calls"), [("cp_oadam", 1), ("md_gan", 3)])
+def test_the_learning_rate_warms_up_and_falls_to_zero(script, method, calls):
+    """Of a discriminator that makes three steps, by the steps of the generator."""
+    given = dict(method=method, learning_rate=0.4, warmup_steps=4, decay_steps=12)
+    turns = {"disc_steps": 3} if method == "md_gan" else {}
+    config = script.read(script.Config(**given, **turns, b2=0.0, b1=0.0))[0]
+    workers = jaxsp.Workers(8, jax.devices()[:1])
+    made = script.make(config, workers, np.full(8, 100), 10)
+    rate = [0.1, 0.2, 0.3, 0.4]
+    rate += [0.2 * (1 + math.cos(math.pi * t / 8)) for t in range(10)]
+    if method == "md_gan":
+        made = made.discriminator_optimizer
+        rate = np.repeat(rate, 3)
+        update = made.update
+    else:
+        update = workers.map(made.update)
+    z = jnp.zeros((8, 1))
+    state = made.init(z) if method == "md_gan" else workers.map(made.init)(z)
+    sizes = []
+    for _ in range(10 * calls):
+        u, state = update(jnp.ones_like(z), state, z)
+        sizes.append(-float(u[0, 0]))
+    expected = np.array(rate[: 10 * calls])
+    if method == "cp_oadam":  # twice the step, less the step before
+        expected = np.concatenate([[2], np.ones(9)]) * expected
+    np.testing.assert_allclose(sizes, expected, rtol=1e-5)
+
+
+def test_defaults_follow_the_data(reached):
+    """Points take other rates, batches and networks than images."""
+    *_, points = reached(dataset="mixture_grid", method="md_gan", loss="acgan")
+    *_, images = reached(dataset="digits", method="md_gan")
+    (seen, also) = (config.description for config in (points, images))
+    assert (points.steps, images.steps) == (20_000, 2_000)
+    names = "learning_rate", "batch_size", "penalty", "latent_size", "decay_steps"
+    assert [seen[name] for name in names] == [5e-3, 64, 0.05, 4 + 25, 20_000]
+    assert [also.get(name) for name in names] == [1e-3, 16, 1.0, None, None]
+    assert points.eval_samples == 10_000
+    assert images.eval_samples == 297  # as many as there are to test
 
 
 @pytest.fixture
@@ -212,7 +260,7 @@ def test_trains_resumes_and_refuses_another_run(script, call, tmp_path):
     for change, message in [
         ([], "run holds another run"),
         (["--resume", "--seed=1"], "seed is 1 now and 0 there"),
-        (["--resume", "--learning_rate=0.5"], "learning_rate is 0.5 now and 0.002"),
+        (["--resume", "--learning_rate=0.5"], "learning_rate is 0.5 now and 0.005"),
         (["--resume", "--steps=10"], "steps must be at least 20"),
     ]:
         code, _, err = call(script, *run, *change)
@@ -262,9 +310,6 @@ METHODS = {
     "diana_sgda": {"compressor": "natural"},
     "ef21_sgda": {},
 }
-RATES = {method: 2e-3 for method in METHODS if "adam" in method}
-RATES |= dict.fromkeys(("fl_gan", "md_gan", "standalone"), 1e-3)
-RATES |= dict.fromkeys(("dposg", "dqgan"), 0.02)
 
 
 def test_these_are_the_methods(script):
@@ -317,7 +362,7 @@ def test_a_method_trains_and_sends_what_its_plan_says(
     assert (sent == (None, None)) == (method == "standalone")
     out = capsys.readouterr().out
     assert described[0]["method"] == method
-    assert described[0]["learning_rate"] == RATES.get(method, 0.01)
+    assert described[0]["learning_rate"] == 0.005
     if method != "standalone":
         count = given["workers"]
         assert f"{count} workers by vmap on 1 cpu device\n" in out
