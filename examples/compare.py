@@ -111,7 +111,7 @@ def compare(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    steps = train_gan.with_defaults(config).steps
+    steps = train_gan.methods.with_defaults(config).steps
     kind, amount = parse_budget(config.budget or f"steps:{steps}")
     runs, by_steps = parse_runs(config), kind == "steps"
     if kind == "bytes" and "standalone" in (run.method for run in runs.values()):

@@ -17,7 +17,6 @@ Examples:
 import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import os
 import pathlib
@@ -29,12 +28,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from train_gan_config import BUILDERS, LOSSES, METHODS, Config, own_flags, with_defaults
+import train_gan_methods as methods
+from train_gan_config import Config
 
 import jaxsp
-from jaxsp import compressors, distributed
-from jaxsp.gan import command, data, md_gan, models, names, scores, step
+from jaxsp import distributed
+from jaxsp.gan import command, data, md_gan, models, scores, step
 from jaxsp.gan.command import BadFlagError, naming
 from jaxsp.gan.data import partition
 from jaxsp.gan.training import checkpoint, cost, loop
@@ -114,30 +113,22 @@ def run(
             gan = models.parse(model, shape, classes, jnp.dtype(config.dtype), latent)
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
-        method = make(config, workers, sizes, x + y)
-    loss, weight, _ = LOSSES[config.loss]
-    game = loss(gan, **{weight: config.penalty})
+        method = methods.make(config, workers, sizes, x + y)
+    game = methods.game(config, gan)
     options = {"batch_size": config.batch_size, "ema_decay": config.ema_decay}
     if isinstance(method, md_gan.MDGan):
         program = method.program(gan, game, workers, **options)
     else:
-        same = "disc_steps" in METHODS[config.method]  # of players who take turns
+        same = (
+            "disc_steps" in methods.METHODS[config.method]
+        )  # of players who take turns
         program = step.program(gan, game, method, workers, same_sample=same, **options)
 
     tell = functools.partial(print, flush=True) if writes else lambda line: None
-    tell(", ".join(f"{name} {value}" for name, value in _settings(config).items()))
-    if config.topology is not None:
-        tell(f"topology {config.topology}, gap {_topology(config).spectral_gap:.3g}")
-    count, used = workers.count, workers.devices
-    processes = len({device.process_index for device in used})
-    tell(
-        f"{count} worker{'s' * (count > 1)} by {workers.mode} on {len(used)} "
-        f"{used[0].platform} device{'s' * (len(used) > 1)}"
-        + f" of {processes} processes"
-        * (processes > 1)
-    )
+    for line in _about(config, workers):
+        tell(line)
     if config.dry_run:
-        rows = (count, int(max(sizes)))
+        rows = (workers.count, int(max(sizes)))
         shares: Any = jax.ShapeDtypeStruct((*rows, *shape), loaded.train.dtype)
         if classes:
             shares = shares, jax.ShapeDtypeStruct(rows, jnp.int32)
@@ -178,15 +169,8 @@ def run(
             callback=callback,
         )
     if evaluate is not None and result.signal is None:
-        for name, words in _HEADLINES.items():
-            found = [r[name] for r in result.history if r.get(name) is not None]
-            if found:
-                tell(
-                    f"step {result.step}: {words} {found[0]:.4g} -> {found[-1]:.4g} "
-                    f"({evaluate.floor[name]:.4g} of as many real ones, {samples:,}), "
-                    f"{result.history[-1]['seconds']:.0f} s"
-                )
-        tell("written: " + ", ".join(map(str, result.files)))
+        for line in _reached(result, evaluate.floor, samples):
+            tell(line)
     return result
 
 
@@ -205,12 +189,13 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
       BadFlagError: if a flag cannot be used.
     """
     command.check(config)
-    config = with_defaults(config)
+    notes: list[str] = []
+    config = methods.with_defaults(config)
     if (config.decay_steps or math.inf) < (config.steps or 0):
-        print(f"note: from step {config.decay_steps} on the learning rate is 0")
-    own, found = own_flags(config), {}
+        notes.append(f"from step {config.decay_steps} on the learning rate is 0")
+    own, found = methods.own_flags(config), {}
     if config.method == "standalone" and config.workers != 1:
-        print("note: --method=standalone has one worker, which holds all data")
+        notes.append("--method=standalone has one worker, which holds all data")
         found["workers"] = 1
     every, epochs, swap = config.sync_every, config.sync_epochs, config.swap_epochs
     if every is not None and epochs is not None:
@@ -225,17 +210,48 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
         )
     if "sync_every" in own and (every, epochs) != (None, None):
         own = own | {"sync_every": None, "sync_epochs": None}
-    for name in {name for flags in METHODS.values() for name in flags}:
+    for name in {name for flags in methods.METHODS.values() for name in flags}:
         value = getattr(config, name)
         if value is not None and name not in own:
-            print(f"note: --{name} has no effect with --method={config.method}")
+            notes.append(f"--{name} has no effect with --method={config.method}")
         found[name] = own.get(name) if value is None or name not in own else value
     config = dataclasses.replace(config, **found)
     with naming("partition", config.partition, ValueError):
         split = partition.parse(config.partition)
     workers = _workers(config)
-    make(config, workers, np.full(workers.count, 1_000), 1_000)
+    if distributed.is_main():  # which must not look for devices before they are made
+        print(end="".join(f"note: {note}\n" for note in notes))
+    methods.make(config, workers, np.full(workers.count, 1_000), 1_000)
     return config, workers, split
+
+
+def _about(config, workers):
+    """What is said of a run before it begins, in lines."""
+    yield ", ".join(f"{name} {value}" for name, value in _settings(config).items())
+    if config.topology is not None:
+        gap = methods.topology_of(config).spectral_gap
+        yield f"topology {config.topology}, gap {gap:.3g}"
+    count, used = workers.count, workers.devices
+    processes = len({device.process_index for device in used})
+    yield (
+        f"{count} worker{'s' * (count > 1)} by {workers.mode} on {len(used)} "
+        f"{used[0].platform} device{'s' * (len(used) > 1)}"
+        + f" of {processes} processes"
+        * (processes > 1)
+    )
+
+
+def _reached(result, floor, samples):
+    """What a run has reached, in lines."""
+    for name, words in _HEADLINES.items():
+        found = [r[name] for r in result.history if r.get(name) is not None]
+        if found:
+            yield (
+                f"step {result.step}: {words} {found[0]:.4g} -> {found[-1]:.4g} "
+                f"({floor[name]:.4g} of as many real ones, {samples:,}), "
+                f"{result.history[-1]['seconds']:.0f} s"
+            )
+    yield "written: " + ", ".join(map(str, result.files))
 
 
 def _settings(config):
@@ -270,112 +286,6 @@ def _workers(config):
             f"number of workers; write --workers={count + -count % len(used)}{devices}."
         )
     return jaxsp.Workers(count, used)
-
-
-# ------------------------------------------------------------------ the method
-
-
-def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -> Any:
-    """Make the method that a configuration names.
-
-    Args:
-      config: what `read` has returned.
-      workers: who trains.
-      sizes: how many examples each worker holds.
-      numbers: how many numbers the parameters of both networks are.
-
-    Returns:
-      An optax transformation, or an `md_gan.MDGan`.
-
-    Raises:
-      BadFlagError: if a flag cannot be used.
-    """
-    own, build, count = METHODS[config.method], BUILDERS[config.method], workers.count
-    rate, turns = _rate(config), config.disc_steps or 1
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-
-    def in_steps(epochs):
-        steps = epochs * float(np.mean(sizes)) / config.batch_size
-        return max(1, round(min(steps, 2**31 - 1)))
-
-    def adam(rate):
-        return optax.adam(rate, config.b1, config.b2) if config.b1 is not None else None
-
-    values = dataclasses.asdict(config) | {
-        "learning_rate": rate,
-        "axis_name": workers.axis_name,
-        "key": key,
-        "weights": sizes,
-        "generator_optimizer": adam(rate),
-        # Which counts its own steps.
-        "discriminator_optimizer": adam(
-            (lambda count: rate(count // turns)) if callable(rate) else rate
-        ),
-        "server_device": workers.devices[0] if config.dry_run else None,
-    }
-    if config.sync_epochs is not None:
-        values["sync_every"] = in_steps(config.sync_epochs)
-    if config.swap_epochs and count > 1:
-        values["swap_every"] = in_steps(config.swap_epochs)
-    if config.crash_every is not None:  # the last worker first
-        values["alive"] = lambda step: (
-            np.arange(count) < max(1, count - step // config.crash_every)
-        )
-    if (batches := config.batches_k) is not None:
-        k = str(max(1, math.ceil(math.log2(count)))) if batches == "log" else batches
-        if not (k.isdecimal() and 1 <= int(k) <= count):
-            raise BadFlagError(
-                f"--batches_k={k}: write log, or a number from 1 to {count}, as many "
-                "as there are workers."
-            )
-        values["batches_k"] = int(k)
-    if config.participation is not None:
-        values["participants"] = max(1, round(config.participation * count))
-    if config.topology is not None:
-        values["topology"] = _topology(config)
-    up, down = map(functools.partial(_compressor, config), ("compressor", "down"))
-    values["channel"] = jaxsp.channel(workers.axis_name, up, down, key=key)
-    if "refresh" in own and config.refresh is None:
-        vector = jax.ShapeDtypeStruct((numbers,), jnp.float32)
-        sent = 32 * numbers if up is None else up.for_worker(0, count).bits(vector)
-        density = sent / (32 * numbers)
-        values["refresh"] = min(1.0, density * (config.participation or 1.0))
-    takes = inspect.signature(build).parameters
-    texts = [n for n in ("topology", "compressor", "down") if n in own]
-    texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])
-    with naming("method", texts, ValueError):
-        return build(**{name: values[name] for name in takes if name in values})
-
-
-def _rate(config):
-    """The learning rate, a schedule if it is to change."""
-    rate, warm, decay = config.learning_rate, config.warmup_steps, config.decay_steps
-    if decay is not None and decay <= (warm or 0):
-        raise BadFlagError(
-            f"--decay_steps={decay} must be above --warmup_steps={warm}."
-        )
-    if warm is None and decay is None:
-        return rate
-    warm, then = warm or 0, optax.constant_schedule(rate)
-    if decay is not None:
-        then = optax.cosine_decay_schedule(rate, decay - warm)
-    first = optax.linear_schedule(rate / max(warm, 1), rate, max(warm - 1, 1))
-    return optax.join_schedules([first, then], [warm]) if warm else then
-
-
-def _topology(config):
-    """The graph of a configuration."""
-    texts = f"{config.topology} --workers={config.workers}"
-    with naming("topology", texts, ValueError):
-        return names.parse_topology(config.topology, config.workers, config.seed)
-
-
-def _compressor(config, flag):
-    """What workers or server send through; None for nothing."""
-    with naming(flag, getattr(config, flag), ValueError):
-        found = names.parse_compressor(getattr(config, flag) or "none")
-    contractive = METHODS[config.method].get("compressor") == "top_k"
-    return compressors.contractive(found) if found and contractive else found
 
 
 # ------------------------------------------------------------------ the command line

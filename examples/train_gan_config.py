@@ -1,76 +1,12 @@
-"""What train_gan.py can be told: the methods, and the flags."""
+"""What train_gan.py can be told: its flags."""
 
 import dataclasses
-from typing import Any
 
-from jaxsp import methods
-from jaxsp.gan import data, fl_gan, losses, md_gan, names
+from train_gan_methods import LOSSES, METHODS
+
+from jaxsp.gan import data, names
 from jaxsp.gan.command import flag
-from jaxsp.transforms import alternating
 
-# A pair is what images take and what points do. Learning rates of optimistic Adam, of
-# Adam of players who take turns (with 2e-3 the discriminators of md_gan win on images),
-# of optimistic and of extragradient plain steps, which from 0.02 on diverge on points.
-_ADAM, _TURNS, _OPTIMISTIC, _EXTRA = (
-    {"learning_rate": rates}
-    for rates in ((2e-3, 5e-3), (1e-3, 5e-3), (0.02, 0.005), (0.01, 0.005))
-)
-_BETAS = {"b1": 0.5, "b2": 0.9}
-_ADAM |= _BETAS
-_TURNS |= _BETAS | {"disc_steps": 1}
-_PLAIN, _CODES, _RANDOM, _LARGEST = (
-    {"compressor": name, "down": "none"}
-    for name in ("none", "quantize", "rand_k", "top_k")
-)
-_RING, _REFRESH = {"topology": "ring", "rounds": 1}, {"refresh": None}
-_LOCAL = {"sync_every": 10, "sync_epochs": None} | _PLAIN
-_FEDERATED = {"sync_every": None, "sync_epochs": 1.0, "participation": 1.0}
-_SERVER = {"swap_epochs": 1.0, "moments": "stay", "batches_k": "log"}
-# The flags that not every method reads, with their defaults.
-METHODS: dict[str, dict[str, Any]] = {
-    # Whole gradients or parameters, exchanged in every step.
-    "extra_step": _EXTRA | _PLAIN,
-    "decentralized_extra_step": _EXTRA | _RING | {"rounds": 4},
-    "dposg": _OPTIMISTIC | _RING,
-    "cp_oadam": _ADAM | _PLAIN,
-    "dp_oadam": _ADAM | _RING,
-    "rand_dp_oadam": _ADAM | {"topology": "random_ring"},
-    # Steps of their own, averaged once in a while.
-    "extra_step_local_sgd": _EXTRA | _LOCAL,
-    "local_extra_adam": _ADAM | _LOCAL,
-    "fl_gan": _TURNS | _FEDERATED,
-    # A generator on a server, a discriminator on every worker.
-    "md_gan": _TURNS | _SERVER | {"crash_every": None},
-    # One worker with all data, to compare with.
-    "standalone": _TURNS,
-    # Compressed messages.
-    "dqgan": _OPTIMISTIC | _CODES,
-    "dqgan_adam": _ADAM | _CODES,
-    "cp_oadam_gq": _ADAM | _CODES,
-    "masha1": _EXTRA | _RANDOM | _REFRESH,
-    "masha2": _EXTRA | _LARGEST | _REFRESH,
-    "pp_masha1": _EXTRA | _RANDOM | _REFRESH | {"participation": 0.5},
-    "qsgda": _EXTRA | _CODES,
-    "diana_sgda": _EXTRA | _CODES,
-    "ef21_sgda": _EXTRA | _LARGEST,
-}
-
-
-def _standalone(generator_optimizer, discriminator_optimizer, disc_steps):
-    return alternating(generator_optimizer, discriminator_optimizer, disc_steps)
-
-
-# Each gets those values of `train_gan.make` that its parameters name.
-BUILDERS: dict[str, Any] = {name: getattr(methods, name, None) for name in METHODS}
-BUILDERS |= {"fl_gan": fl_gan.fl_gan, "md_gan": md_gan.MDGan, "standalone": _standalone}
-# Each with the name of its penalty's weight, and the default. Without a penalty scores
-# of digits get worse after 2,000 steps; with 1 no mode of a mixture gets sharp.
-LOSSES: dict[str, tuple[Any, str, tuple[float, float]]] = {
-    "non_saturating": (losses.non_saturating, "r1", (1.0, 0.05)),
-    "wasserstein": (losses.wasserstein, "gradient_penalty", (10.0, 10.0)),
-    "hinge": (losses.hinge, "r1", (0.0, 0.05)),
-    "acgan": (losses.acgan, "r1", (1.0, 0.05)),
-}
 _COUNT, _AT_LEAST_0, _SHARE = (1, 2**31 - 1), (0, None), (0, 1)
 _DECAY = (0, 1 - 1e-9)
 
@@ -285,23 +221,3 @@ class Config:
         "Seconds without a sign of life after which a process counts as lost.",
         bounds=_COUNT,
     )
-
-
-def with_defaults(config: Any) -> Any:
-    """The configuration with what follows from its data in the place of None."""
-    points = config.dataset.startswith("mixture")
-    defaults = {
-        "steps": 20_000 if points else 2_000,
-        "decay_steps": 20_000 if points else None,
-        "batch_size": 64 if points else 16,
-        "penalty": LOSSES[config.loss][2][points],
-    }
-    found = {k: v for k, v in defaults.items() if getattr(config, k) is None}
-    return dataclasses.replace(config, **found)
-
-
-def own_flags(config: Any) -> dict[str, Any]:
-    """The flags that a configuration's method reads, with their defaults."""
-    points = config.dataset.startswith("mixture")
-    own = METHODS[config.method].items()
-    return {k: v[points] if isinstance(v, tuple) else v for k, v in own}

@@ -196,7 +196,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(script, method, calls):
     turns = {"disc_steps": 3} if method == "md_gan" else {}
     config = script.read(script.Config(**given, **turns, b2=0.0, b1=0.0))[0]
     workers = jaxsp.Workers(8, jax.devices()[:1])
-    made = script.make(config, workers, np.full(8, 100), 10)
+    made = script.methods.make(config, workers, np.full(8, 100), 10)
     rate = [0.1, 0.2, 0.3, 0.4]
     rate += [0.2 * (1 + math.cos(math.pi * t / 8)) for t in range(10)]
     if method == "md_gan":
@@ -313,7 +313,7 @@ METHODS = {
 
 
 def test_these_are_the_methods(script):
-    assert set(METHODS) == set(script.METHODS)
+    assert set(METHODS) == set(script.methods.METHODS)
 
 
 def few_steps(monkeypatch):
@@ -400,7 +400,7 @@ def test_fl_gan_counts_in_epochs_and_weighs_by_shares(script, reached, monkeypat
         seen.append(given)
         return optax.sgd(0.1)
 
-    monkeypatch.setitem(script.BUILDERS, "fl_gan", made)
+    monkeypatch.setitem(script.methods.BUILDERS, "fl_gan", made)
     parts = {"partition": "dirichlet:0.3", "participation": 0.6}
     reached(**FEW, **parts, method="fl_gan", sync_epochs=2.0)
     given = seen[-1]
