@@ -22,7 +22,7 @@ import optax
 from jax import lax
 
 from jaxsp import comm, methods, metrics, operators
-from jaxsp._arguments import check_count, check_decay
+from jaxsp._arguments import check_count, check_decay, check_key
 from jaxsp.gan import data, models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.program import Program, Role, Summary, Traffic
@@ -176,6 +176,7 @@ def make_step(
 
 def draw_keys(key: jax.Array, index: Any, step: Any) -> jax.Array:
     r"""A worker's four keys of a step: for batch and noise of $\xi$, and of $\xi'$."""
+    key = check_key("key", key)  # one of Threefry, the same in every mode
     return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), step), 4)
 
 

@@ -17,7 +17,7 @@ def run(count, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    """The iterates of every method over four processes."""
+    """The iterates of methods of every kind over four processes."""
     return run(4, tmp_path_factory)
 
 
@@ -30,7 +30,7 @@ def check(found, count):
     worst = {}
     for times in (1, 2):
         workers = jaxsp.Workers(times * count, jax.devices()[:1])
-        for row in methods_run.rows(times):
+        for row in methods_run.rows(times, count):
             ours, theirs = (
                 found.pop(f"{row.name}-{times}"),
                 methods_run.run(row, workers),

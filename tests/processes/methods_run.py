@@ -19,15 +19,21 @@ if __name__ == "__main__":
 import table
 
 STEPS, D = 12, 6
-# Every kind of exchange once more, with two workers in each process.
-TWICE = ("extra_step", "dposg", "rand_dp_oadam", "gossip_one_peer", "sync")
-TWICE += ("federated_average", "compressed_gossip", "dqgan_gather", "masha1_sharded")
+# One of every kind of exchange.
+KINDS = ("extra_step", "dposg", "rand_dp_oadam", "gossip_one_peer", "sync")
+KINDS += ("federated_average", "compressed_gossip", "dqgan_gather", "masha1_sharded")
+# With one worker in each process, of every kind of step too.
+STEPS_TOO = ("decentralized_extra_step_chebyshev", "local_extra_adam", "cp_oadam")
+STEPS_TOO += ("dqgan_sharded", "masha2_gather", "local_sharded", "diana_gather")
+STEPS_TOO += ("error_feedback_average", "apply_if_all_finite", "vr_masha1")
 
 
-def rows(times):
-    """The methods, by how many workers a process has."""
+def rows(times, count):
+    """The methods, by how many workers a process has: of eight processes all."""
     known = [row for row in (*table.ALL, *table.LOSSY) if row.name != "alternating"]
-    return [row for row in known if times == 1 or row.name in TWICE]
+    if times == 2:
+        return [row for row in known if row.name in KINDS]
+    return [row for row in known if count > 4 or row.name in KINDS + STEPS_TOO]
 
 
 def run(row, workers):
@@ -145,7 +151,7 @@ def main(path):
         check_exchanges(workers)
         check_mixing(workers)
         check_derivatives(workers)
-        for row in rows(times):
+        for row in rows(times, jaxsp.distributed.process_count()):
             found[f"{row.name}-{times}"] = run(row, workers)
     if jaxsp.distributed.is_main():
         np.savez(path, **found)

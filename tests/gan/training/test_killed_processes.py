@@ -84,8 +84,8 @@ def kill_one(workdir, victim, step):
         if i == victim:
             assert code == -signal.SIGKILL
             continue
-        if victim == 0 and code == -signal.SIGABRT:
-            continue  # JAX's service was there, and its client was quicker
+        if code == -signal.SIGABRT:
+            continue  # JAX's client was quicker
         assert code == 75, error
         line = error.splitlines()[-1]
         assert f"another process is gone, so process {i} ends as well" in line

@@ -308,15 +308,19 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("method", BLOCKS)
-def test_workers_in_blocks_are_the_same_workers(fit, mixture, method):
+@pytest.mark.parametrize(
+    ("method", "impl"),
+    [*((method, "threefry2x32") for method in BLOCKS), ("gossip", "rbg")],
+)
+def test_workers_in_blocks_are_the_same_workers(fit, mixture, method, impl):
     """Six workers on three devices; to rounding, as the networks are of float32."""
     parts = partition.iid(mixture.train_labels, 6, seed=0)
     results = []
     for devices in (1, 3):
         workers = jaxsp.Workers(6, jax.devices()[:devices])
         made = BLOCKS[method](workers.axis_name)
-        results.append(fit(method=made, workers=workers, parts=parts))
+        with jax.default_prng_impl(impl):
+            results.append(fit(method=made, workers=workers, parts=parts))
     assert workers.mode == "blocks"
     assert_close(results[1].state, results[0].state)
     bits = [[r["bits_up"] for r in result.history] for result in results]
