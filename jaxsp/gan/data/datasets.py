@@ -8,9 +8,11 @@ mapped into memory: a process reads only what it uses.
 
 import difflib
 import importlib.util
+import json
 import logging
 import os
 import pathlib
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +26,10 @@ from jaxsp.gan.data import official, prepared
 
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
 
-_FORMAT = 3  # raised whenever the same files would give other arrays
+_FORMAT = 4  # raised whenever the same files would give other arrays
 _PACKAGES = "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
 _FILES = "train", "train_labels", "test", "test_labels"
+_SUMS = "crc32.json"
 
 
 class Dataset(NamedTuple):
@@ -270,12 +273,27 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
 def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
     """The arrays of `_write_cache`; None where they are not all there, or damaged.
 
-    They are mapped: what is not used is not read, and processes share the memory.
+    They are mapped: what is not used is not read, and processes share the memory. But
+    process 0 reads all of them, for their checksums.
     """
     try:
+        sums = distributed.is_main() and (directory / _SUMS).read_text()
+        if sums and json.loads(sums) != _checksums(directory):
+            raise ValueError("other checksums")
         return tuple(np.load(directory / f"{n}.npy", mmap_mode="r") for n in _FILES)
-    except (OSError, EOFError, ValueError):
+    except FileNotFoundError:
         return None
+    except (OSError, EOFError, ValueError) as error:
+        logging.getLogger(__name__).warning(
+            "%s is damaged (%s): it is made anew", directory, error
+        )
+        return None
+
+
+def _checksums(directory: pathlib.Path) -> dict[str, int]:
+    """The CRC-32 of each file of a cache."""
+    paths = {name: directory / f"{name}.npy" for name in _FILES}
+    return {n: zlib.crc32(np.memmap(p, np.uint8, "r")) for n, p in paths.items()}
 
 
 def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> None:
@@ -284,6 +302,8 @@ def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> Non
         for name, array in zip(_FILES, arrays, strict=True):
             with files.replacing(directory / f"{name}.npy", parents=True) as path:
                 np.save(path, array)
+        with files.replacing(directory / _SUMS) as path:
+            path.write_text(json.dumps(_checksums(directory)))
     except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning(
             "the images cannot be kept in %s for the next run: %s", directory, error

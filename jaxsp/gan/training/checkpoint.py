@@ -2,13 +2,17 @@
 
 `checkpoints/STEP/` in the run's directory is written by Orbax under a temporary name
 and then renamed, so that a checkpoint is there completely or not at all. Over many
-processes each writes the rows of its own workers, and process 0 commits.
+processes each writes the rows of its own workers, and process 0 commits. What is read
+back has checksums; a checkpoint that is damaged all the same is set aside, and the run
+goes on from the one before.
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +31,10 @@ __all__ = ["Checkpoints", "WorkdirError", "open_run", "read_generator"]
 _log = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
+
+
+class DamagedError(WorkdirError):
+    """A checkpoint that is not what was written."""
 
 
 @contextlib.contextmanager
@@ -76,8 +84,7 @@ def open_run(
             directory.write_config(workdir, settings, free)
     with Checkpoints(workdir) as checkpoints:
         state, progress, restarted = program.init(key), Progress(**workers), None
-        step = checkpoints.latest
-        distributed.check_same("train", {f"the last checkpoint in {workdir}": step})
+        step = checkpoints.whole(workdir)
         if step is not None:
             progress = checkpoints.progress(step)
             same_workers = progress.workers == workers["workers"]
@@ -144,6 +151,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         or a later step.
         """
         note = {"progress": progress._asdict(), "layout": _layout(state)}
+        note["crc32"] = _checksum(note)
         self._manager.save(
             progress.step,
             args=ocp.args.Composite(
@@ -156,12 +164,58 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _read(self, step, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except ValueError as error:
-            raise WorkdirError(f"{self.path(step)} is damaged: {error}") from None
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            said = f"{self.path(step)} is damaged: {_one_line(error)}"
+            raise DamagedError(said) from None
+
+    def _note(self, step):
+        return _checked(self._read(step, note=ocp.args.JsonRestore()).note)
+
+    def whole(self, workdir: pathlib.Path) -> int | None:
+        """The step of the last checkpoint that is whole, or None where there is none.
+
+        Those after it, which are damaged, are moved to `damaged_STEP` in `workdir`. All
+        processes must call it.
+
+        Raises:
+          DamagedError: if the only checkpoint is damaged.
+        """
+        while True:
+            step = self.latest
+            distributed.check_same("train", {f"the last checkpoint in {workdir}": step})
+            if step is None:
+                return None
+            with distributed.raise_together():
+                error = None
+                if distributed.is_main():
+                    error = self._damage(step)
+                    if error and len(self._manager.all_steps()) == 1:
+                        raise error
+                if error:
+                    aside = workdir / f"damaged_{step}"
+                    self.path(step).rename(aside)
+                    _log.warning("%s. It is now %s, and goes unused.", error, aside)
+            if not distributed.anywhere(error is not None):
+                return step
+            self._manager.reload()
+
+    def _damage(self, step):
+        """What is wrong with a checkpoint, of which this process alone reads all."""
+        path = self.path(step)
+        try:
+            note = _checked(json.loads((path / "note" / "metadata").read_text()))
+            state, _ = (shards.read(path / item) for item in ("shards", "summary"))
+            if missing := sorted(set(note["layout"]) - set(state)):
+                raise ValueError(f"{', '.join(missing)} is missing")
+        except PermissionError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return DamagedError(f"{path} is damaged: {_one_line(error)}")
+        return None
 
     def progress(self, step: int) -> Progress:
         """The progress saved with a checkpoint."""
-        saved = self._read(step, note=ocp.args.JsonRestore()).note["progress"]
+        saved = self._note(step)["progress"]
         lists = {k: tuple(v) for k, v in saved.items() if isinstance(v, list)}
         return Progress(**{**saved, **lists})  # JSON has no tuples
 
@@ -189,8 +243,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           WorkdirError: if the checkpoint is damaged, or its state is not of the
             structure, shapes and dtypes of `like`.
         """
-        saved = self._read(step, note=ocp.args.JsonRestore()).note["layout"]
-        self._check_same(step, saved, _layout(like))
+        self._check_same(step, self._note(step)["layout"], _layout(like))
         return self._read(step, shards=shards.Restore(like)).shards
 
     def _check_same(self, step, saved, wanted):
@@ -209,6 +262,20 @@ def _named(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _checksum(note: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
+
+
+def _checked(note: dict[str, Any]) -> dict[str, Any]:
+    if note.pop("crc32", None) != _checksum(note):
+        raise ValueError("the checksum of note is another")
+    return note
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:300]
 
 
 def _layout(tree):

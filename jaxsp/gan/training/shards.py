@@ -3,8 +3,8 @@
 Orbax, which commits a checkpoint, writes arrays of its own only where every process
 holds a piece of each. Under MD-GAN none does: a server has no discriminator and a
 worker no generator. So each array is a Zarr array of TensorStore here, in a directory
-of its name, with a chunk for what one device holds. The placement, the devices and the
-processes that read it may be others than those that wrote it.
+of its name, with a chunk for what one device holds and its checksum. The placement, the
+devices and the processes that read it may be others than those that wrote it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import tensorstore as ts
 
 from jaxsp import distributed
 
-__all__ = ["Handler", "Restore", "Save"]
+__all__ = ["Handler", "Restore", "Save", "read"]
 
 
 class Handler(ocp.CheckpointHandler):
@@ -69,15 +69,12 @@ class Handler(ocp.CheckpointHandler):
         """
         with distributed.raise_together():
             if args.item is not None:
-                read = [
+                placed = [
                     _placed(like, _open(directory, name).result())
                     for name, like in _named(args.item)
                 ]
-                return jax.tree.structure(args.item).unflatten(read)
-            paths = pathlib.Path(directory).rglob(".zarray")
-            names = [p.parent.relative_to(directory).as_posix() for p in paths]
-            opening = {name: _open(directory, name) for name in names}
-            return {n: o.result().read().result() for n, o in opening.items()}
+                return jax.tree.structure(args.item).unflatten(placed)
+            return read(directory)
 
 
 @ocp.args.register_with_handler(Handler, for_save=True)
@@ -105,6 +102,18 @@ class Restore(ocp.args.CheckpointArgs):
     item: Any = None
 
 
+def read(directory: Any) -> dict[str, np.ndarray]:
+    """All arrays in a directory, by name; this process needs no other.
+
+    Raises:
+      ValueError: if an array is not there, not whole, or not what was written.
+    """
+    paths = pathlib.Path(directory).rglob("zarr.json")
+    names = [p.parent.relative_to(directory).as_posix() for p in paths]
+    opening = {name: _open(directory, name) for name in names}
+    return {n: o.result().read().result() for n, o in opening.items()}
+
+
 def _named(tree: Any) -> list[tuple[str, Any]]:
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
@@ -121,7 +130,7 @@ def _plain(leaf: Any) -> Any:
 def _open(directory: Any, name: str, like: Any = None) -> ts.Future:
     """An array on disk, to wait for; with `like` it is made if it is not there."""
     spec: dict[str, Any] = {
-        "driver": "zarr",
+        "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{pathlib.Path(directory, name)}/"},
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,  # what is missing is no zero
@@ -130,11 +139,17 @@ def _open(directory: Any, name: str, like: Any = None) -> ts.Future:
         chunks = like.shape
         if isinstance(like, jax.Array):
             chunks = like.sharding.shard_shape(like.shape)
-        spec["dtype"] = np.dtype(like.dtype).name
         spec["metadata"] = {
-            "compressor": None,
             "shape": like.shape,
-            "chunks": [max(1, n) for n in chunks],
+            "data_type": np.dtype(like.dtype).name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [max(1, n) for n in chunks]},
+            },
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "crc32c"},
+            ],
         }
     return ts.open(spec, open=True, create=like is not None)
 

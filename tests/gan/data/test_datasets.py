@@ -298,7 +298,7 @@ def test_celeb_a_is_cropped_resized_and_labelled(prepared, own_cache):
 def test_second_load_reads_the_cache_alone(prepared, own_cache, monkeypatch):
     first = data.load("mnist", prepared)
     (cache,) = own_cache.iterdir()
-    assert {path.suffix for path in cache.iterdir()} == {".npy"}
+    assert {path.suffix for path in cache.iterdir()} == {".npy", ".json"}
     assert isinstance(first.train, np.memmap)  # what is not used is not read
     # Neither TFDS nor a decoder is needed now.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -324,14 +324,16 @@ def test_damaged_cache_is_replaced(prepared, own_cache):
     first = data.load("mnist", prepared)
     (cache,) = own_cache.iterdir()
     images = np.array(first.train)
-    for damaged in ((cache / "train.npy").read_bytes()[:1000], b"", b"no array", None):
+    whole = (cache / "train.npy").read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 16])
+    for damaged in (whole[:1000], flipped, b"", b"no array", None):
         (cache / "train.npy").unlink()
         if damaged is not None:
             (cache / "train.npy").write_bytes(damaged)
         np.testing.assert_array_equal(data.load("mnist", prepared).train, images)
         np.testing.assert_array_equal(np.load(cache / "train.npy"), images)
         assert list(own_cache.iterdir()) == [cache]
-        assert len(list(cache.iterdir())) == 4
+        assert len(list(cache.iterdir())) == 5
 
 
 def test_unwritable_cache_is_no_error(prepared, tmp_path, monkeypatch, caplog):

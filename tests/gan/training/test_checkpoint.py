@@ -126,18 +126,19 @@ def test_restores_to_workers_on_some_of_the_devices_and_to_one_of_them(tmp_path)
             assert_same(found, (make_state(1), three, three))
             for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
                 assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    # Each number is written once, wherever it is.
+    # Each number is written once, wherever it is, with four bytes of checksum a file.
     numbers = sum(
         (jax.random.key_data(x) if x.dtype.name.startswith("key") else x).nbytes
         for x in jax.tree.leaves(state)
     )
-    assert sum(path.stat().st_size for path in chunks(checkpoints)) == numbers
+    files = chunks(checkpoints)
+    assert sum(path.stat().st_size - 4 for path in files) == numbers
 
 
-def chunks(checkpoints, array="*"):
-    """The files of checkpoint 0 that hold an array of the state, or all of them."""
-    found = (checkpoints.path(0) / "shards").rglob(f"{array}/[!.]*")
-    return [path for path in found if path.is_file()]
+def chunks(checkpoints, array="", step=0, item="shards"):
+    """The files of a checkpoint that hold an array of the state, or all of them."""
+    found = (checkpoints.path(step) / item / array).rglob("*")
+    return [path for path in found if path.is_file() and "c" in path.parts]
 
 
 def test_a_checkpoint_that_has_lost_a_part_is_damaged(tmp_path):
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_has_lost_a_part_is_damaged(tmp_path):
         with pytest.raises(checkpoint.WorkdirError, match=r"checkpoints/0 is damaged"):
             checkpoints.restore(0, make_state(0))
         chunk.unlink()
-        with pytest.raises(checkpoint.WorkdirError, match=r"w/0.0\" is missing"):
+        with pytest.raises(checkpoint.WorkdirError, match=r"is damaged"):
             checkpoints.restore(0, make_state(0))
 
 
@@ -233,3 +234,41 @@ def test_numpy_arrays_are_kept_too(tmp_path):
         again = checkpoints.restore(1, jax.tree.map(np.zeros_like, state))
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert isinstance(again["a"], np.ndarray)
+
+
+@pytest.mark.parametrize("what", ["shards", "summary", "note", "empty"])
+def test_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog, what):
+    """One bit of any file, or nothing at all in its directory."""
+    rng = np.random.default_rng(len(what))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step), SUMMARY, Progress(step))
+        if what == "empty":
+            (tmp_path / "checkpoints" / "7").mkdir()
+            last = 7
+        else:
+            last = 2
+            files = sorted(chunks(checkpoints, "", 2, what))
+            file = rng.choice(files or [checkpoints.path(2) / "note" / "metadata"])
+            damaged = bytearray(file.read_bytes())
+            damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
+            file.write_bytes(damaged)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        before = 2 if what == "empty" else 1
+        assert checkpoints.whole(tmp_path) == before
+        assert f"checkpoints/{last} is damaged" in caplog.text
+        assert (tmp_path / f"damaged_{last}").is_dir()
+        assert_same(checkpoints.restore(before, make_state(0)), make_state(before))
+        assert checkpoints.progress(before) == Progress(before)
+        checkpoints.save(make_state(last), SUMMARY, Progress(last))
+        assert checkpoints.whole(tmp_path) == last
+
+
+def test_the_only_checkpoint_is_not_thrown_away(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), SUMMARY, Progress(0))
+        (chunk,) = chunks(checkpoints, "params/w")
+        chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
+        with pytest.raises(checkpoint.DamagedError, match=r"0 is damaged: .*igest"):
+            checkpoints.whole(tmp_path)
+        assert chunk.exists()
