@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = ["environment", "launch", "main"]
 
@@ -115,6 +116,7 @@ def launch(command: Sequence[str], count: int, resume_command: str) -> int:
 def _wait(processes: Sequence[subprocess.Popen[str]], caught: Sequence[int]) -> int:
     """Wait until all have ended, and end all when one has failed."""
     first, steps = 0, []
+    codes: list[Any]
     while True:
         codes = [process.poll() for process in processes]
         failed = [number for number, code in enumerate(codes) if code]

@@ -73,8 +73,9 @@ class StepSize(NamedTuple):
           StepSize(learning_rate=0.0625, refresh=1.0, contraction=0.975)
         """
         factor = _real("factor", factor, lambda f: f > 0, "above 0")
-        promised = self.contraction is not None and factor <= 1
-        rho = 1 - factor * (1 - self.contraction) if promised else None
+        rho = None
+        if self.contraction is not None and factor <= 1:
+            rho = 1 - factor * (1 - self.contraction)
         return StepSize(factor * self.learning_rate, self.refresh, rho)
 
 

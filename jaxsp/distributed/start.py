@@ -147,7 +147,8 @@ def _nobody_came(place: detect.Place, timeout: float) -> None:
 def _start_jax(
     place: detect.Place, host: str, timeout: float, heartbeat: float
 ) -> None:
-    if jax.config.jax_cpu_collectives_implementation in (None, "", "none"):
+    chosen = getattr(jax.config, "jax_cpu_collectives_implementation", None)
+    if chosen in (None, "", "none"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its service takes SIGTERM from the process, and knows neither Ctrl-C nor a run of
     # one process; `Signals` does.

@@ -292,8 +292,11 @@ def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
 
 def _checksums(directory: pathlib.Path) -> dict[str, int]:
     """The CRC-32 of each file of a cache."""
-    paths = {name: directory / f"{name}.npy" for name in _FILES}
-    return {n: zlib.crc32(np.memmap(p, np.uint8, "r")) for n, p in paths.items()}
+    found = {}
+    for name in _FILES:
+        content: Any = np.memmap(directory / f"{name}.npy", np.uint8, "r")
+        found[name] = zlib.crc32(content)
+    return found
 
 
 def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> None:

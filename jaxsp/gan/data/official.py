@@ -11,7 +11,6 @@ import pathlib
 import tarfile
 import threading
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,10 +96,11 @@ def _download(name: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
         raise OSError(
             f"{name} could not be fetched for data_dir={root}: {reason}"
         ) from error
-    return {filename: pathlib.Path(path) for filename, path in paths.items()}
+    found: Any = paths
+    return {filename: pathlib.Path(path) for filename, path in found.items()}
 
 
-def _url_infos(name: str) -> Mapping[str, Any]:
+def _url_infos(name: str) -> Any:
     """URL -> size, checksum (SHA-256) and filename, as registered in TFDS."""
     import tensorflow_datasets as tfds
 
