@@ -155,7 +155,7 @@ def _count(magnitudes, threshold):
 def _words(flags):
     """Flags as the bits of uint32 words, the first the lowest bit of the first."""
     flags = jnp.pad(flags, (0, -flags.size % 32)).reshape(-1, 32)
-    shifts = np.arange(32, dtype=np.uint32)
+    shifts = np.arange(32, dtype=np.uint32)[None]
     return jnp.sum(flags.astype(jnp.uint32) << shifts, axis=1, dtype=jnp.uint32)
 
 
