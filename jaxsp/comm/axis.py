@@ -10,7 +10,7 @@ nothing, and then sends between devices what the others have not got.
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ __all__ = [
     "anywhere",
     "between_devices",
     "inside_workers",
+    "is_half",
     "permute",
     "send",
     "shared_index",
@@ -131,7 +132,7 @@ def all_mean(
       axis_name: the worker axis.
       weight: what to multiply this worker's array with; None is 1.
     """
-    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    half = is_half(x.dtype)
     wide = x.astype(jnp.float32) if half else x
     if weight is not None:
         wide = weight.astype(wide.dtype) * wide
@@ -151,6 +152,11 @@ def all_mean(
     total = jnp.sum(rows, axis=0, dtype=wide.dtype)
     mine = (total if weight is not None else total / count).astype(x.dtype)
     return all_gather(mine, devices).ravel()[: x.size].reshape(x.shape)
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether sums of such numbers need a wider type."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:

@@ -21,6 +21,7 @@ from jaxsp.comm.axis import (
     all_mean,
     all_to_all,
     between_devices,
+    is_half,
     permute,
     worker_count,
     worker_index,
@@ -117,7 +118,12 @@ def all_reduce(
     arrays, restore = buffers(tree, axis_name)
     mean = restore([all_mean(x, axis_name, weight) for x in arrays])
     count = worker_count(axis_name)
-    bits = -(-2 * (count - 1) * dense_bits(arrays) // count)
+    sizes: dict[Any, int] = {}  # those of half precision are cut into equal blocks
+    for x in arrays:
+        sizes[x.dtype] = sizes.get(x.dtype, 0) + x.size
+    whole = sum(8 * t.itemsize * n for t, n in sizes.items() if not is_half(t))
+    block = sum(8 * t.itemsize * -(-n // count) for t, n in sizes.items() if is_half(t))
+    bits = -(-2 * (count - 1) * whole // count) + 2 * (count - 1) * block
     return mean, add_traffic(traffic, bits, bits, axis_name)
 
 

@@ -105,6 +105,10 @@ def test_half_precision_travels_as_it_is():
     program = workers.map(lambda x: free(comm.mean, x, AXIS))
     text = jax.jit(program).lower(x).compile().as_text()
     found = re.findall(r"= \(?(\w+\[[\d,]+\]).* (all-[\w-]+)\(", text)
+    for each in (workers, jaxsp.Workers(N, jax.devices()[:1])):
+        counted = on_all(each, lambda x: comm.mean(x, comm.no_traffic(), AXIS)[1])(x)
+        # 7 blocks of 13 numbers are sent to their servers, and 7 times the own one.
+        np.testing.assert_array_equal(counted.up[:, 1], 2 * 7 * 13 * 16)
     assert found == [("f16[1,13]", "all-to-all"), ("f16[8,13]", "all-gather")]
 
 
