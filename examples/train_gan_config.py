@@ -72,7 +72,7 @@ class Config:
         bounds=_COUNT,
     )
     steps: int | None = flag(
-        None, "The step to train to. Default: 2000, of points 20000.", bounds=_COUNT
+        None, "The step to train to. Default: 2000, of points 30000.", bounds=_COUNT
     )
     batch_size: int | None = flag(
         None,
@@ -88,7 +88,7 @@ class Config:
     decay_steps: int | None = flag(
         None,
         "The step at which it has fallen to 0, by a cosine. Default: never, of points "
-        "20000.",
+        "30000.",
         bounds=_COUNT,
     )
     b1: float | None = _own("b1", "Decay of the first moment.", bounds=_DECAY)

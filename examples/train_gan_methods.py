@@ -86,8 +86,8 @@ def with_defaults(config: Any) -> Any:
     """The configuration with what follows from its data in the place of None."""
     points = config.dataset.startswith("mixture")
     defaults = {
-        "steps": 20_000 if points else 2_000,
-        "decay_steps": 20_000 if points else None,
+        "steps": 30_000 if points else 2_000,
+        "decay_steps": 30_000 if points else None,
         "batch_size": 64 if points else 16,
         "penalty": LOSSES[config.loss][2][points],
     }

@@ -222,9 +222,9 @@ def test_defaults_follow_the_data(reached):
     *_, points = reached(dataset="mixture_grid", method="md_gan", loss="acgan")
     *_, images = reached(dataset="digits", method="md_gan")
     (seen, also) = (config.description for config in (points, images))
-    assert (points.steps, images.steps) == (20_000, 2_000)
+    assert (points.steps, images.steps) == (30_000, 2_000)
     names = "learning_rate", "batch_size", "penalty", "latent_size", "decay_steps"
-    assert [seen[name] for name in names] == [5e-3, 64, 0.05, 4 + 25, 20_000]
+    assert [seen[name] for name in names] == [5e-3, 64, 0.05, 4 + 25, 30_000]
     assert [also.get(name) for name in names] == [1e-3, 16, 1.0, None, None]
     assert points.eval_samples == 10_000
     assert images.eval_samples == 297  # as many as there are to test
