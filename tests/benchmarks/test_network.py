@@ -391,7 +391,13 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(namespaces):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("namespaces")
 def test_a_signal_removes_everything(number):
-    process = measuring("--rate=1mbit", "--processes=2", "--methods=ring")
+    # Under a shell that has put the tests into the background SIGINT is ignored, and
+    # would be in what they start.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = measuring("--rate=1mbit", "--processes=2", "--methods=ring")
+    finally:
+        signal.signal(number, before)
     deadline = time.monotonic() + 120
     pids = ""
     while time.monotonic() < deadline and process.poll() is None:
@@ -404,7 +410,7 @@ def test_a_signal_removes_everything(number):
     assert pids, process.poll()
     process.send_signal(number)
     code, _, err = finish(process, 180)
-    assert code == 128 + number, err
+    assert code in (128 + number, 1), err  # 1 of Ctrl-C while NumPy is imported
     assert left_by(process.pid) == []
     for pid in pids.split():
         assert not pathlib.Path(f"/proc/{pid}").exists()
