@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxsp.gan.scores import inception
 
@@ -140,8 +141,7 @@ def test_files_of_torch_are_read(tmp_path):
 
 
 def test_safetensors_are_read(tmp_path):
-    numpy = pytest.importorskip("safetensors.numpy")
-    numpy.save_file({"a": np.arange(3.0)}, tmp_path / "a.safetensors")
+    save_file({"a": np.arange(3.0)}, tmp_path / "a.safetensors")
     found = script.read(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(found["a"], [0, 1, 2])
 
