@@ -87,15 +87,21 @@ def measure(gan, devices, repeats: int) -> dict[str, np.ndarray]:
     steps = {"jaxsp": by_library(loss, workers), "hand": by_hand(loss, workers.devices)}
     states = {name: (z, steps[name][1](z)) for name, z in points.items()}
 
-    def run(name):
-        for _ in range(STEPS):
+    def run(name, count=STEPS):
+        for _ in range(count):
             states[name] = steps[name][0](*states[name], batch, keys)
         return states[name]
 
     # After few steps: later ones make a game's rounding errors as large as anything.
-    both = [jax.tree.leaves(run(name)[0]) for name in steps]
-    for left, right in zip(*both, strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5)
+    ours, theirs = (
+        [np.asarray(x) for x in jax.tree.leaves(run(n, 3)[0])] for n in steps
+    )
+    trees = zip(ours, theirs, jax.tree.leaves(z), strict=True)
+    off, moved = np.sum(
+        [(np.sum((a - b) ** 2), np.sum((a - c) ** 2)) for a, b, c in trees], 0
+    )
+    if off > 1e-6 * moved:
+        raise RuntimeError("the step of jaxsp and the one by hand are not the same.")
     seconds = in_turns({name: partial(run, name) for name in steps}, repeats, 2)
     return {name: 1e3 / STEPS * times for name, times in seconds.items()}
 
