@@ -236,9 +236,9 @@ def test_numpy_arrays_are_kept_too(tmp_path):
     assert isinstance(again["a"], np.ndarray)
 
 
-@pytest.mark.parametrize("what", ["shards", "summary", "note", "empty"])
+@pytest.mark.parametrize("what", ["shards", "summary", "note", "number", "empty"])
 def test_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog, what):
-    """One bit of any file, or nothing at all in its directory."""
+    """One bit of any file, a number in its note, or nothing at all in its directory."""
     rng = np.random.default_rng(len(what))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
@@ -246,6 +246,11 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog, what
         if what == "empty":
             (tmp_path / "checkpoints" / "7").mkdir()
             last = 7
+        elif what == "number":
+            last, file = 2, checkpoints.path(2) / "note" / "metadata"
+            text = file.read_text()
+            assert '"step": 2' in text
+            file.write_text(text.replace('"step": 2', '"step": 3'))
         else:
             last = 2
             files = sorted(chunks(checkpoints, "", 2, what))
