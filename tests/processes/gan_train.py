@@ -98,7 +98,9 @@ def program_of(method, workers, batch_size=8):
 def fit(method, workers, program=None, **kwargs):
     """`loop.train` on shares of different sizes."""
     full = data.load("mixture_ring")
-    few = full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
+    few = dataclasses.replace(
+        full, train=full.train[:300], train_labels=full.train_labels[:300]
+    )
     parts = partition.dirichlet(few.train_labels, workers.count, alpha=1.0, seed=0)
     kwargs = {"config": CONFIG, "score": score, **kwargs}
     return loop.train(program or program_of(method, workers), few, parts, **kwargs)

@@ -1,15 +1,8 @@
 """Data sets as arrays, where they come from, and which worker holds what."""
 
 from jaxsp.gan.data import partition
-from jaxsp.gan.data.datasets import (
-    NAMES,
-    Dataset,
-    cache_dir,
-    draw,
-    load,
-    to_uint8,
-    to_unit,
-)
+from jaxsp.gan.data.dataset import Dataset, to_uint8, to_unit
+from jaxsp.gan.data.datasets import NAMES, cache_dir, draw, load
 
 __all__ = [
     "NAMES",

@@ -13,7 +13,7 @@ import logging
 import os
 import pathlib
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxsp import distributed
 from jaxsp._arguments import check_count
 from jaxsp.gan import files
 from jaxsp.gan.data import official, prepared
+from jaxsp.gan.data.dataset import Dataset
 
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
 
@@ -30,35 +31,6 @@ _FORMAT = 4  # raised whenever the same files would give other arrays
 _PACKAGES = "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
 _FILES = "train", "train_labels", "test", "test_labels"
 _SUMS = "crc32.json"
-
-
-class Dataset(NamedTuple):
-    """A labelled data set in host memory, or mapped into it from files, read-only.
-
-    Attributes:
-      name: one of `NAMES`.
-      train: uint8 images [N, height, width, channels], or float32 points [N, 2].
-      train_labels: int32 [N].
-      test: samples that `train` does not hold.
-      test_labels: their labels.
-      num_classes: labels are 0, ..., num_classes - 1.
-      centers: float32 [num_classes, 2], the modes of a mixture; else None.
-      std: standard deviation of each mode of a mixture; else None.
-    """
-
-    name: str
-    train: np.ndarray
-    train_labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
-    num_classes: int
-    centers: np.ndarray | None = None
-    std: float | None = None
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.train.shape[1:]
 
 
 def load(
@@ -138,49 +110,6 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(parent).expanduser() / "jaxsp"
 
 
-def to_unit(images: jax.typing.ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
-    """Maps uint8 images to [-1, 1] and leaves points as they are.
-
-    $$x = v / 127.5 - 1$$
-
-    It is cheap enough for the device in every step, so that shares stay uint8.
-
-    Args:
-      images: uint8 array, or a floating array of points, whose values are kept.
-      dtype: floating dtype of the result.
-
-    Returns:
-      Array of the same shape, of type `dtype`.
-
-    Raises:
-      ValueError: if `images` is neither uint8 nor floating.
-    """
-    images = jnp.asarray(images)
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images.astype(dtype)
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images must be uint8 or floating, got {images.dtype}.")
-    return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
-
-
-def to_uint8(samples: jax.typing.ArrayLike) -> jax.Array:
-    r"""Maps samples in [-1, 1] to uint8: the inverse of `to_unit`.
-
-    $$v = \mathrm{round}(127.5 (x + 1)), \quad \text{clipped to } 0, \dots, 255$$
-
-    All 256 values survive the round trip through float16, float32 and float64; bfloat16
-    has too few digits.
-
-    Args:
-      samples: floating array.
-
-    Returns:
-      uint8 array of the same shape.
-    """
-    levels = jnp.round((jnp.asarray(samples).astype(jnp.float32) + 1) * 127.5)
-    return jnp.clip(levels, 0, 255).astype(jnp.uint8)
-
-
 def draw(
     key: jax.Array, share: Any, size: jax.typing.ArrayLike, batch_size: int
 ) -> Any:
@@ -248,7 +177,7 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
 def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
     """A data set of real images, from the cache if it was read from there before."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(named).expanduser()
+    root = pathlib.Path(named).expanduser().absolute()
     directory = prepared.find(name, root)
     if directory is None and name not in official.NAMES:
         raise FileNotFoundError(prepared.how_to_prepare(name, root))
@@ -265,9 +194,9 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
         _require(*_PACKAGES)
         reader = prepared.read if directory else official.read
         read = reader(name, directory or root)
-        _write_cache(cache, read)
-        arrays = _read_cache(cache) or read
-    return Dataset(name, *arrays, num_classes=2 if name == "celeb_a" else 10)
+        arrays = _map(cache) if _write_cache(cache, read) else read
+    classes = 2 if name == "celeb_a" else 10
+    return Dataset(name, *arrays, classes, data_dir=str(root))
 
 
 def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
@@ -280,7 +209,7 @@ def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
         sums = distributed.is_main() and (directory / _SUMS).read_text()
         if sums and json.loads(sums) != _checksums(directory):
             raise ValueError("other checksums")
-        return tuple(np.load(directory / f"{n}.npy", mmap_mode="r") for n in _FILES)
+        return _map(directory)
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError) as error:
@@ -288,6 +217,10 @@ def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
             "%s is damaged (%s): it is made anew", directory, error
         )
         return None
+
+
+def _map(directory: pathlib.Path) -> tuple[np.ndarray, ...]:
+    return tuple(np.load(directory / f"{n}.npy", mmap_mode="r") for n in _FILES)
 
 
 def _checksums(directory: pathlib.Path) -> dict[str, int]:
@@ -299,8 +232,8 @@ def _checksums(directory: pathlib.Path) -> dict[str, int]:
     return found
 
 
-def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> None:
-    """Writes each array completely or not at all; where it cannot, that is no error."""
+def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> bool:
+    """Whether it could write the arrays; each is there completely or not at all."""
     try:
         for name, array in zip(_FILES, arrays, strict=True):
             with files.replacing(directory / f"{name}.npy", parents=True) as path:
@@ -311,6 +244,8 @@ def _write_cache(directory: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> Non
         logging.getLogger(__name__).warning(
             "the images cannot be kept in %s for the next run: %s", directory, error
         )
+        return False
+    return True
 
 
 def _require(*modules: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-__all__ = ["BLOCK", "apply_to_images", "blocks", "check_levels"]
+__all__ = ["BLOCK", "apply_to_images", "blocks"]
 
 BLOCK = 500
 
@@ -50,14 +50,14 @@ def apply_to_images(
     size, found = min(size, len(images)), []
     for start in tqdm(range(0, len(images), size), title, disable=not progress):
         batch = np.asarray(images[start : start + size])
-        check_levels(batch)
+        _check_levels(batch)
         spare = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
         rows, batch = len(batch), np.pad(batch, spare)
         found.append(jax.tree.map(lambda a, n=rows: np.asarray(a)[:n], network(batch)))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
-def check_levels(images: np.ndarray) -> None:
+def _check_levels(images: np.ndarray) -> None:
     """Refuses images that are neither uint8 nor, up to rounding, in [-1, 1]."""
     if images.dtype == np.uint8:
         return

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jaxsp.gan import data
 from jaxsp.gan.models import halvings, strided_conv
 from jaxsp.gan.scores import cache
-from jaxsp.gan.scores.batches import apply_to_images, check_levels
+from jaxsp.gan.scores.batches import apply_to_images
 
 __all__ = ["Classifier", "features", "fit_classifier"]
 
@@ -99,12 +99,11 @@ def fit_classifier(
       The classifier.
 
     Raises:
-      ValueError: if the data set has no images or no labels, or its images are
-        neither uint8 nor in [-1, 1].
+      ValueError: if the data set has no images.
     """
-    if dataset.train.ndim != 4 or dataset.train_labels is None:
+    if dataset.train.ndim != 4:
         raise ValueError(
-            "dataset must have images [n, height, width, channels] with labels, got "
+            "dataset must have images [n, height, width, channels], got "
             f"{dataset.name!r} with samples of shape {dataset.sample_shape}: points "
             "need no classifier, evaluator(dataset) judges them directly."
         )
@@ -113,7 +112,6 @@ def fit_classifier(
     splits = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
 
     def make():
-        check_levels(dataset.train)
         init, image = _Network(num_classes).init, jnp.zeros((1, *dataset.sample_shape))
         params = jax.jit(init)(jax.random.key(0), image)["params"]
         params = _train(params, dataset, progress)

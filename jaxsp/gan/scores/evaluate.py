@@ -258,7 +258,7 @@ def evaluator(
     anew.
 
     Args:
-      dataset: labelled images, or a mixture with `centers` and `std`.
+      dataset: images, or a mixture with `centers` and `std`.
       cache_dir: where all that is kept; None for `data.cache_dir()`.
       progress: whether to show progress bars meanwhile.
       inception: from `inception.load`, for FID and KID; None leaves them out. On a
@@ -271,7 +271,7 @@ def evaluator(
       `floor`.
 
     Raises:
-      ValueError: if the data are neither labelled images nor a mixture.
+      ValueError: if the data are neither images nor a mixture.
     """
 
     def of_split(split, extractor, extract):

@@ -1,5 +1,6 @@
 """`python -m jaxsp.gan.scores`, on checkpoints of generators that nobody trained."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -93,7 +94,8 @@ def test_the_command_writes_beside_the_run(points, capsys):
 def test_images_of_a_conditional_generator(tmp_path, monkeypatch, capsys):
     """With a stand-in for the Inception network, and few data."""
     digits = data.load("digits")
-    few = digits._replace(
+    few = dataclasses.replace(
+        digits,
         train=digits.train[:60],
         train_labels=digits.train_labels[:60],
         test=digits.test[:30],

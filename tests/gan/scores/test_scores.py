@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import os
 
@@ -276,7 +277,8 @@ def test_bias_is_what_the_data_score_against_as_many_data(count):
         )
         whole = Statistics(1500)
         whole.add(train)
-        dataset = data.Dataset("gaussian", train, None, train, None, 0)
+        zeros = np.zeros(1500, int)
+        dataset = data.Dataset("gaussian", train, zeros, train, zeros, 1)
         evaluate = scores.Evaluator(dataset, None, whole)
         score = distance(evaluate.reference, scores.Moments.of(samples))
         found.append(score / evaluate.bias(count)["frechet_distance"])
@@ -295,8 +297,8 @@ def test_what_is_cached_is_read_for_the_same_data_only(small, trainings, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, first, second)
     (file,) = tmp_path.iterdir()  # no temporary file is left
     assert file.name.startswith("classifier-small-")
-    scores.fit_classifier(small._replace(train=255 - small.train), tmp_path)
-    turned = small._replace(train_labels=small.train_labels[::-1])
+    scores.fit_classifier(dataclasses.replace(small, train=255 - small.train), tmp_path)
+    turned = dataclasses.replace(small, train_labels=small.train_labels[::-1])
     scores.fit_classifier(turned, tmp_path, progress=False)
     assert len(trainings) == len(list(tmp_path.iterdir())) == 3
 
@@ -304,9 +306,9 @@ def test_what_is_cached_is_read_for_the_same_data_only(small, trainings, tmp_pat
 def test_the_accuracy_is_that_on_the_test_split_given(small, trainings, tmp_path):
     first = scores.fit_classifier(small, tmp_path, progress=False)
     answers = scores.features(first, small.test)[1]
-    right = small._replace(test_labels=answers.argmax(-1).astype(np.int32))
-    wrong = right._replace(test_labels=(right.test_labels + 1) % 3)
-    other = small._replace(test=255 - small.test)
+    right = dataclasses.replace(small, test_labels=answers.argmax(-1).astype(np.int32))
+    wrong = dataclasses.replace(right, test_labels=(right.test_labels + 1) % 3)
+    other = dataclasses.replace(small, test=255 - small.test)
     again = [scores.fit_classifier(d, tmp_path, False) for d in (right, wrong, other)]
     assert len(list(tmp_path.iterdir())) == 4
     for found, dataset in zip(again, (right, wrong, other), strict=True):
@@ -496,7 +498,7 @@ def test_features_of_the_data_are_read_from_the_cache(
     # other weights and other data have files of their own
     scores.evaluator(small, tmp_path, False, {"w": weights["w"] + 1})
     assert sum(calls) == len(small.train) + len(small.test)
-    turned = small._replace(train=small.train[::-1], test=small.test[::-1])
+    turned = dataclasses.replace(small, train=small.train[::-1], test=small.test[::-1])
     scores.evaluator(turned, tmp_path, False, weights)
     assert sum(calls) == 2 * (len(small.train) + len(small.test))
     calls.clear()

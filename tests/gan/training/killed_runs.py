@@ -8,6 +8,7 @@ resuming. It prints what it did as JSON. Runs are forks of one process that has 
 everything and not yet used JAX, so that each starts at once.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -33,7 +34,9 @@ def run(directory, method):
     jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     full = data.load("mixture_ring")
-    few = full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
+    few = dataclasses.replace(
+        full, train=full.train[:300], train_labels=full.train_labels[:300]
+    )
     workers = jaxsp.Workers(COUNT, jax.devices()[:1])
     axis = workers.axis_name
     gan = models.mlp((2,), latent_size=4, width=8, depth=1)

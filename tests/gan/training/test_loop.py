@@ -48,7 +48,9 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def mixture():
     full = data.load("mixture_ring")
-    return full._replace(train=full.train[:300], train_labels=full.train_labels[:300])
+    return dataclasses.replace(
+        full, train=full.train[:300], train_labels=full.train_labels[:300]
+    )
 
 
 @pytest.fixture
