@@ -23,22 +23,22 @@ import sys
 from typing import Any
 
 import jax
-import train_gan
 
-from jaxsp.gan import command
+from jaxsp.gan import command, train
 from jaxsp.gan.command import BadFlagError, flag
 from jaxsp.gan.files import replacing
+from jaxsp.gan.train import methods
 from jaxsp.gan.training import loop, plots
 from jaxsp.gan.training.records import read_metrics
 
 PROGRAM = "compare.py"
 _SCORES = ("fid", "frechet_distance", "classifier_score", "modes_covered")
-_FLAGS = tuple(field.name for field in dataclasses.fields(train_gan.Config))
+_FLAGS = tuple(field.name for field in dataclasses.fields(train.Config))
 _NOT_OF_A_RUN = ("method", "steps", "workdir", "resume", "dry_run")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(train_gan.Config):
+class Config(train.Config):
     """What to compare: the flags of train_gan.py, and two more."""
 
     methods: str | None = flag(
@@ -55,7 +55,7 @@ class Config(train_gan.Config):
     )
 
 
-def parse_runs(config: Config) -> dict[str, train_gan.Config]:
+def parse_runs(config: Config) -> dict[str, train.Config]:
     """The runs that --methods names, by what the user wrote, as "md_gan:batches_k=2".
 
     Raises:
@@ -63,7 +63,7 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
     """
     text = config.methods or ""
     every = {name: getattr(config, name) for name in _FLAGS}
-    runs: dict[str, train_gan.Config] = {}
+    runs: dict[str, train.Config] = {}
     for name in filter(None, (word.strip() for word in text.split(","))):
         method, *options = name.split(":")
         texts = {"method": method}
@@ -77,9 +77,9 @@ def parse_runs(config: Config) -> dict[str, train_gan.Config]:
             texts[flag_name] = value.replace("/", ":")
         if name in runs:
             raise BadFlagError(f"--methods={text}: {name} is there twice.")
-        runs[name] = command.with_texts(train_gan.Config(**every), texts)
+        runs[name] = command.with_texts(train.Config(**every), texts)
         with contextlib.redirect_stdout(io.StringIO()):  # a run makes its notes itself
-            train_gan.read(runs[name])
+            train.read(runs[name])
     if not runs:
         raise BadFlagError("write --methods=dp_oadam,md_gan, names between commas.")
     return runs
@@ -111,7 +111,7 @@ def compare(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    steps = train_gan.methods.with_defaults(config).steps
+    steps = methods.with_defaults(config).steps
     kind, amount = parse_budget(config.budget or f"steps:{steps}")
     runs, by_steps = parse_runs(config), kind == "steps"
     if kind == "bytes" and "standalone" in (run.method for run in runs.values()):
@@ -143,7 +143,7 @@ def compare(
         run = dataclasses.replace(run, steps=steps, workdir=str(where))
         if not (config.resume and _has_ended(where, over)):
             try:
-                result = train_gan.run(run, progress and by_steps, over)
+                result = train.run(run, progress and by_steps, over)
                 if result is not None and result.signal is not None:
                     return records, result.signal
             except loop.TrainingDivergedError as error:
@@ -210,7 +210,7 @@ def main(config: Config) -> int:
     if config.dry_run:
         for name, run in parse_runs(config).items():
             print(f"--- {name}")
-            train_gan.run(run)
+            train.run(run)
         return 0
     _, stopped = compare(config)
     if stopped is None:

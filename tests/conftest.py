@@ -50,3 +50,18 @@ def cache_dir(tmp_path_factory):
         del os.environ["JAXSP_CACHE_DIR"]
     else:
         os.environ["JAXSP_CACHE_DIR"] = previous
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call a command as from a shell, in an empty directory: exit code and words."""
+    from jaxsp.gan import command  # which few tests want
+
+    monkeypatch.chdir(tmp_path)
+    jax.devices()  # there are eight from now on, whatever --devices says
+
+    def call(script, *arguments):
+        code = command.call(script.PROGRAM, script.Config, script.main, *arguments)
+        return code, *capsys.readouterr()
+
+    return call

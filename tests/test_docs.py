@@ -93,7 +93,8 @@ def test_flags_in_documents_are_flags_of_the_scripts(monkeypatch):
     """Each command in the README has flags that its script defines."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     defined = {}
-    for name in ("train_gan", "compare", "jaxsp.gan.scores"):
+    names = "train_gan", "compare", "jaxsp.gan.train", "jaxsp.gan.scores"
+    for name in names:
         module = f"{name}.__main__" if name.startswith("jaxsp.") else name
         module = importlib.import_module(module)
         defined[name] = {field.name for field in dataclasses.fields(module.Config)}

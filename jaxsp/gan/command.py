@@ -2,8 +2,8 @@
 
 What a command can be told is a frozen dataclass. Each field is a flag of the same name,
 with its type, its default, and what `flag` says of it; the command itself is a function
-of the dataclass that returns an exit code. The training script, the comparison script
-and the scores are commands.
+of the dataclass that returns an exit code. Training, the comparison script and the
+scores are commands.
 """
 
 import contextlib
@@ -146,7 +146,9 @@ def run(program: str, config_type: type, main: Callable[[Any], int]) -> None:
       config_type: the dataclass of what it can be told.
       main: the command, which returns an exit code.
     """
-    app.define_help_flags()
+    app.define_help_flags()  # which show the doc of the script, else of main
+    script = sys.modules["__main__"]
+    script.__doc__ = script.__doc__ or sys.modules[main.__module__].__doc__
     sys.exit(_run(program, config_type, main, flags.FLAGS, sys.argv))
 
 

@@ -7,8 +7,6 @@ import sys
 import jax
 import pytest
 
-from jaxsp.gan import command
-
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
@@ -19,15 +17,3 @@ def example():
     jax.devices()  # there are eight from now on, whatever --devices says
     yield importlib.import_module
     sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Call a script as from a shell; its exit code and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(script, *arguments):
-        code = command.call(script.PROGRAM, script.Config, script.main, *arguments)
-        return code, *capsys.readouterr()
-
-    return call

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxsp.gan import command
+from jaxsp.gan import command, train
 from jaxsp.gan.training import loop, plots
 
 
@@ -19,7 +19,7 @@ def script(example):
 
 @pytest.fixture
 def runs(script, monkeypatch):
-    """`train_gan.run` with 1 MB and 2 s a step, which trains nothing."""
+    """`train.run` with 1 MB and 2 s a step, which trains nothing."""
     calls = []
 
     def run(config, progress, callback):
@@ -44,7 +44,7 @@ def runs(script, monkeypatch):
                 if config.method == "dposg" and step == 20:
                     raise loop.TrainingDivergedError("a loss is nan", 20, None)
 
-    monkeypatch.setattr(script.train_gan, "run", run, raising=True)
+    monkeypatch.setattr(train, "run", run, raising=True)
     return calls
 
 
@@ -63,8 +63,8 @@ def test_methods_have_flags_of_their_own(script):
     text = "md_gan, dqgan:compressor=top_k/0.1:learning_rate=0.01"
     config = script.Config(methods=text, workers=4)
     one, other = script.parse_runs(config).values()
-    assert one == script.train_gan.Config(method="md_gan", workers=4)
-    assert other == script.train_gan.Config(
+    assert one == train.Config(method="md_gan", workers=4)
+    assert other == train.Config(
         method="dqgan", workers=4, compressor="top_k:0.1", learning_rate=0.01
     )
 
@@ -147,13 +147,13 @@ def test_nothing_is_trained_before_all_flags_are_read(
 
 
 def test_a_signal_ends_them_all(script, call, runs, monkeypatch, tmp_path):
-    real = script.train_gan.run
+    real = train.run
 
     def interrupted(*arguments):
         real(*arguments)
         return loop.Result(None, None, [], 3, signal.SIGTERM, ())
 
-    monkeypatch.setattr(script.train_gan, "run", interrupted)
+    monkeypatch.setattr(train, "run", interrupted)
     code, out, _ = call(script, "--methods=md_gan,fl_gan", f"--workdir={tmp_path}")
     assert code == 128 + signal.SIGTERM
     assert [run.method for run in runs] == ["md_gan"]

@@ -1,4 +1,4 @@
-"""The methods of train_gan.py, and what each and each kind of data takes by default."""
+"""The methods by name, and what each and each kind of data takes by default."""
 
 import dataclasses
 import functools
@@ -16,6 +16,9 @@ from jaxsp import compressors, methods
 from jaxsp.gan import fl_gan, losses, md_gan, names
 from jaxsp.gan.command import BadFlagError, naming
 from jaxsp.transforms import alternating
+
+__all__ = ["BUILDERS", "LOSSES", "METHODS", "game", "make", "own_flags"]
+__all__ += ["topology_of", "with_defaults"]
 
 # A pair is what images take and what points do. Learning rates of optimistic Adam, of
 # Adam of players who take turns (with 2e-3 the discriminators of md_gan win on images),
@@ -69,7 +72,7 @@ def _standalone(generator_optimizer, discriminator_optimizer, disc_steps):
     return alternating(generator_optimizer, discriminator_optimizer, disc_steps)
 
 
-# Each gets those values of `train_gan.make` that its parameters name.
+# Each gets those values of `make` that its parameters name.
 BUILDERS: dict[str, Any] = {name: getattr(methods, name, None) for name in METHODS}
 BUILDERS |= {"fl_gan": fl_gan.fl_gan, "md_gan": md_gan.MDGan, "standalone": _standalone}
 # Each with the name of its penalty's weight, and the default. Without a penalty scores

@@ -1,4 +1,4 @@
-"""The training script: what it says to bad flags, and how it ends."""
+"""The command that trains: what it says to bad flags, and how it ends."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,19 +20,16 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp.gan import command, fl_gan, md_gan, models, scores
+from jaxsp import distributed
+from jaxsp.gan import command, fl_gan, md_gan, models, scores, train
 from jaxsp.gan.data import official, partition
+from jaxsp.gan.train import __main__ as script
+from jaxsp.gan.train import experiment, methods
 from jaxsp.gan.training import cost, loop
 
-ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = ROOT / "examples" / "train_gan.py"
+ROOT = pathlib.Path(__file__).parents[3]
 # The smallest run there is: points need no classifier for their scores.
 SMALL = ["--dataset=mixture_ring", "--workers=2", "--batch_size=4"]
-
-
-@pytest.fixture(scope="module")
-def script(example):
-    return example("train_gan")
 
 
 class ReachedError(Exception):
@@ -103,7 +101,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("case", BAD, ids=[case[0] for case in BAD])
-def test_bad_flags_take_one_line(script, call, tmp_path, monkeypatch, case):
+def test_bad_flags_take_one_line(call, tmp_path, monkeypatch, case):
     def too_late(*args, **kwargs):
         raise AssertionError("work has begun")
 
@@ -117,7 +115,7 @@ def test_bad_flags_take_one_line(script, call, tmp_path, monkeypatch, case):
     assert time.monotonic() - began < 10
     assert code == 2
     assert out == ""
-    assert err.startswith("train_gan.py: ")
+    assert err.startswith("jaxsp.gan.train: ")
     assert err.count("\n") == 1
     for part in expected:
         assert part in err
@@ -127,11 +125,11 @@ def test_bad_flags_take_one_line(script, call, tmp_path, monkeypatch, case):
 @pytest.mark.parametrize(
     "given", [{"workers": 0}, {"learning_rate": float("nan")}, {"method": "dpsog"}]
 )
-def test_flags_from_python_are_checked_too(script, tmp_path, monkeypatch, given):
+def test_flags_from_python_are_checked_too(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     (name,) = given
     with pytest.raises(command.BadFlagError, match=f"^--{name}="):
-        script.run(script.Config(**given))
+        train.run(train.Config(**given))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +144,7 @@ def test_flags_from_python_are_checked_too(script, tmp_path, monkeypatch, given)
     ],
 )
 def test_in_many_processes_workers_are_on_all_devices(
-    script, monkeypatch, count, devices, method, found
+    monkeypatch, count, devices, method, found
 ):
     class Device:
         platform = "cpu"
@@ -155,22 +153,22 @@ def test_in_many_processes_workers_are_on_all_devices(
             self.process_index = process_index
 
     all_devices = [Device(0), *(Device(1) for _ in range(7))]
-    monkeypatch.setattr(script.jax, "devices", lambda: all_devices)
-    monkeypatch.setattr(script.distributed, "is_alone", lambda: False)
-    monkeypatch.setattr(script.jaxsp, "Workers", lambda *arguments: arguments)
-    config = script.Config(workers=count, devices=devices, method=method)
+    monkeypatch.setattr(jax, "devices", lambda: all_devices)
+    monkeypatch.setattr(distributed, "is_alone", lambda: False)
+    monkeypatch.setattr(jaxsp, "Workers", lambda *arguments: arguments)
+    config = train.Config(workers=count, devices=devices, method=method)
     if isinstance(found, str):
         with pytest.raises(command.BadFlagError, match=found):
-            script._workers(config)
+            experiment._workers(config)
         return
-    given, on = script._workers(config)
+    given, on = experiment._workers(config)
     assert (given, len(on)) == (count, found)
     assert (on[0].process_index == 0) == (method != "md_gan")
 
 
-def test_what_a_method_does_not_read_is_noted(script, capsys):
-    config = script.Config(method="cp_oadam", topology="ring", sync_every=3)
-    assert script.read(config)[0] == dataclasses.replace(
+def test_what_a_method_does_not_read_is_noted(capsys):
+    config = train.Config(method="cp_oadam", topology="ring", sync_every=3)
+    assert train.read(config)[0] == dataclasses.replace(
         config,
         topology=None,
         sync_every=None,
@@ -190,13 +188,13 @@ def test_what_a_method_does_not_read_is_noted(script, capsys):
 
 
 @pytest.mark.parametrize(("method", "calls"), [("cp_oadam", 1), ("md_gan", 3)])
-def test_the_learning_rate_warms_up_and_falls_to_zero(script, method, calls):
+def test_the_learning_rate_warms_up_and_falls_to_zero(method, calls):
     """Of a discriminator that makes three steps, by the steps of the generator."""
     given = dict(method=method, learning_rate=0.4, warmup_steps=4, decay_steps=12)
     turns = {"disc_steps": 3} if method == "md_gan" else {}
-    config = script.read(script.Config(**given, **turns, b2=0.0, b1=0.0))[0]
+    config = train.read(train.Config(**given, **turns, b2=0.0, b1=0.0))[0]
     workers = jaxsp.Workers(8, jax.devices()[:1])
-    made = script.methods.make(config, workers, np.full(8, 100), 10)
+    made = methods.make(config, workers, np.full(8, 100), 10)
     rate = [0.1, 0.2, 0.3, 0.4]
     rate += [0.2 * (1 + math.cos(math.pi * t / 8)) for t in range(10)]
     if method == "md_gan":
@@ -231,7 +229,7 @@ def test_defaults_follow_the_data(reached):
 
 
 @pytest.fixture
-def reached(script, monkeypatch):
+def reached(monkeypatch):
     """Run a configuration up to the training loop; what that is called with."""
 
     def reach(**given):
@@ -243,13 +241,13 @@ def reached(script, monkeypatch):
 
         monkeypatch.setattr(loop, "train", trained)
         with pytest.raises(ReachedError):
-            script.run(script.Config(**given))
+            train.run(train.Config(**given))
         return calls[0]
 
     return reach
 
 
-def test_trains_resumes_and_refuses_another_run(script, call, tmp_path):
+def test_trains_resumes_and_refuses_another_run(call, tmp_path):
     run = [*SMALL, "--workdir=run", "--eval_every=20"]
     code, out, err = call(script, *run, "--steps=20", "--resume")
     assert code == 0
@@ -265,7 +263,7 @@ def test_trains_resumes_and_refuses_another_run(script, call, tmp_path):
     ]:
         code, _, err = call(script, *run, *change)
         assert code == 2
-        assert err.startswith("train_gan.py: --workdir: ")
+        assert err.startswith("jaxsp.gan.train: --workdir: ")
         assert err.count("\n") == 1
         assert message in err
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
@@ -312,8 +310,8 @@ METHODS = {
 }
 
 
-def test_these_are_the_methods(script):
-    assert set(METHODS) == set(script.methods.METHODS)
+def test_these_are_the_methods():
+    assert set(METHODS) == set(methods.METHODS)
 
 
 def few_steps(monkeypatch):
@@ -343,9 +341,7 @@ def few_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_and_sends_what_its_plan_says(
-    script, monkeypatch, capsys, method
-):
+def test_a_method_trains_and_sends_what_its_plan_says(monkeypatch, capsys, method):
     described = few_steps(monkeypatch)
     tiny = models.mlp((2,), latent_size=2, width=2, depth=1)
     monkeypatch.setattr(models, "parse", lambda *args: tiny)
@@ -354,9 +350,9 @@ def test_a_method_trains_and_sends_what_its_plan_says(
     monkeypatch.setattr(cost, "_step_cost", lambda role: free)  # not compiled
     monkeypatch.setattr(cost, "format", lambda found: plans.append(found) or "")
     given = {**FEW, "method": method, "steps": 3, "loss": "hinge", **METHODS[method]}
-    config = script.Config(**given)
-    assert script.run(dataclasses.replace(config, dry_run=True)) is None
-    last = script.run(config).history[-1]
+    config = train.Config(**given)
+    assert train.run(dataclasses.replace(config, dry_run=True)) is None
+    last = train.run(config).history[-1]
     sent = plans[0].traffic.get("worker", (None, None))
     assert sent == (last["bits_up"], last["bits_down"])
     assert (sent == (None, None)) == (method == "standalone")
@@ -392,7 +388,7 @@ def test_one_worker_more_is_lost_every_so_many_steps(reached, monkeypatch):
     assert alive == [3, 3, 2, 2, 1, 1]
 
 
-def test_fl_gan_counts_in_epochs_and_weighs_by_shares(script, reached, monkeypatch):
+def test_fl_gan_counts_in_epochs_and_weighs_by_shares(reached, monkeypatch):
     seen = []
 
     @functools.wraps(fl_gan.fl_gan)
@@ -400,7 +396,7 @@ def test_fl_gan_counts_in_epochs_and_weighs_by_shares(script, reached, monkeypat
         seen.append(given)
         return optax.sgd(0.1)
 
-    monkeypatch.setitem(script.methods.BUILDERS, "fl_gan", made)
+    monkeypatch.setitem(methods.BUILDERS, "fl_gan", made)
     parts = {"partition": "dirichlet:0.3", "participation": 0.6}
     reached(**FEW, **parts, method="fl_gan", sync_epochs=2.0)
     given = seen[-1]
@@ -418,7 +414,7 @@ def test_standalone_has_one_worker_with_all_data(reached, capsys):
     assert re.search(r"total( +\d+){8} +50000", out)
 
 
-def test_a_dry_run_tells_and_leaves_nothing(script, call, tmp_path):
+def test_a_dry_run_tells_and_leaves_nothing(call, tmp_path):
     code, out, err = call(script, *SMALL, "--dry_run", "--steps=20", "--method=md_gan")
     assert (code, err) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -430,20 +426,31 @@ def test_a_dry_run_tells_and_leaves_nothing(script, call, tmp_path):
     assert "FLOP" in lines["operations a step"]
 
 
-def test_divergence_takes_one_line(script, call, tmp_path):
+def test_divergence_takes_one_line(call, tmp_path):
     wild = ["--learning_rate=1e30", "--steps=50", "--method=extra_step"]
     code, _, err = call(script, *SMALL, *wild)
     assert code == 1
     last = err.splitlines()[-1]
-    assert re.match(r"train_gan.py: training diverged: .* at step \d+; the last", last)
+    assert re.match(
+        r"jaxsp.gan.train: training diverged: .* at step \d+; the last", last
+    )
     kept = tmp_path / "runs" / "mixture_ring-extra_step" / "checkpoints" / "0"
     assert str(kept) in last
     assert kept.is_dir()
 
 
-def test_as_a_program_it_says_what_flags_there_are(tmp_path):
+WAYS = {
+    "module": ["-m", "jaxsp.gan.train"],
+    "script": [str(ROOT / "examples" / "train_gan.py")],
+    "console": ["-c", "from jaxsp.gan.train.__main__ import console; console()"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_as_a_program_it_says_what_flags_there_are(tmp_path, way):
     out = subprocess.run(
-        [sys.executable, SCRIPT, "--helpshort"],
+        [sys.executable, *WAYS[way], "--helpshort"],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -451,3 +458,15 @@ def test_as_a_program_it_says_what_flags_there_are(tmp_path):
     assert "Train a GAN on several workers" in out
     for name in ("method", "sync_every", "compressor", "[no]dry_run", "process_id"):
         assert f"--{name}: " in out
+
+
+@pytest.mark.parametrize("typed", ["python -m jaxsp.gan.train", "./bin/jaxsp-train"])
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_command_to_go_on_is_the_one_that_was_typed(monkeypatch, typed, launched):
+    typed += " '--workdir=two words'"
+    monkeypatch.delenv("JAXSP_LAUNCH_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "orig_argv", shlex.split(f"{typed} --resume"))
+    if launched:
+        typed = f"python -m jaxsp.launch -n 2 {typed}"
+        monkeypatch.setenv("JAXSP_LAUNCH_COMMAND", typed)
+    assert script.resume_command() == f"{typed} --resume"

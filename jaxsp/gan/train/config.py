@@ -1,11 +1,12 @@
-"""What train_gan.py can be told: its flags."""
+"""What training can be told: its flags."""
 
 import dataclasses
 
-from train_gan_methods import LOSSES, METHODS
-
 from jaxsp.gan import data, names
 from jaxsp.gan.command import flag
+from jaxsp.gan.train.methods import LOSSES, METHODS
+
+__all__ = ["Config"]
 
 _COUNT, _AT_LEAST_0, _SHARE = (1, 2**31 - 1), (0, None), (0, 1)
 _DECAY = (0, 1 - 1e-9)
