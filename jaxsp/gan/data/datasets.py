@@ -196,7 +196,7 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
         read = reader(name, directory or root)
         arrays = _map(cache) if _write_cache(cache, read) else read
     classes = 2 if name == "celeb_a" else 10
-    return Dataset(name, *arrays, classes, data_dir=str(root))
+    return Dataset(name, *arrays, num_classes=classes, data_dir=str(root))
 
 
 def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:
