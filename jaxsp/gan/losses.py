@@ -40,12 +40,15 @@ class Losses(NamedTuple):
         gradient with respect to them, through the generator, is the generator's.
       discriminator_on: the discriminator's loss of real and generated samples,
         `f(y, batch, fakes, key)`.
+      reads: what turns outputs of the discriminator into what people read, such as
+        `jax.nn.sigmoid` of logits into probabilities; None where there is no such.
     """
 
     generator: Loss
     discriminator: Loss
     generator_on: Loss | None = None
     discriminator_on: Loss | None = None
+    reads: Callable[[jax.Array], jax.Array] | None = None
 
 
 def _losses(gan, generator, discriminator, penalty, class_weight=None) -> Losses:
@@ -125,10 +128,11 @@ def _logistic(gan, r1, class_weight=None):
     def discriminator(real, fake):
         return jax.nn.softplus(-real) + jax.nn.softplus(fake)
 
-    penalty = _r1(gan, r1)
-    return _losses(
-        gan, lambda fake: jax.nn.softplus(-fake), discriminator, penalty, class_weight
-    )
+    def generator(fake):
+        return jax.nn.softplus(-fake)
+
+    found = _losses(gan, generator, discriminator, _r1(gan, r1), class_weight)
+    return found._replace(reads=jax.nn.sigmoid)  # log-odds of being real
 
 
 def non_saturating(gan: models.Gan, *, r1: float = 0.0) -> Losses:

@@ -96,7 +96,8 @@ class Program:
       bits: `bits(state)`, bits sent and received since the start, means over workers;
         None twice where nothing counts them.
       consensus: `consensus(state)`, the consensus distance of parameters that are meant
-        to agree, or None where there are none.
+        to agree, and the same divided by the norm of their mean; None twice where there
+        are none.
       summary: `summary(state)`, a `Summary` of arrays, which may lie on the devices of
         some processes and be those of the state.
       restart_from: `restart_from(summary, step)`, a state at `step` from a summary of
@@ -112,6 +113,10 @@ class Program:
         arrays, in every process.
       finite: `finite(state)`, whether all parameters and the averaged generator are
         finite; the same answer in every process.
+      judge: `judge(state, shares, sizes, key)`, what the discriminators say of real and
+        of generated samples, as `jaxsp.gan.judge.make_judge` finds it, means over
+        workers, in every process; None where that is not found.
+      probabilities: whether these are probabilities of being real.
     """
 
     gan: models.Gan
@@ -123,7 +128,7 @@ class Program:
     step: Callable[..., tuple[Any, jax.Array]]
     generator: Callable[[Any], Any]
     bits: Callable[[Any], tuple[int | None, int | None]]
-    consensus: Callable[[Any], float | None]
+    consensus: Callable[[Any], tuple[float | None, float | None]]
     summary: Callable[[Any], Summary]
     restart_from: Callable[[Summary, int], Any]
     restart_note: str
@@ -132,3 +137,5 @@ class Program:
     idle_processes: bool = False
     fetch: Callable[[list[jax.Array]], list[np.ndarray]] = jax.device_get
     finite: Callable[[Any], bool] = all_finite
+    judge: Callable[..., tuple[float, float]] | None = None
+    probabilities: bool = False

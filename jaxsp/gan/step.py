@@ -23,7 +23,7 @@ from jax import lax
 
 from jaxsp import comm, methods, metrics, operators
 from jaxsp._arguments import check_count, check_decay, check_key
-from jaxsp.gan import data, models
+from jaxsp.gan import data, judge, models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.program import Program, Role, Summary, Traffic
 from jaxsp.operators import MinMax
@@ -247,6 +247,16 @@ def program(
     def bits_of(state):
         return bits(workers.fetch(comm.find_traffic(state.opt_state)))
 
+    judge_one = judge.make_judge(gan, losses, workers)
+
+    def consensus(state):
+        far, relative = _consensus(state.params)
+        return float(far), float(relative)
+
+    def judge_all(state, shares, sizes, key):
+        said = judge_one(*state.params, shares, sizes, key)
+        return tuple(judge.fetch_rows(said, workers, 2).mean(axis=0).tolist())
+
     def roles(shares, sizes):
         key = jax.eval_shape(lambda: jax.random.key(0))
         lowered = single_step.lower(jax.eval_shape(init, key), shares, sizes, key, 1)
@@ -277,7 +287,7 @@ def program(
         step=step_fn,
         generator=generator,
         bits=bits_of,
-        consensus=lambda state: float(_consensus_distance(state.params)),
+        consensus=consensus,
         summary=summary,
         restart_from=lambda summary, step: _start(
             method, workers, summary.params, summary.generator, step
@@ -287,6 +297,8 @@ def program(
         roles=roles,
         traffic=traffic,
         fetch=lambda values: _fetch_losses(values, workers),
+        judge=judge_all,
+        probabilities=losses.reads is not None,
     )
 
 
@@ -328,7 +340,12 @@ def _fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]
 
 
 # One program: over several devices each of its collectives would be one otherwise.
-_consensus_distance = jax.jit(metrics.consensus_distance)
+@jax.jit
+def _consensus(params):
+    """The consensus distance, and the same relative to the mean's norm."""
+    far = metrics.consensus_distance(params)
+    norm = optax.tree.norm(jax.tree.map(lambda x: x.mean(axis=0), params))
+    return far, far / norm
 
 
 def bits(state: Any) -> tuple[int | None, int | None]:

@@ -33,6 +33,7 @@ class Dataset:
       centers: floating [num_classes, d], the modes of a mixture; else None.
       std: standard deviation of each mode of a mixture; else None.
       data_dir: the TFDS directory that it was sought in; else None.
+      class_names: what the classes are called, in pictures; by default their numbers.
 
     Raises:
       ValueError: if the splits are of other shapes, lengths do not fit, labels are not
@@ -57,6 +58,7 @@ train_labels - 1.
     centers: np.ndarray | None = None
     std: float | None = None
     data_dir: str | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         classes = check_count("num_classes", self.num_classes)
@@ -67,6 +69,13 @@ train_labels - 1.
             labels = _checked_labels(split, labels, len(samples), classes)
             object.__setattr__(self, split, samples)
             object.__setattr__(self, f"{split}_labels", labels)
+        names = tuple(self.class_names or map(str, range(classes)))
+        if len(names) != classes:
+            raise ValueError(
+                f"class_names must be {classes} names, one for each class, got "
+                f"{len(names)}: {', '.join(map(str, names))}."
+            )
+        object.__setattr__(self, "class_names", names)
         if self.train.shape[1:] != self.test.shape[1:]:
             raise ValueError(
                 "train and test must hold samples of one shape, got "

@@ -27,6 +27,12 @@ from jaxsp.gan.data.dataset import Dataset
 
 NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
 
+_CLASSES = {
+    "fashion_mnist": "T-shirt/top,trouser,pullover,dress,coat,sandal,shirt,sneaker,"
+    "bag,ankle boot",
+    "cifar10": "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck",
+    "celeb_a": "female,male",
+}
 _FORMAT = 4  # raised whenever the same files would give other arrays
 _PACKAGES = "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
 _FILES = "train", "train_labels", "test", "test_labels"
@@ -196,7 +202,9 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
         read = reader(name, directory or root)
         arrays = _map(cache) if _write_cache(cache, read) else read
     classes = 2 if name == "celeb_a" else 10
-    return Dataset(name, *arrays, num_classes=classes, data_dir=str(root))
+    names = tuple(_CLASSES[name].split(",")) if name in _CLASSES else ()
+    own: Any = {"data_dir": str(root), "class_names": names}
+    return Dataset(name, *arrays, num_classes=classes, **own)
 
 
 def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import comm, distributed, metrics
-from jaxsp.gan import data, models
+from jaxsp.gan import data, judge, models
 from jaxsp.gan.md_gan import roles
 from jaxsp.gan.md_gan.transport import Transport
 from jaxsp.gan.program import Program, Role, Summary, all_finite
@@ -96,6 +96,8 @@ class Run:
         )
         self.update = jax.jit(update, donate_argnums=(0, 1, 2))
         self.renew = jax.jit(workers.map(optimizers[1].init))
+        self.judge_one = judge.make_judge(gan, losses, workers, shared_generator=True)
+        self.probabilities = losses.reads is not None
 
         # Shapes: of what is called with what, of discriminators and of what travels.
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -127,7 +129,7 @@ class Run:
             step=self.step,
             generator=lambda state: self.transport.everywhere(state.ema),
             bits=bits,
-            consensus=lambda state: None,  # no two networks are meant to agree
+            consensus=lambda state: (None, None),  # no two are meant to agree
             summary=self.summary,
             restart_from=self.restart_from,
             restart_note="the generator goes on, each worker has one of the "
@@ -139,6 +141,8 @@ class Run:
             idle_processes=True,
             fetch=self.fetch,
             finite=self.finite,
+            judge=self.judge,
+            probabilities=self.probabilities,
         )
 
     def init(self, key):
@@ -239,6 +243,14 @@ class Run:
         calls = 1 << (len(values) - 1).bit_length()
         padded = [*values, *values[-1:] * (calls - len(values))]
         return list(self.transport.everywhere(np.stack(padded)))[: len(values)]
+
+    def judge(self, state, shares, sizes, key):
+        """What the living's discriminators say, on every process."""
+        x, said = self.transport.everywhere(state.params.x), None
+        if self.transport.works:
+            said = self.judge_one(x, state.params.y, shares, sizes, key)
+        rows = judge.fetch_rows(said, self.workers, 2)
+        return tuple(rows[state.alive].mean(axis=0).tolist())
 
     def finite(self, state):
         """Whether all parameters are finite, on every process."""

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.command import BadFlagError, flag, naming
 from jaxsp.gan.files import replacing
-from jaxsp.gan.training import checkpoint, plots
+from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training.evaluation import draw_samples
 
 __all__ = ["PROGRAM", "Config", "main", "score"]
 
@@ -77,7 +78,7 @@ class Config:
         None, "JSON file to write. Default: scores_STEP.json in the run's directory."
     )
     samples_png: str | None = flag(
-        None, "Picture of the first samples to draw. Default: none."
+        None, "Picture of samples beside real data to draw. Default: none."
     )
 
 
@@ -152,11 +153,8 @@ def score(
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
     if picture:
-        first = 64 if len(loaded.sample_shape) == 3 else 1000
-        few = dataclasses.replace(config, samples=min(config.samples, first))
-        shown = np.concatenate(list(_samples(gan, x, few, progress=False)))
-        below = None if first == 64 else np.asarray(loaded.train[:2000])
-        plots.plot_samples(shown, picture, below, f"{loaded.name}, step {step}")
+        key, title = jax.random.key(config.seed), f"{loaded.name}, step {step}"
+        draw_samples(gan, x, key, loaded, picture, title)
     _print_table(result)
     print("written: " + ", ".join(str(p) for p in (output, picture) if p), flush=True)
     return result

@@ -23,8 +23,9 @@ from jaxsp._arguments import check_count
 from jaxsp.gan import data
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import checkpoint, inputs
+from jaxsp.gan.training.evaluation import Evaluation
 from jaxsp.gan.training.flights import Flights, first_not_finite
-from jaxsp.gan.training.records import ProgressBar, Recorder, evaluator
+from jaxsp.gan.training.records import ProgressBar, Recorder
 
 __all__ = ["Result", "TrainConfig", "TrainingDivergedError", "train"]
 
@@ -122,8 +123,13 @@ def train(
     checkpoints and the first call after a start, in which the step is compiled;
     `loss_generator` and `loss_discriminator`, means over the workers and the steps
     since the line before; `bits_up` and `bits_down`, sent and received since the start,
-    mean over workers; `consensus_distance` of the parameters (null for MD-GAN); and,
-    every `eval_every` steps, the scores of samples from the averaged generator.
+    mean over workers; `consensus_distance` of the parameters, and `consensus_relative`,
+    the same divided by the norm of their mean (null for MD-GAN); and, every
+    `eval_every` steps, the scores of samples from the averaged generator, and `d_real`
+    and `d_fake`, what the discriminators say, mean over workers, of real samples of
+    their shares and of as many of the generator they train with, as it stands. These
+    are means of probabilities of being real where the losses take outputs for logits
+    (`Losses.reads`), and else of the outputs themselves.
 
     SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
     return; a second Ctrl-C raises KeyboardInterrupt at once.
@@ -140,7 +146,8 @@ def train(
       dataset: what to learn.
       parts: for each worker the indices of `dataset.train` that it holds.
       config: how long to train and what to record.
-      score: `score(samples)` returns numbers by name; None leaves scores out.
+      score: `score(samples)` returns numbers by name; None leaves scores out. What real
+        data get, `score.floor`, is drawn beside them where there is such an attribute.
       callback: called with each record; when it returns something true, training ends
         there, with a checkpoint: a limit on seconds or bits. If that record has no
         score, another of the same step follows that has.
@@ -182,19 +189,19 @@ def train(
     shares, sizes = inputs.prepare(program, dataset, parts, alike)
     settings, free = _settings(program, config, shares, sizes)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    evaluate = evaluator(score, program.gan, eval_key, config.eval_samples)
+    data_of_workers = program.workers.shard_local((shares, sizes))
+    evaluation = Evaluation(
+        program, score, config.eval_samples, eval_key, data_of_workers
+    )
     with contextlib.ExitStack() as stack:
         run = checkpoint.open_run(workdir, settings, free, resume, program, init_key)
         checkpoints, state, progress, restarted = stack.enter_context(run)
         step, enough = progress.step, False
-        recorder = Recorder(
-            program, dataset, eval_key, evaluate, callback, workdir, step
-        )
+        recorder = Recorder(program, dataset, evaluation, callback, workdir, step)
         shown = config.progress and distributed.is_main()
         bar = ProgressBar(config.steps, step, enabled=shown)
         stack.callback(bar.close)
         signals = stack.enter_context(distributed.Signals())
-        data_of_workers = program.workers.shard_local((shares, sizes))
         flights = Flights(program, data_of_workers, train_key, signals)
         if step == 0 or restarted:
             recorder.draw_partition(parts)

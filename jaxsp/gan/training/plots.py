@@ -3,6 +3,7 @@
 Everything here runs on the host, on NumPy arrays and plain numbers.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -14,19 +15,27 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from jaxsp.gan.files import replacing
 
 __all__ = ["plot_comparison", "plot_curves", "plot_samples"]
 
-_BLUE, _RED, _GREY = "#1f5fa8", "#c2462e", "#8a8a8a"
 # Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008), and
 # dashes for more runs than there are colours.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES = [{"ls": d, "color": c} for d in ("-", "--", ":", "-.") for c in _COLOURS]
+_BLUE, _RED, _GREY = *_COLOURS[:2], "#8a8a8a"
+# Of two curves in a panel the second is dashed: they may lie on each other.
+_FIRST: dict[str, Any] = {"color": _BLUE}
+_SECOND: dict[str, Any] = {"color": _RED, "ls": (0, (4, 2))}
 # What a line of metrics holds beside the scores.
 _NO_SCORES = {"step", "seconds", "loss_generator", "loss_discriminator", "bits_up"}
-_NO_SCORES |= {"bits_down", "consensus_distance", "workers"}
+_NO_SCORES |= {"bits_down", "consensus_distance", "consensus_relative", "workers"}
+_NO_SCORES |= {"d_real", "d_fake"}
+_UNITS = {"high_quality": "share of the samples", "modes_covered": "modes"}
+_UNITS |= {"classes_covered": "classes", "precision": "share", "recall": "share"}
+_UNITS |= {"coverage": "share", "least_class_coverage": "share"}
 
 
 def plot_samples(
@@ -34,22 +43,26 @@ def plot_samples(
     path: str | os.PathLike,
     reference: np.ndarray | None = None,
     title: str = "",
+    columns: Sequence[str] = (),
 ) -> None:
-    """Draw samples: a grid of images, or points of the plane.
+    """Draw samples beside real data: a grid of images, or points of the plane.
 
     Args:
       samples: images (n, height, width, channels) with values from -1 to 1 or uint8, or
         points (n, 2).
       path: the PNG to write.
-      reference: points to draw below those of the plane, such as real data.
+      reference: real data: images for a row above, as many as there are columns, or
+        points to draw below those of `samples`.
       title: a line above.
+      columns: names of the columns of images, which are filled row by row; without
+        names the grid is as square as can be, or as wide as `reference`.
 
     Raises:
-      ValueError: if `samples` is of another shape.
+      ValueError: if `samples` or `reference` is of another shape.
     """
     samples = np.asarray(samples)
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
-        figure = _image_grid(samples, title)
+        figure = _image_grid(samples, reference, title, columns)
     elif samples.ndim == 2 and samples.shape[-1] == 2:
         figure = _points(samples, reference, title)
     else:
@@ -60,26 +73,61 @@ def plot_samples(
     _save(figure, path)
 
 
-def _image_grid(images, title):
+def _image_grid(images, real, title, names):
+    square = math.ceil(math.sqrt(len(images)))
+    wide = len(names) or (square if real is None else len(real))
+    if real is not None and np.shape(real) != (wide, *images.shape[1:]):
+        raise ValueError(
+            f"reference must be {wide} images, one for each column, of shape "
+            f"{images.shape[1:]}, got shape {np.shape(real)}."
+        )
+    sheets = [_sheet(part, wide) for part in (real, images) if part is not None]
+    dpi, margin, between = 100, 10, 8  # pixels; one per sheet pixel
+    left = margin if real is None else 2 * margin + 8
+    head = (20 if title else 0) + (16 if names else 0) + 10
+    height = sum(len(sheet) + between for sheet in sheets) - between
+    full = (sheets[0].shape[1] + left + margin, height + head + margin)
+    figure = Figure(figsize=(full[0] / dpi, full[1] / dpi), dpi=dpi)
+
+    def text(x, y, words, size=10, **where):
+        """Words at so many pixels from the left and from above."""
+        x, y = x / full[0], 1 - y / full[1]
+        figure.text(x, y, words, fontsize=size, **where)
+
+    text(margin, 8, title, va="top")
+    tile = (sheets[0].shape[1] + _GAP) / wide
+    for i, name in enumerate(names):
+        middle = left + i * tile + (tile - _GAP) / 2
+        text(middle, head - 3, name, 7, ha="center", va="bottom")
+    top = head
+    for sheet, name in zip(sheets, ("real", "generated"), strict=False):
+        figure.figimage(sheet, left, full[1] - top - len(sheet))
+        if real is not None:
+            middle = top + len(sheet) / 2
+            text(margin, middle, name, 8, ha="left", va="center", rotation=90)
+        top += len(sheet) + between
+    return figure
+
+
+_GAP = 2  # pixels between images
+
+
+def _sheet(images, columns):
+    """Images in rows, each pixel as a square, uint8 (height, width, 3)."""
+    images = np.asarray(images)
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     if images.dtype != np.uint8:
         unit = np.clip((images.astype(np.float64) + 1) / 2, 0, 1)
         images = np.round(255 * unit).astype(np.uint8)
-    zoom, gap = max(1, round(64 / max(height, width))), 2  # 8×8 digits become visible
+    zoom = max(1, round(64 / max(height, width)))  # 8×8 digits become visible
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    tile = (images.shape[1] + gap, images.shape[2] + gap, channels)
+    tile = (images.shape[1] + _GAP, images.shape[2] + _GAP, channels)
     sheet = np.full((rows * columns, *tile), 255, np.uint8)
-    sheet[:count, :-gap, :-gap] = images
+    sheet[:count, :-_GAP, :-_GAP] = images
     sheet = sheet.reshape(rows, columns, *tile).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * tile[0], columns * tile[1], channels)[:-gap, :-gap]
-    dpi, margin, head = 100, 10, 30 if title else 10  # pixels; one per sheet pixel
-    full = np.array([sheet.shape[1] + 2 * margin, sheet.shape[0] + margin + head])
-    figure = Figure(figsize=tuple(full / dpi), dpi=dpi)
-    figure.figimage(sheet.repeat(3 // channels, axis=-1), margin, margin)
-    figure.text(margin / full[0], 1 - 8 / full[1], title, va="top", fontsize=10)
-    return figure
+    sheet = sheet.reshape(rows * tile[0], columns * tile[1], channels)[:-_GAP, :-_GAP]
+    return sheet.repeat(3 // channels, axis=-1)
 
 
 def _points(points, reference, title):
@@ -88,7 +136,7 @@ def _points(points, reference, title):
     if reference is not None:
         axes.scatter(*np.asarray(reference).T, s=8, color=_GREY, alpha=0.4, lw=0)
     axes.scatter(*points.T, s=8, color=_BLUE, alpha=0.6, lw=0)
-    names = ["generated"] if reference is None else ["data", "generated"]
+    names = ["generated"] if reference is None else ["real", "generated"]
     axes.legend(names, loc="upper right", markerscale=2)
     if reference is not None:  # a generator that runs away must not shrink the data
         centre, spread = np.mean(reference, 0), np.ptp(reference, 0).max()
@@ -98,48 +146,102 @@ def _points(points, reference, title):
 
 
 def plot_curves(
-    records: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = ""
+    records: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    title: str = "",
+    floor: Mapping[str, float] | None = None,
+    probabilities: bool = False,
 ) -> None:
     """Draw what `metrics.jsonl` holds against the step, one panel a quantity.
 
+    Steps per second are of the steps and the seconds between two lines, without the
+    first two, between which the step was compiled.
+
     Args:
-      records: the records, with `"step"` and, where known, the losses, bits, consensus
-        distance and any scores (every other number).
+      records: the records, with `"step"` and, where known, the losses, what the
+        discriminators say, bits, consensus distance relative to the parameters' norm
+        and any scores (every other number).
       path: the PNG to write.
       title: a line above.
+      floor: the scores of real data by name, for a line in their panels.
+      probabilities: whether what the discriminators say are probabilities.
     """
     names = dict.fromkeys(name for record in records for name in record)
     scores = [name for name in names if name not in _NO_SCORES]
-    rows = 1 + math.ceil(len(scores) / 3)
+    # Of step 0 the consensus distance is rounding errors.
+    later = [r for r in records if r["step"] > 0]
+    panels: list[Callable[[Axes], None]] = [
+        lambda axes: _draw_losses(axes, records),
+        lambda axes: _draw_outputs(axes, records, probabilities),
+        *(functools.partial(_draw_score, records, n, floor or {}) for n in scores),
+        lambda axes: _draw_traffic(axes, records),
+        lambda axes: _draw_speed(axes, records),
+    ]
+    if "d_real" not in names:
+        del panels[1]
+    if not later or any(r.get("consensus_relative") is not None for r in later):
+        panels.append(lambda axes: _draw_consensus(axes, later))
+    rows = math.ceil(len(panels) / 3)
     figure = Figure(figsize=(12, 2.9 * rows), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    panel = iter(figure.subplots(rows, 3).ravel())
-
-    axes = next(panel)
-    _curve(axes, records, "loss_generator", color=_BLUE, label="generator")
-    _curve(axes, records, "loss_discriminator", color=_RED, label="discriminator")
-    axes.set_title("loss (mean over workers)")
-    axes.legend(frameon=False)
-    for name in scores:
-        axes = next(panel)
-        values = _curve(axes, records, name, color=_BLUE, marker="o", ms=3)
-        axes.set(title=_title(name), yscale=_scale(values))
-    axes, dashes = next(panel), (0, (2, 2))
-    _curve(axes, records, "bits_up", 1 / 8e6, color=_BLUE, label="sent")
-    _curve(axes, records, "bits_down", 1 / 8e6, color=_RED, label="received", ls=dashes)
-    axes.set_title("communication per worker, MB")
-    axes.legend(frameon=False)
-    # Of step 0 it is rounding errors.
-    later = [r for r in records if r["step"] > 0]
-    if not later or any(r.get("consensus_distance") is not None for r in later):
-        axes = next(panel)
-        values = _curve(axes, later, "consensus_distance", color=_BLUE)
-        axes.set_title("consensus distance")
-        if sum(value > 0 for value in values) > 1:
-            axes.set_yscale("log", nonpositive="mask")
-    for axes in panel:
-        axes.set_axis_off()
+    for i, draw in enumerate(panels):
+        axes = figure.add_subplot(rows, 3, i + 1)
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     _save(figure, path)
+
+
+def _draw_losses(axes, records):
+    _curve(axes, records, "loss_generator", label="generator", **_FIRST)
+    _curve(axes, records, "loss_discriminator", label="discriminator", **_SECOND)
+    axes.set(title="loss", ylabel="mean over workers")
+
+
+def _draw_outputs(axes, records, probabilities):
+    dots = {"marker": "o", "ms": 3}
+    _curve(axes, records, "d_real", label="D(real)", **_FIRST, **dots)
+    _curve(axes, records, "d_fake", label="D(generated)", **_SECOND, **dots)
+    axes.set(title="what the discriminators say", ylabel="mean output")
+    if probabilities:
+        axes.set(ylabel="mean probability of being real", ylim=(-0.03, 1.03))
+        axes.axhline(0.5, color=_GREY, ls=":", lw=1, label="undecided")
+
+
+def _draw_score(records, name, floor, axes):
+    values = _curve(axes, records, name, marker="o", ms=3, label="generated", **_FIRST)
+    if (real := floor.get(name)) is not None and math.isfinite(real):
+        axes.axhline(real, color="black", ls=":", lw=1.2, label="real test data")
+        values = [*values, real]
+    unit = _UNITS.get(name)
+    axes.set(title=_title(name), ylabel=unit or "score")
+    if unit is None:
+        axes.set_yscale(_scale(values))
+    elif unit in ("modes", "classes"):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_traffic(axes, records):
+    _curve(axes, records, "bits_up", 1 / 8e6, label="sent", **_FIRST)
+    _curve(axes, records, "bits_down", 1 / 8e6, label="received", **_SECOND)
+    axes.set(title="communication", ylabel="MB per worker")
+
+
+def _draw_speed(axes, records):
+    known = [r for r in records if "workers" not in r]
+    pairs = list(itertools.pairwise(known))[1:]
+    took = [(a, b["seconds"] - a["seconds"], b) for a, b in pairs]
+    found = [(b["step"], (b["step"] - a["step"]) / s) for a, s, b in took if s > 0]
+    axes.plot(*np.array(found).reshape(-1, 2).T, lw=1.5, **_FIRST)
+    axes.set(title="speed", ylabel="steps per second")
+    axes.set_ylim(bottom=0)
+    _label(axes, "step")
+
+
+def _draw_consensus(axes, records):
+    values = _curve(axes, records, "consensus_relative", **_FIRST)
+    axes.set(title="consensus distance", ylabel="share of the parameters' norm")
+    axes.set_yscale(_scale([value for value in values if value > 0]))
 
 
 def plot_comparison(
@@ -203,7 +305,7 @@ def plot_comparison(
     _save(figure, path)
 
 
-def _curve(axes: Axes, records, name, scale=1.0, **style):
+def _curve(axes: Axes, records, name, scale: float = 1.0, **style: Any):
     points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     values = [scale * value for _, value in points]
     axes.plot([step for step, _ in points], values, lw=1.5, **style)

@@ -15,29 +15,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 
 from jaxsp import distributed
-from jaxsp.gan import data, models
+from jaxsp.gan import data
 from jaxsp.gan.data import partition
 from jaxsp.gan.files import replacing
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
+from jaxsp.gan.training.evaluation import Evaluation, draw_samples
 from jaxsp.gan.training.progress import Progress
 
 __all__ = [
     "ProgressBar",
     "Recorder",
-    "evaluator",
     "keep_records",
     "read_metrics",
     "write_record",
 ]
 
-_SAMPLE_BATCH = 500  # samples generated at once for a score
-_GRID = 64  # images shown
 _METRICS = "metrics.jsonl"
 # Of these scores those that there are stand beside the losses, so called.
 _HEADLINE = {"high_quality": "on_modes", "modes_covered": "modes"}
@@ -49,9 +46,8 @@ class Recorder:
 
     Over many processes all must call its methods.
 
-    Shown samples are drawn from `key`, the same every time; `evaluate(x)` are the
-    scores by name of a generator. Training begins at step `start`: later records in the
-    file in `workdir`, if any, are removed.
+    Training begins at step `start`: later records in the file in `workdir`, if any, are
+    removed.
 
     Attributes:
       history: all records; none but in process 0.
@@ -62,14 +58,13 @@ class Recorder:
         self,
         program: Program,
         dataset: data.Dataset,
-        key: jax.Array,
-        evaluate: Callable[[Any], Mapping[str, float]],
+        evaluation: Evaluation,
         callback: Callable[[dict[str, Any]], Any] | None,
         workdir: str | os.PathLike | None,
         start: int,
     ):
-        self._program, self._dataset, self._key = program, dataset, key
-        self._evaluate, self._callback = evaluate, callback
+        self._program, self._dataset = program, dataset
+        self._evaluation, self._callback = evaluation, callback
         self._workdir: pathlib.Path | None = None  # where this process writes
         self.history: list[dict[str, Any]] = []
         self.headline: dict[str, float] = {}
@@ -106,6 +101,7 @@ class Recorder:
         up, down = progress.with_bits(self._program.bits(state)).bits
         losses, count = progress.losses, progress.losses_steps
         known = count > 0 and not restarted
+        distance, relative = self._program.consensus(state)
         line = {
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
@@ -113,8 +109,10 @@ class Recorder:
             "loss_discriminator": losses[1] / count if known else None,
             "bits_up": up,
             "bits_down": down,
-            "consensus_distance": self._program.consensus(state),
+            "consensus_distance": distance,
+            "consensus_relative": relative,
             **({"workers": restarted} if restarted else {}),
+            **(self._evaluation.judgement(state) if scored else {}),
         }
         x = self._program.generator(state) if scored else None
         enough = False
@@ -129,7 +127,7 @@ class Recorder:
     def _write(self, line, x):
         """The line, with scores and pictures of the generator `x`; whether to stop."""
         if x is not None:
-            line |= {k: float(v) for k, v in self._evaluate(x).items()}
+            line |= self._evaluation.scores(x)
         path = self._workdir and self._workdir / _METRICS
         self.history.append(write_record(path, line))
         self.headline = {
@@ -143,42 +141,17 @@ class Recorder:
         return bool(enough)
 
     def _draw_pictures(self, directory, step, x):
-        gan, name = self._program.gan, self._dataset.name
-        points = len(gan.sample_shape) == 1
-        count, labels = 1000 if points else _GRID, None
-        if gan.num_classes and not points:  # a column for each class
-            columns = min(gan.num_classes, 10)
-            count, labels = columns**2, np.tile(np.arange(columns), columns)
-        shown = np.asarray(_sample(gan, x, self._key, count, labels))
-        below = np.asarray(self._dataset.train[:2000]) if points else None
+        name, key = self._dataset.name, self._evaluation.key
+        gan, title = self._program.gan, f"{name}, step {step}"
         for file in ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]:
-            title = f"{name}, step {step}"
-            plots.plot_samples(shown, directory / file, below, title)
-        plots.plot_curves(self.history, directory / "curves.png", name)
-
-
-def evaluator(
-    score: Callable[[Any], Mapping[str, float]] | None,
-    gan: models.Gan,
-    key: jax.Array,
-    count: int,
-) -> Callable[[Any], Mapping[str, float]]:
-    """What `score`, if any, says of `count` samples of a generator, as a function."""
-    size = min(count, _SAMPLE_BATCH)
-    if score is None:
-        return lambda x: {}
-
-    def evaluate(x):
-        batches = [
-            np.asarray(_sample(gan, x, jax.random.fold_in(key, i), size))
-            for i in range(-(-count // size))
-        ]
-        return score(np.concatenate(batches)[:count])
-
-    return evaluate
-
-
-_sample = jax.jit(models.sample, static_argnums=(0, 3))
+            draw_samples(gan, x, key, self._dataset, directory / file, title)
+        plots.plot_curves(
+            self.history,
+            directory / "curves.png",
+            name,
+            self._evaluation.floor,
+            self._program.probabilities,
+        )
 
 
 def write_record(

@@ -66,6 +66,7 @@ def test_labels_that_are_no_classes_are_refused(split, labels, message):
     ("fields", "message"),
     [
         ({"test": LEVELS[:, :3]}, r"of one shape, got \(4, 4, 1\) and \(3, 4, 1\)"),
+        ({"class_names": ("a", "b")}, "class_names must be 10 names.*got 2: a, b"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"centers": np.zeros((10, 2)), "std": 1.0}, "centers must be .* for points"),
     ],

@@ -30,6 +30,7 @@ def test_digits_are_scikit_learns():
     assert digits.train.dtype == digits.test.dtype == np.uint8
     assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32
     assert digits.num_classes == 10
+    assert digits.class_names == tuple("0123456789")
     # 0..16 become 17 different levels that span 0..255.
     levels = np.unique(digits.train)
     assert len(levels) == 17
@@ -202,7 +203,7 @@ def own_cache(tmp_path, monkeypatch):
 def test_tfds_images_and_labels(name, prepared, own_cache):
     dataset = data.load(name, prepared)
     assert dataset.name == name
-    assert dataset.num_classes == 10
+    assert dataset.num_classes == len(dataset.class_names) == 10
     assert dataset.sample_shape == SHAPES[name]
     for split in SPLITS:
         images = getattr(dataset, split)
@@ -219,7 +220,7 @@ def test_celeb_a_is_cropped_resized_and_labelled(prepared, own_cache):
     dataset = data.load("celeb_a", prepared)
     assert dataset.train.shape == (7, 64, 64, 3)
     assert dataset.test.shape == (4, 64, 64, 3)
-    assert dataset.num_classes == 2
+    assert dataset.num_classes == len(dataset.class_names) == 2
     found = []
     for image, label in zip(dataset.train, dataset.train_labels, strict=True):
         # The mean of 178 / 64 pixels a side is near the value at the centre.

@@ -219,8 +219,8 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert seen == result.history == records.read_metrics(tmp_path / "metrics.jsonl")
     assert (result.step, result.signal) == (20, None)
     names = {"step", "seconds", "loss_generator", "loss_discriminator"}
-    names |= {"bits_up", "bits_down", "consensus_distance"}
-    scored = {"frechet_distance", "size"}
+    names |= {"bits_up", "bits_down", "consensus_distance", "consensus_relative"}
+    scored = {"frechet_distance", "size", "d_real", "d_fake"}
     assert [set(r) - names for r in seen] == [scored, set(), scored, set(), scored]
     assert all(names <= set(r) for r in seen)
     assert seen[0]["loss_generator"] is None
@@ -232,6 +232,10 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert seen[0]["consensus_distance"] < 1e-6
     assert seen[-1]["consensus_distance"] == pytest.approx(
         float(jaxsp.metrics.consensus_distance(result.state.params)), rel=1e-6
+    )
+    mean_norm = optax.tree.norm(jax.tree.map(lambda x: x.mean(0), result.state.params))
+    assert seen[-1]["consensus_relative"] == pytest.approx(
+        seen[-1]["consensus_distance"] / float(mean_norm), rel=1e-6
     )
     seconds = [r["seconds"] for r in seen]
     assert seconds == sorted(seconds)
