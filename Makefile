@@ -51,7 +51,7 @@ bench: $(VENV)/.gan
 test-lowest: $(VENV)/.all
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
-	$(RUN) -m uv pip install --quiet --resolution=lowest-direct \
+	$(RUN) -m uv pip install --quiet --upgrade --resolution=lowest-direct \
 	    --python=$(VENV)-lowest/bin/python -e ".[all]"
 	# Compiled as users compile: what tests/conftest.py chooses is undone.
 	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" \
