@@ -9,6 +9,7 @@ from jaxsp.distributed.errors import DistributedError
 __all__ = ["ENVIRONMENT", "Place", "place", "split_address"]
 
 ENVIRONMENT = ("JAXSP_COORDINATOR", "JAXSP_NUM_PROCESSES", "JAXSP_PROCESS_ID")
+_STEP = "SLURM_STEP_NUM_TASKS"
 
 
 class Place(NamedTuple):
@@ -87,6 +88,9 @@ def _as_jax_detects(timeout: float) -> Place | None:
             max(int(timeout), 1),
         )
     )
+    # SLURM_NTASKS is the job's, also in an interactive step, which has one task.
+    if count is not None and "OMPI_MCA_orte_hnp_uri" not in os.environ:
+        count = _integer(_STEP, os.environ.get(_STEP, count))
     if coordinator is None or count is None or number is None:
         _check_alone("JAX_COORDINATOR_ADDRESS")
         return None
@@ -111,8 +115,7 @@ def _check_alone(address: str = "") -> None:
     names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
     # The script of a batch job has the variables of its tasks, but is no step.
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        step = "SLURM_STEP_NUM_TASKS"
-        names.append(step if step in os.environ else "SLURM_NTASKS")
+        names.append(_STEP if _STEP in os.environ else "SLURM_NTASKS")
     for name in names:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) > 1:

@@ -144,6 +144,20 @@ def test_slurm_is_detected(bare):
     assert detect.place(None, None, None, 1.0) is None
 
 
+def test_an_interactive_step_of_a_larger_job_is_alone(bare):
+    """Its SLURM_NTASKS is the job's."""
+    values = {"JOB_ID": "5000", "STEP_NODELIST": "n1", "NTASKS": "4", "PROCID": "0"}
+    values |= {"LOCALID": "0", "STEP_ID": "4294967290", "JOB_NAME": "interactive"}
+    for name, value in values.items():
+        bare.setenv(f"SLURM_{name}", value)
+    assert detect.place(None, None, None, 1.0).num_processes == 4
+    bare.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert detect.place(None, None, None, 1.0) is None
+    jaxsp.distributed.initialize()
+    bare.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert detect.place(None, None, None, 1.0).num_processes == 2
+
+
 @pytest.mark.parametrize(
     ("said", "name"),
     [
