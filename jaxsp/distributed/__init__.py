@@ -6,6 +6,7 @@ processes and `jaxsp.Workers` spans them. `ending_together` sees that no process
 for one that is gone.
 """
 
+from jaxsp.distributed.compare import number_options
 from jaxsp.distributed.errors import DistributedError, in_all, raised_in_all
 from jaxsp.distributed.failure import EXIT_CODE, ending_together, lost_peer
 from jaxsp.distributed.start import finalize, initialize
@@ -36,6 +37,7 @@ __all__ = [
     "is_alone",
     "is_main",
     "lost_peer",
+    "number_options",
     "process_count",
     "process_index",
     "process_max",

@@ -9,15 +9,50 @@ from typing import Any
 import jax
 import jaxlib
 
-__all__ = ["describe", "differing_keys", "disagreement"]
+__all__ = ["describe", "differing_keys", "disagreement", "number_options"]
 
-# Settings of JAX with which the same program computes other numbers.
-_OPTIONS = (
+# Options of JAX with which the same program computes other numbers,
+_NUMBERS = (
     "jax_enable_x64",
     "jax_threefry_partitionable",
     "jax_default_prng_impl",
+    "jax_random_seed_offset",
+    "jax_high_dynamic_range_gumbel",
     "jax_default_matmul_precision",
 )
+# and those with which it ends at another place, or is another program.
+_PROGRAM = (
+    "jax_numpy_rank_promotion",
+    "jax_numpy_dtype_promotion",
+    "jax_debug_nans",
+    "jax_debug_infs",
+    "jax_disable_jit",
+)
+# Flags of XLA that a process may have for itself: what it writes down, and how many CPU
+# devices it has, which must be one everywhere.
+_OWN_FLAGS = ("--xla_dump", "--xla_force_host_platform_device_count")
+
+
+def number_options() -> dict[str, str]:
+    """The options of JAX, as they are here and now, that numbers depend on.
+
+    Example:
+      >>> from jaxsp.distributed.compare import number_options
+      >>> number_options()["jax_enable_x64"]
+      'False'
+    """
+    return _options(_NUMBERS)
+
+
+def _options(names: Sequence[str]) -> dict[str, str]:
+    return {name: str(getattr(jax.config, name)) for name in names}
+
+
+def _xla_flags() -> dict[str, str]:
+    """The flags in XLA_FLAGS by name; of one that is given twice the last counts."""
+    given = [f for f in os.environ.get("XLA_FLAGS", "").split() if f[:2] == "--"]
+    flags = (flag.partition("=") for flag in given if not flag.startswith(_OWN_FLAGS))
+    return {name: value for name, _, value in flags}
 
 
 def describe(num_processes: int, settings: Any) -> str:
@@ -48,7 +83,7 @@ def describe(num_processes: int, settings: Any) -> str:
             "jaxlib": jaxlib.version.__version__,
             "jaxsp": jaxsp.__version__,
         },
-        "options": {name: str(getattr(jax.config, name)) for name in _OPTIONS},
+        "options": _options(_NUMBERS + _PROGRAM) | _xla_flags(),
         "settings": settings,
     }
     return json.dumps(said)
@@ -73,7 +108,7 @@ def disagreement(said: Sequence[str]) -> str | None:
     advice = {
         "count": "start all with the same",
         "versions": "install the same versions everywhere",
-        "options": "set JAX alike everywhere",
+        "options": "set JAX and XLA_FLAGS alike everywhere",
         "settings": "start all with the same settings",
     }
     for number, other in enumerate(others, start=1):

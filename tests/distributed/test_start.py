@@ -52,6 +52,10 @@ def said(**changes):
             'has jax_enable_x64="True" where process 0 has jax_enable_x64="False": set',
         ),
         (
+            {"options__--xla_x": "3"},
+            'has --xla_x="3" where process 0 has no --xla_x: set JAX and XLA_FLAGS',
+        ),
+        (
             {"settings__b": {"c": 3}},
             r"has b\.c=3 where process 0 has b\.c=2: start all with the same settings",
         ),
@@ -73,6 +77,40 @@ def test_differences_are_found_by_key_and_kept_short():
     line = compare.disagreement([compare.describe(2, c) for c in (ours, theirs)])
     assert "and 3 more" in line
     assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "computes"),
+    [
+        ("enable_x64", True, True),
+        ("threefry_partitionable", False, True),
+        ("default_prng_impl", "rbg", True),
+        ("default_matmul_precision", "highest", True),
+        ("numpy_rank_promotion", "raise", False),
+        ("numpy_dtype_promotion", "strict", False),
+        ("debug_nans", True, False),
+    ],
+)
+def test_options_of_jax_are_compared_as_they_are_now(option, value, computes):
+    """And those on which numbers depend are part of a run."""
+    before, numbers = compare.describe(2, None), compare.number_options()
+    with getattr(jax, option)(value):
+        found = compare.disagreement([before, compare.describe(2, None)])
+        assert f'has jax_{option}="{value}" where process 0 has jax_{option}=' in found
+        now = compare.number_options()
+    changed = {name for name in now if now[name] != numbers[name]}
+    assert changed == ({f"jax_{option}"} if computes else set())
+
+
+def test_flags_of_xla_are_compared_but_for_what_they_write(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b --xla_a=2")
+    one = compare.describe(2, None)
+    own = "--xla_dump_to=/there --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_b  {own} --xla_a=2")
+    assert compare.disagreement([one, compare.describe(2, None)]) is None
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b")
+    found = compare.disagreement([one, compare.describe(2, None)])
+    assert 'has --xla_a="1" where process 0 has --xla_a="2": set JAX and' in found
 
 
 def test_the_settings_are_json():

@@ -105,6 +105,7 @@ def open_run(
                 progress = progress._replace(bits_before=progress.bits, **workers)
         with distributed.raise_together():
             if main:
+                directory.note_changes(workdir, free)
                 directory.write_config(workdir, settings, free)
                 if restarted:
                     note = f"{program.restart_note}; the data are divided anew."

@@ -4,6 +4,7 @@ It holds `config.json` (what the run is), `metrics.jsonl`, pictures, and `checkp
 """
 
 import json
+import logging
 import os
 import pathlib
 import secrets
@@ -20,11 +21,13 @@ __all__ = [
     "check_directory",
     "check_settings",
     "check_shared",
+    "note_changes",
     "read_settings",
     "write_config",
 ]
 
 CONFIG = "config.json"
+_log = logging.getLogger(__name__)
 _PATIENCE = 5.0  # seconds
 # What a run writes. A directory that holds any of these belongs to a run.
 _RUN_FILES = (CONFIG, "checkpoints", "metrics.jsonl", "samples.png", "curves.png")
@@ -119,15 +122,32 @@ def check_shared(workdir: pathlib.Path) -> None:
         raise distributed.in_all(error)
 
 
-def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
-    """The settings in `config.json`; a WorkdirError if they cannot be read."""
+def read_settings(workdir: pathlib.Path, part: str = "settings") -> dict[str, Any]:
+    """A part of `config.json`; a WorkdirError if it cannot be read."""
     try:
-        return dict(json.loads((workdir / CONFIG).read_text())["settings"])
+        return dict(json.loads((workdir / CONFIG).read_text())[part])
     except (OSError, ValueError, KeyError, TypeError):
         raise WorkdirError(
             f"{workdir} holds no readable {CONFIG}, so there is no telling which run "
             "this is: choose another directory."
         ) from None
+
+
+def note_changes(workdir: pathlib.Path, free: Mapping[str, Any]) -> None:
+    """Say in one line which texts in `free`, of version and device, are others now."""
+    before = read_settings(workdir, "free")
+    changed = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in free.items()
+        if isinstance(value, str) and before.get(name, value) != value
+    ]
+    if changed:
+        _log.warning(
+            "%s goes on with %s: its numbers may differ from those of a run without a "
+            "break, in rounding or more.",
+            workdir,
+            ", ".join(changed),
+        )
 
 
 def write_config(

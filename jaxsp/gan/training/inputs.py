@@ -37,6 +37,7 @@ def prepare(
         "workers": (program.workers.count, program.workers.axis_name),
         "parts": list(parts),
         "dataset": (dataset.train.shape, np.asarray(dataset.train_labels)),
+        **distributed.number_options(),
     }
     distributed.check_same("train", {**others, **said})
     with distributed.raise_together():

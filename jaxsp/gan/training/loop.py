@@ -262,6 +262,7 @@ def _settings(program, config, shares, sizes):
     settings = {
         **config.description,
         **program.settings,
+        **distributed.number_options(),
         "batch_size": program.batch_size,
         "seed": config.seed,
         "eval_samples": config.eval_samples,
@@ -269,4 +270,6 @@ def _settings(program, config, shares, sizes):
         "conditional": bool(program.gan.num_classes),
         "data_crc32": inputs.checksum(shares, sizes, program.workers),
     }
-    return settings, {name: getattr(config, name) for name in ("steps", *_GRID)}
+    free = {name: getattr(config, name) for name in ("steps", *_GRID)}
+    platform = program.workers.devices[0].platform
+    return settings, {**free, "jax": jax.__version__, "platform": platform}

@@ -493,8 +493,34 @@ def test_another_run_is_never_touched(fit, tmp_path, mixture):
         with pytest.raises(checkpoint.WorkdirError, match=message):
             fit(workdir=tmp_path, **kwargs)
         assert contents(tmp_path) == files
+    for option, value in (
+        ("threefry_partitionable", False),
+        ("default_prng_impl", "rbg"),
+        ("enable_x64", True),
+        ("default_matmul_precision", "highest"),
+    ):
+        message = f"jax_{option} is '{value}' now and '"
+        with (
+            getattr(jax, option)(value),
+            pytest.raises(checkpoint.WorkdirError, match=message),
+        ):
+            fit(workdir=tmp_path, resume=True)
+        assert contents(tmp_path) == files
     # What does not touch the trajectory may change.
     fit(config(steps=25, log_every=1, eval_every=3), workdir=tmp_path, resume=True)
+
+
+def test_another_version_of_jax_is_noted(fit, tmp_path, caplog):
+    fit(config(steps=10), workdir=tmp_path)
+    with caplog.at_level("WARNING", "jaxsp.gan"):
+        fit(config(steps=11), workdir=tmp_path, resume=True)
+        assert not caplog.messages
+        path = tmp_path / "config.json"
+        path.write_text(path.read_text().replace(f'"{jax.__version__}"', '"0.9.1"'))
+        fit(config(steps=12), workdir=tmp_path, resume=True)
+    (line,) = caplog.messages
+    said = f"goes on with jax 0.9.1 -> {jax.__version__}: its numbers may differ"
+    assert said in line
 
 
 @pytest.mark.parametrize(
