@@ -179,10 +179,10 @@ def _crc32(value):
 
 
 class Signals:
-    """SIGINT and SIGTERM, seen by all processes when they agree, and not before.
+    """SIGINT, SIGTERM and SIGHUP, seen by all processes when they agree, not before.
 
-    As a context manager it takes the signals; a second SIGINT interrupts the process
-    that it reaches.
+    As a context manager it takes the signals, but for those that are ignored, as SIGHUP
+    is under nohup; a second SIGINT interrupts the process that it reaches.
     """
 
     def __init__(self):
@@ -194,9 +194,10 @@ class Signals:
     def __enter__(self) -> "Signals":
         # Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            self._before = {n: signal.getsignal(n) for n in numbers}
-            for number in numbers:
+            numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            found = {n: signal.getsignal(n) for n in numbers}
+            self._before = {n: old for n, old in found.items() if old != signal.SIG_IGN}
+            for number in self._before:
                 signal.signal(number, self._handle)
         return self
 

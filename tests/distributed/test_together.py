@@ -88,7 +88,7 @@ def test_the_first_process_that_failed_says_why(
     assert sent == [texts[1]]
 
 
-def test_signals_are_seen_when_all_agree(three):
+def test_signals_are_seen_when_all_agree(three, terminal):
     with distributed.Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.seen is None
@@ -98,6 +98,24 @@ def test_signals_are_seen_when_all_agree(three):
         three += [[[0, -1], [0, -1]]]
         signals.agree([1])
         assert signals.seen == signal.SIGINT
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGHUP under nohup; what has a handler gets it back."""
+    heard = signal.signal(signal.SIGTERM, lambda *_: None)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        with distributed.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signals.seen is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.seen == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+        signal.signal(signal.SIGHUP, ignored)
 
 
 def test_what_differs_is_named(three):

@@ -1,9 +1,9 @@
 r"""Train a GAN on several workers that each hold a part of the data.
 
 A run leaves its settings, metrics.jsonl, pictures and checkpoints in --workdir, which
-in many processes must be a directory that all of them see. Ctrl-C and SIGTERM end it
-with a checkpoint (exit code 130 or 143); --resume goes on from there and gives the same
-numbers as a run that was never interrupted.
+in many processes must be a directory that all of them see. Ctrl-C, SIGTERM and SIGHUP
+end it with a checkpoint (exit code 130, 143 or 129); --resume goes on from there and
+gives the same numbers as a run that was never interrupted.
 
 Examples:
   python -m jaxsp.gan.train --dataset=digits --method=dp_oadam --topology=ring

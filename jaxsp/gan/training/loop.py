@@ -131,8 +131,9 @@ def train(
     are means of probabilities of being real where the losses take outputs for logits
     (`Losses.reads`), and else of the outputs themselves.
 
-    SIGINT (Ctrl-C) and SIGTERM let the steps in flight finish, write a checkpoint and
-    return; a second Ctrl-C raises KeyboardInterrupt at once.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP, unless they are ignored, let the steps in
+    flight finish, write a checkpoint and return; a second Ctrl-C raises
+    KeyboardInterrupt at once.
 
     Over many processes all must call it with the same arguments, and `workdir` must be
     a directory that all see, which is where each writes its workers' part of a

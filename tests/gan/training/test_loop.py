@@ -391,8 +391,8 @@ def test_a_finished_run_is_resumed_without_a_change(fit, tmp_path):
 # ------------------------------------------------------------------ how it ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number, terminal):
     handlers = tuple(map(signal.getsignal, (signal.SIGTERM, signal.SIGINT)))
 
     def stop(record):
@@ -409,15 +409,7 @@ def test_a_signal_ends_with_a_checkpoint(fit, tmp_path, number):
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
 
 
-@pytest.fixture
-def default_interrupt():
-    """Ctrl-C as in a terminal; a shell makes what it runs behind ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_interrupt_ends_at_once(fit, default_interrupt):
+def test_a_second_interrupt_ends_at_once(fit, terminal):
     def stop(record):
         if record["step"] == 5:
             os.kill(os.getpid(), signal.SIGINT)
