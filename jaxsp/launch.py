@@ -13,6 +13,7 @@ On Linux the processes die with the launcher, however it ends.
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -109,6 +110,8 @@ def launch(command: Sequence[str], count: int, resume_command: str) -> int:
         return code
     finally:
         _signal(processes, signal.SIGKILL)
+        for process in processes:
+            process.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -156,11 +159,14 @@ def _prefix(number: int, pipe, target) -> None:
             target.flush()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"jaxsp.launch: {message.rstrip('.')}; see --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxsp.launch", description=str(__doc__).splitlines()[0]
-    )
+    parser = _Parser("python -m jaxsp.launch", description=str(__doc__).splitlines()[0])
     parser.add_argument("-n", type=int, required=True, help="how many processes")
     parser.add_argument("-m", action="store_true", help="SCRIPT is a module's name")
     # One word, and whatever follows it.
@@ -174,8 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"-n must be at least 1 process, got {options.n}.")
     if not options.m and not os.path.exists(program[0]):
         parser.error(f"there is no script {program[0]!r}.")
+    if options.m and not importlib.util.find_spec(program[0].partition(".")[0]):
+        parser.error(f"there is no module {program[0]!r}.")
     again = shlex.join([sys.executable, "-m", "jaxsp.launch", *given])
-    return launch([sys.executable, *["-m"] * options.m, *program], options.n, again)
+    command = [sys.executable, *["-m"] * options.m, *program]
+    try:
+        return launch(command, options.n, again)
+    except OSError as error:
+        parser.error(f"-n {options.n}: cannot start as many ({error.strerror}).")
 
 
 if __name__ == "__main__":

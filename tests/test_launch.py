@@ -82,10 +82,43 @@ def test_the_exit_code_is_of_the_first_that_failed(run):
     assert err == ["jaxsp.launch: process 0 was ended by SIGKILL"]
 
 
-def test_what_does_not_exist_is_named(capfd):
-    with pytest.raises(SystemExit):
-        launch.main(["-n", "2", "no-such.py"])
-    assert "error: there is no script 'no-such.py'." in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", "the following arguments are required: -n, script"),
+        ("-n 2", "the following arguments are required: script"),
+        ("-n 0 x.py", "-n must be at least 1 process, got 0"),
+        ("-n two x.py", "argument -n: invalid int value: 'two'"),
+        ("-n 2 no-such.py", "there is no script 'no-such.py'"),
+        ("-n 2 -m no.such", "there is no module 'no.such'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capfd, words, line):
+    with pytest.raises(SystemExit) as ended:
+        launch.main(words.split())
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == f"jaxsp.launch: {line}; see --help\n"
+
+
+def test_too_many_processes_are_none(capfd, monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            if started:
+                raise OSError(24, "Too many open files")
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            super().__init__(*args, **options | silent)
+            started.append(self.pid)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["-n", "2", str(CHILD), "sleep"])
+    assert ended.value.code == 2
+    line = "-n 2: cannot start as many (Too many open files); see --help"
+    assert capfd.readouterr().err == f"jaxsp.launch: {line}\n"
+    monkeypatch.undo()
+    assert all_end(started)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -112,9 +145,6 @@ def test_the_command_line_passes_arguments_on(run, capfd, monkeypatch):
     (line,) = capfd.readouterr().out.splitlines()
     command = r"\S+ -m jaxsp.launch -n 1 -m tests.processes.child environment -n"
     assert re.fullmatch(rf"\[0\] 127.*\|{command}\|\['-n'\]", line)
-    with pytest.raises(SystemExit):
-        launch.main(["-n", "0", str(CHILD)])
-    assert "-n must be at least 1 process, got 0" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("first", [[], ["--"]])
