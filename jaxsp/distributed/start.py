@@ -52,8 +52,9 @@ def initialize(
         lost.
 
     Raises:
-      DistributedError: if process 0 cannot be reached; in every process, with one line,
-        if one has another process count, other settings, options of JAX, or versions of
+      DistributedError: if process 0 cannot be reached, or its port is taken; if this
+        machine's name has no address; in every process, with one line, if one has
+        another process count, other settings, options of JAX, XLA_FLAGS, or versions of
         Python, jax, jaxlib or jaxsp; if called twice; if the environment says that
         there are several processes, but not where.
       RuntimeError: if this process has used JAX's devices already.
@@ -75,8 +76,11 @@ def initialize(
         raise DistributedError("jaxsp.distributed.initialize must be called once.")
     described = compare.describe(place.num_processes, settings)
     host, port = detect.split_address(place.coordinator)
+    _check_name()
     if place.process_id:
         _reach(host, port, place.process_id, initialization_timeout)
+    elif "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port(host, port)
     # JAX's client waits in C++, and aborts with a stack trace when its time is over.
     late = threading.Timer(
         initialization_timeout, _nobody_came, [place, initialization_timeout]
@@ -134,13 +138,63 @@ def _reach(host: str, port: int, process_id: int, timeout: float) -> None:
             time.sleep(min(0.1, timeout))
 
 
+def _check_name() -> None:
+    """Raise where this machine's name has no address here, at which gloo listens."""
+    import socket
+
+    config: Any = jax.config
+    by_mpi = config.jax_cpu_collectives_implementation == "mpi"
+    if by_mpi or "cpu" not in (config.jax_platforms or "cpu"):
+        return
+    name, why = socket.gethostname(), None
+    try:
+        addresses = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        for family, kind, _, _, address in addresses:
+            try:
+                with socket.socket(family, kind) as probe:
+                    probe.bind(address)
+                return
+            except OSError as error:
+                why = error
+    except OSError as error:
+        why = error
+    raise DistributedError(
+        f"the name of this machine, {name}, has no address at which it can listen "
+        f"({why and (why.strerror or why)}), and JAX's processes on CPUs find each "
+        f"other by it: write its address and {name} on a line of /etc/hosts, where all "
+        f"processes are on this machine 127.0.0.1 {name}."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise where somebody listens where JAX's service is to, which would join it."""
+    import socket
+
+    here = host if _is_loopback(host) else ""
+    family = socket.AF_INET6 if ":" in here else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((here, port))
+        except OSError as error:
+            raise DistributedError(
+                f"process 0 cannot listen at port {port} ({error.strerror or error}): "
+                "give all processes a coordinator with another port, and each run its "
+                "own."
+            ) from None
+
+
 def _nobody_came(place: detect.Place, timeout: float) -> None:
     leave(
         2,
         f"jaxsp: process {place.process_id} did not meet all {place.num_processes} "
         f"processes at {place.coordinator} within {timeout:g} s: start one process for "
         f"each process_id from 0 to {place.num_processes - 1}, with the same "
-        "coordinator and num_processes.",
+        "coordinator, num_processes and kind of devices.",
     )
 
 
@@ -153,12 +207,11 @@ def _start_jax(
     # Its service takes SIGTERM from the process, and knows neither Ctrl-C nor a run of
     # one process; `Signals` does.
     jax.config.update("jax_enable_preemption_service", False)
-    # gRPC would go through a proxy even to this machine; JAX only warns of it.
+    # gRPC would go through grpc_proxy, https_proxy or http_proxy even to this machine;
+    # JAX only warns of it.
     direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112
-    if any(name.lower() == "http_proxy" for name in os.environ):
-        os.environ["no_grpc_proxy"] = f"{direct},{host}".lstrip(",")  # noqa: SIM112
+    os.environ["no_grpc_proxy"] = f"{direct},{host}".lstrip(",")  # noqa: SIM112
     jax.config.update("jax_check_proxy_envs", False)
-    loopback = host == "localhost" or host == "::1" or host.startswith("127.")
     jax.distributed.initialize(
         place.coordinator,
         place.num_processes,
@@ -168,7 +221,7 @@ def _start_jax(
         initialization_timeout=int(timeout) + 30,  # after our own
         heartbeat_timeout_seconds=int(heartbeat),
         shutdown_timeout_seconds=3 * int(heartbeat),
-        coordinator_bind_address=place.coordinator if loopback else None,
+        coordinator_bind_address=place.coordinator if _is_loopback(host) else None,
     )
 
 

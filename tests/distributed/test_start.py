@@ -273,6 +273,45 @@ def test_a_coordinator_that_is_not_there_is_one_line(host, why):
 
 
 @pytest.mark.parametrize(
+    "found",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.7", 0))],
+    ],
+)
+def test_a_machine_whose_name_has_no_address_here_is_named(monkeypatch, found):
+    def getaddrinfo(*given, **options):
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    said = r"^the name of this machine, node7, has no address .*\((Name|Cannot).*\), .*"
+    with pytest.raises(
+        DistributedError, match=said + r"a line of /etc/hosts.* node7\."
+    ):
+        jaxsp.distributed.initialize("127.0.0.1:1", 2, 1)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "node7"])
+def test_a_port_that_is_taken_is_one_line(host):
+    """Also where JAX's service of another run would share it."""
+    everywhere = host == "node7"
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("" if everywhere else host, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = (
+            rf"process 0 cannot listen at port {port} \(Address already in use\): give"
+        )
+        with pytest.raises(DistributedError, match=said):
+            jaxsp.distributed.initialize(f"{host}:{port}", 2, 0)
+
+
+@pytest.mark.parametrize(
     ("error", "lost"),
     [
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
@@ -310,7 +349,10 @@ class Processes:
         address = f"127.0.0.1:{free_port()}"
         base = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         base["PYTHONPATH"] = str(LOOP.parents[2])
-        base |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        base |= {
+            f"{of}_proxy": "http://127.0.0.1:9" for of in ("http", "https", "grpc")
+        }
+        base |= {"no_proxy": ""}
         self.files = [folder / f"{i}.txt" for i in range(count)]
         self.all = []
         for number, path in enumerate(self.files):
