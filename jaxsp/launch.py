@@ -2,7 +2,8 @@
 
 `python -m jaxsp.launch -n 4 train.py --steps=100` runs `train.py --steps=100` in four
 processes, in which `jaxsp.distributed.initialize()` finds the others; `-m` and the name
-of a module run a module. Every line of output begins with the number of its process.
+of a module run a module. Every line of output begins with the number of its process;
+the greetings of gloo, a line for each connection, are left out.
 
 When a process fails, a line says which and how, and the others get five seconds to end
 by themselves; then SIGTERM, and five seconds later SIGKILL. The exit code is that of
@@ -28,6 +29,7 @@ from typing import Any
 
 __all__ = ["environment", "launch", "main"]
 
+_GREETING = re.compile(r"\[Gloo\] Rank \d+ is connected to \d+ peer ranks")
 _GRACE = 5.0  # seconds to end by oneself after a failure, and again after SIGTERM
 # A process that asks Linux for SIGKILL when its parent ends (PR_SET_PDEATHSIG, 1), and
 # then becomes the command. Popen's preexec_fn would fork with the launcher's threads.
@@ -155,6 +157,8 @@ def _prefix(number: int, pipe, target) -> None:
     """Write each line with the number of its process."""
     with pipe, contextlib.suppress(BrokenPipeError):  # whoever read the output is gone
         for line in pipe:
+            if _GREETING.match(line):
+                continue
             target.write(f"[{number}] {line}" + ("" if line.endswith("\n") else "\n"))
             target.flush()
 

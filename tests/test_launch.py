@@ -49,6 +49,7 @@ def pids(lines):
 
 
 def test_lines_begin_with_the_number_of_their_process(run):
+    """All but those by which gloo greets."""
     code, out, err = run(2, "talk")
     assert code == 0
     assert out == [f"[{i}] {line}" for i in (0, 1) for line in ("no end", "one", "two")]

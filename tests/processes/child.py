@@ -8,6 +8,7 @@ import time
 event = sys.argv[1]
 number = int(os.environ["JAXSP_PROCESS_ID"])
 if event == "talk":
+    print("[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of ... is : 3")
     print("one\ntwo")
     print("wrong", file=sys.stderr)
     sys.stdout.write("no end")

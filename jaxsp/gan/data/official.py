@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsp.gan import bars
+
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 
 _NETWORK_SECONDS = 4.0  # how long the host of a file may take to answer
@@ -82,6 +84,9 @@ def _download(name: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
             f"machine with a network into {manual}; or set data_dir to where TFDS has "
             f"prepared {name}."
         )
+    if missing and not bars.has_bars():  # those of TFDS rewrite their lines
+        tfds.disable_progress_bar()
+        bars.say(f"downloading {name}: {', '.join(missing)}")
     try:
         manager = tfds.download.DownloadManager(
             download_dir=root / "downloads",

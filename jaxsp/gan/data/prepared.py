@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsp.gan import bars
+
 _SHAPES = {
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
@@ -98,7 +100,6 @@ def _read_split(name, split, builder, shards: dict[Any, int]):
     """Images and labels of a split that lies in shards of such lengths."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_data_source import ArrayRecordDataSource
-    from tqdm import tqdm
 
     for path, length in shards.items():
         if not path.exists():
@@ -114,7 +115,8 @@ def _read_split(name, split, builder, shards: dict[Any, int]):
     )
     images = np.empty((len(source), *_SHAPES[name]), np.uint8)
     labels = np.empty(len(source), np.int32)
-    with tqdm(total=len(source), desc=f"{name} {split}", delay=1, mininterval=1) as bar:
+    bar = bars.ProgressBar(len(source), f"{name} {split}")
+    with contextlib.closing(bar):
         start = 0
         for path, length in shards.items():
             for first in range(start, start + length, 1000):
@@ -125,7 +127,7 @@ def _read_split(name, split, builder, shards: dict[Any, int]):
                         images[row] = _pixels(name, example["image"])
                         found = example["attributes"] if name == "celeb_a" else example
                         labels[row] = found["Male" if name == "celeb_a" else "label"]
-                bar.update(len(rows))
+                bar.update(rows.stop)
             start += length
     return images, labels
 

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from tqdm import tqdm
 
 from jaxsp.gan import command, data, models, scores
+from jaxsp.gan.bars import track
 from jaxsp.gan.command import BadFlagError, flag, naming
 from jaxsp.gan.files import replacing
 from jaxsp.gan.training import checkpoint
@@ -197,7 +197,7 @@ def _samples(gan, x, config: Config, progress: bool) -> Iterator[np.ndarray]:
     sample = jax.jit(models.sample, static_argnums=(0, 3))
     key, size = jax.random.key(config.seed), config.batch_size
     starts = range(0, config.samples, size)
-    for i, start in enumerate(tqdm(starts, "batches of samples", disable=not progress)):
+    for i, start in enumerate(track(starts, "batches of samples", enabled=progress)):
         batch = sample(gan, x, jax.random.fold_in(key, i), size)
         yield np.asarray(batch, np.float32)[: config.samples - start]
 

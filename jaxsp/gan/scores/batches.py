@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+
+from jaxsp.gan.bars import track
 
 __all__ = ["BLOCK", "apply_to_images", "blocks"]
 
@@ -48,7 +49,7 @@ def apply_to_images(
     maps a batch to an array, or a tuple of arrays, with a row an image.
     """
     size, found = min(size, len(images)), []
-    for start in tqdm(range(0, len(images), size), title, disable=not progress):
+    for start in track(range(0, len(images), size), title, enabled=progress):
         batch = np.asarray(images[start : start + size])
         _check_levels(batch)
         spare = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)

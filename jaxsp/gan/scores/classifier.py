@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import traverse_util
-from tqdm import tqdm
 
 from jaxsp.gan import data
+from jaxsp.gan.bars import track
 from jaxsp.gan.models import halvings, strided_conv
 from jaxsp.gan.scores import cache
 from jaxsp.gan.scores.batches import apply_to_images
@@ -143,7 +143,7 @@ def _train(params, dataset, progress):
 
     state, rng = optimizer.init(params), np.random.default_rng(0)
     title = f"training the classifier of {dataset.name} (once)"
-    for _ in tqdm(range(_STEPS), title, disable=not progress, mininterval=1.0):
+    for _ in track(range(_STEPS), title, enabled=progress):
         batch = rng.integers(len(dataset.train), size=_BATCH)
         images, labels = dataset.train[batch], dataset.train_labels[batch]
         params, state = step(params, state, images, labels)

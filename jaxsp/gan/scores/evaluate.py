@@ -7,9 +7,9 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxsp.gan import data
+from jaxsp.gan.bars import track
 from jaxsp.gan.scores import cache
 from jaxsp.gan.scores import inception as network
 from jaxsp.gan.scores.batches import BLOCK, blocks
@@ -280,7 +280,7 @@ def evaluator(
 
         def make():
             found, parts = Statistics(len(images)), blocks(images, images.shape[1:])
-            for part in tqdm(parts, title, number, disable=not progress, delay=1):
+            for part in track(parts, title, number, progress):
                 found.add(extract(part))
             _, mean, scatter = found.moments
             return {"mean": mean, "scatter": scatter, "kept": found.kept}

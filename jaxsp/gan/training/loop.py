@@ -21,11 +21,12 @@ import numpy as np
 from jaxsp import distributed
 from jaxsp._arguments import check_count
 from jaxsp.gan import data
+from jaxsp.gan.bars import ProgressBar
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import checkpoint, inputs
 from jaxsp.gan.training.evaluation import Evaluation
 from jaxsp.gan.training.flights import Flights, first_not_finite
-from jaxsp.gan.training.records import ProgressBar, Recorder
+from jaxsp.gan.training.records import Recorder
 
 __all__ = ["Result", "TrainConfig", "TrainingDivergedError", "train"]
 
@@ -85,6 +86,14 @@ class Result(NamedTuple):
     step: int
     signal: signal.Signals | None
     files: tuple[pathlib.Path, ...]
+
+    def __repr__(self) -> str:
+        ended = "" if self.signal is None else f", signal={self.signal.name}"
+        where = f" in {self.files[0].parent}" if self.files else ""
+        return (
+            f"Result(step={self.step}{ended}, {len(self.history)} records, "
+            f"{len(self.files)} files{where})"
+        )
 
 
 class TrainingDivergedError(FloatingPointError):
@@ -200,7 +209,7 @@ def train(
         step, enough = progress.step, False
         recorder = Recorder(program, dataset, evaluation, callback, workdir, step)
         shown = config.progress and distributed.is_main()
-        bar = ProgressBar(config.steps, step, enabled=shown)
+        bar = ProgressBar(config.steps, start=step, enabled=shown, each_tenth=True)
         stack.callback(bar.close)
         signals = stack.enter_context(distributed.Signals())
         flights = Flights(program, data_of_workers, train_key, signals)
@@ -226,7 +235,7 @@ def train(
             if saves:
                 _save(program, state, progress, checkpoints)
             x, y = losses[:, -1].mean(axis=0)
-            bar.update(step, loss_G=x, loss_D=y, **recorder.headline)
+            bar.update(step, G=x, D=y, **recorder.headline)
         _save(program, state, progress, checkpoints)
         return Result(
             state,

@@ -5,18 +5,14 @@ written. Lines are appended to the file of metrics one at a time.
 """
 
 import contextlib
-import io
 import json
 import math
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from jaxsp import distributed
 from jaxsp.gan import data
@@ -28,7 +24,6 @@ from jaxsp.gan.training.evaluation import Evaluation, draw_samples
 from jaxsp.gan.training.progress import Progress
 
 __all__ = [
-    "ProgressBar",
     "Recorder",
     "keep_records",
     "read_metrics",
@@ -36,9 +31,9 @@ __all__ = [
 ]
 
 _METRICS = "metrics.jsonl"
-# Of these scores those that there are stand beside the losses, so called.
-_HEADLINE = {"high_quality": "on_modes", "modes_covered": "modes"}
-_HEADLINE |= {"frechet_distance": "FD", "fid": "FID"}
+# Of these scores the first two that there are stand beside the losses, so called.
+_HEADLINE = {"modes_covered": "modes", "high_quality": "HQ"}
+_HEADLINE |= {"fid": "FID", "frechet_distance": "FD"}
 
 
 class Recorder:
@@ -51,7 +46,7 @@ class Recorder:
 
     Attributes:
       history: all records; none but in process 0.
-      headline: the last scores to show beside the losses, by name and step.
+      headline: the last scores to show beside the losses, by name.
     """
 
     def __init__(
@@ -130,11 +125,9 @@ class Recorder:
             line |= self._evaluation.scores(x)
         path = self._workdir and self._workdir / _METRICS
         self.history.append(write_record(path, line))
-        self.headline = {
-            f"{short}@{line['step']}": line[name]
-            for name, short in _HEADLINE.items()
-            if line.get(name) is not None
-        } or self.headline
+        known = [name for name in _HEADLINE if line.get(name) is not None]
+        found = {_HEADLINE[name]: line[name] for name in known[:2]}
+        self.headline = found or self.headline
         enough = self._callback is not None and self._callback(dict(line))
         if x is not None and self._workdir is not None:
             self._draw_pictures(self._workdir, line["step"], x)
@@ -194,34 +187,3 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
-
-
-class ProgressBar:
-    """Progress from step `start` to `total` on standard error, if `enabled`.
-
-    On a terminal it is a bar, elsewhere a line now and then.
-    """
-
-    def __init__(self, total: int, start: int = 0, enabled: bool = True):
-        self._lines = enabled and not sys.stderr.isatty()
-        self._tenth = (total - start) / 10
-        self._said, self._said_at = start, time.monotonic()
-        shown: dict[str, Any] = {"dynamic_ncols": True, "disable": not enabled}
-        if self._lines:  # the bar only makes the text
-            text = "step {n}/{total}, {elapsed}, {remaining} left{postfix}"
-            shown = {"file": io.StringIO(), "mininterval": math.inf, "bar_format": text}
-        self._bar = tqdm.tqdm(total=total, initial=start, unit="step", **shown)
-
-    def update(self, step: int, **numbers: float) -> None:
-        """Show that `step` is reached, and the numbers given by name."""
-        bar, now = self._bar, time.monotonic()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False)
-        bar.update(step - bar.n)
-        tenth = step - self._said >= self._tenth
-        if self._lines and (tenth or step == bar.total or now - self._said_at >= 30):
-            print(bar, file=sys.stderr, flush=True)
-            self._said, self._said_at = step, now
-
-    def close(self) -> None:
-        """Leave the bar as it is and go to the next line."""
-        self._bar.close()

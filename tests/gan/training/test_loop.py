@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 
 import jaxsp
-from jaxsp.gan import data, losses, md_gan, models, step
+from jaxsp.gan import bars, data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
 from jaxsp.gan.training import checkpoint, flights, loop, plots, records
 
@@ -218,6 +218,8 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert [r["step"] for r in seen] == [0, 5, 10, 15, 20]
     assert seen == result.history == records.read_metrics(tmp_path / "metrics.jsonl")
     assert (result.step, result.signal) == (20, None)
+    where = f"{len(os.listdir(tmp_path))} files in {tmp_path}"
+    assert repr(result) == f"Result(step=20, 5 records, {where})"
     names = {"step", "seconds", "loss_generator", "loss_discriminator"}
     names |= {"bits_up", "bits_down", "consensus_distance", "consensus_relative"}
     scored = {"frechet_distance", "size", "d_real", "d_fake"}
@@ -661,7 +663,7 @@ def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch
         if step == 15:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(records.ProgressBar, "update", update)
+    monkeypatch.setattr(bars.ProgressBar, "update", update)
     result = fit(config(log_every=15), workdir=tmp_path)
     assert (result.step, result.signal) == (15, signal.SIGTERM)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:

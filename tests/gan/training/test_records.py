@@ -1,10 +1,6 @@
-"""Metrics files and progress."""
+"""Metrics files."""
 
-import io
 import json
-import sys
-
-import pytest
 
 from jaxsp.gan.training import records
 
@@ -36,34 +32,3 @@ def test_a_file_goes_on_from_the_records_that_are_kept(tmp_path):
     assert kept == [{"step": 0}, {"step": 5}]
     records.write_record(path, {"step": 7})
     assert path.read_text() == '{"step": 0}\n{"step": 5}\n{"step": 7}\n'
-
-
-def shown(monkeypatch, is_terminal, total, start=0, enabled=True):
-    """What a progress bar writes."""
-    stream = io.StringIO()
-    stream.isatty = lambda: is_terminal
-    monkeypatch.setattr(sys, "stderr", stream)
-    progress = records.ProgressBar(total, start, enabled)
-    for step in range(start + 1, total + 1):
-        progress.update(step, loss_G=0.5)
-    progress.close()
-    return stream.getvalue()
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch):
-    last = shown(monkeypatch, True, total=40, start=10).split("\r")[-1]
-    assert "40/40" in last
-    assert "loss_G=0.500" in last
-
-
-def test_progress_is_a_line_a_tenth_elsewhere(monkeypatch):
-    lines = shown(monkeypatch, False, total=100).splitlines()
-    assert [line.split(",")[0] for line in lines] == [
-        f"step {step}/100" for step in range(10, 101, 10)
-    ]
-    assert all("left, loss_G=0.500" in line for line in lines)
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_progress_can_be_silent(monkeypatch, is_terminal):
-    assert shown(monkeypatch, is_terminal, total=2, enabled=False) == ""
