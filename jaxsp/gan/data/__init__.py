@@ -3,6 +3,7 @@
 from jaxsp.gan.data import partition
 from jaxsp.gan.data.dataset import Dataset, to_uint8, to_unit
 from jaxsp.gan.data.datasets import NAMES, cache_dir, draw, load
+from jaxsp.gan.data.outline import outline
 
 __all__ = [
     "NAMES",
@@ -10,6 +11,7 @@ __all__ = [
     "cache_dir",
     "draw",
     "load",
+    "outline",
     "partition",
     "to_uint8",
     "to_unit",

@@ -6,6 +6,7 @@ downloaded on first use. Their arrays are kept in `cache_dir()`, in files that a
 mapped into memory: a process reads only what it uses.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -182,13 +183,9 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
 
 def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
     """A data set of real images, from the cache if it was read from there before."""
-    named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(named).expanduser().absolute()
-    directory = prepared.find(name, root)
+    root, directory, cache = _places(name, data_dir)
     if directory is None and name not in official.NAMES:
         raise FileNotFoundError(prepared.how_to_prepare(name, root))
-    source = prepared.fingerprint(directory) if directory else "official"
-    cache = cache_dir() / f"{name}-{source}-{_FORMAT}"
     arrays = _read_cache(cache)
     if arrays is None:
         if directory is None and not download:
@@ -201,10 +198,36 @@ def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Da
         reader = prepared.read if directory else official.read
         read = reader(name, directory or root)
         arrays = _map(cache) if _write_cache(cache, read) else read
-    classes = 2 if name == "celeb_a" else 10
     names = tuple(_CLASSES[name].split(",")) if name in _CLASSES else ()
     own: Any = {"data_dir": str(root), "class_names": names}
-    return Dataset(name, *arrays, num_classes=classes, **own)
+    return Dataset(name, *arrays, num_classes=number_of_classes(name), **own)
+
+
+def number_of_classes(name: str) -> int:
+    """Of a data set of real images."""
+    return 2 if name == "celeb_a" else 10
+
+
+def cached_labels(
+    name: str, data_dir: str | os.PathLike | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The labels of both splits of real images, if they have been read before."""
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        *_, cache = _places(name, data_dir)
+        train, test = (
+            np.load(cache / f"{n}.npy") for n in ("train_labels", "test_labels")
+        )
+        return train, test
+    return None
+
+
+def _places(name, data_dir):
+    """The TFDS directory, where the data set lies there, if it does, and its cache."""
+    named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = pathlib.Path(named).expanduser().absolute()
+    directory = prepared.find(name, root)
+    source = prepared.fingerprint(directory) if directory else "official"
+    return root, directory, cache_dir() / f"{name}-{source}-{_FORMAT}"
 
 
 def _read_cache(directory: pathlib.Path) -> tuple[np.ndarray, ...] | None:

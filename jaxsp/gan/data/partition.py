@@ -136,11 +136,13 @@ def by_label(labels: np.ndarray, workers: int) -> Parts:
     return parts
 
 
-def parse(text: str) -> Callable[..., Parts]:
-    """Reads a partition from a flag: `iid`, `by_label`, `dirichlet:ALPHA`.
+def parse(text: str, min_size: int = 1) -> Callable[..., Parts]:
+    """Reads a partition from a flag: `iid`, `by_label`, `dirichlet:ALPHA[:MIN_SIZE]`.
 
     Args:
       text: as above; `dirichlet(0.3)` is read as `dirichlet:0.3`.
+      min_size: the least share of `dirichlet`, where the text gives none; less where
+        there are not so many examples.
 
     Returns:
       A function (labels, workers, *, seed) -> partition; `by_label` ignores the seed.
@@ -158,17 +160,26 @@ def parse(text: str) -> Callable[..., Parts]:
         return iid
     if text == "by_label":
         return lambda labels, workers, *, seed: by_label(labels, workers)
-    if match := re.fullmatch(r"dirichlet(?::(.+)|\((.+)\))", text):
+    if match := re.fullmatch(r"dirichlet(?::([^:]+)(?::0*([1-9]\d*))?|\((.+)\))", text):
         with contextlib.suppress(ValueError):
-            alpha = float(match[1] or match[2])
+            alpha, least = float(match[1] or match[3]), match[2]
+            if 0 < alpha < np.inf and least:
+                return functools.partial(dirichlet, alpha=alpha, min_size=int(least))
             if 0 < alpha < np.inf:
-                return functools.partial(dirichlet, alpha=alpha)
+                return lambda labels, workers, *, seed: dirichlet(
+                    labels,
+                    workers,
+                    alpha=alpha,
+                    seed=seed,
+                    min_size=max(1, min(min_size, len(labels) // max(workers, 1))),
+                )
     name = re.split("[:(]", text)[0]
     near = difflib.get_close_matches(name, ("iid", "by_label", "dirichlet"), n=1)
     hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
     raise ValueError(
         "partition must be iid, by_label or dirichlet:ALPHA, ALPHA positive and finite "
-        f"as in dirichlet:0.3; got {text!r}{hint}"
+        "as in dirichlet:0.3, perhaps with a least share as in dirichlet:0.3:50; got "
+        f"{text!r}{hint}"
     )
 
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from jaxsp.gan import bars
 
-_SHAPES = {
+SHAPES = {
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
     "cifar10": (32, 32, 3),
     "celeb_a": (64, 64, 3),
 }
-NAMES: tuple[str, ...] = tuple(_SHAPES)
+NAMES: tuple[str, ...] = tuple(SHAPES)
 _OWN = "tensorflow_datasets.core.features."  # where TFDS's own features are
 
 
@@ -113,7 +113,7 @@ def _read_split(name, split, builder, shards: dict[Any, int]):
     source = builder.as_data_source(
         split=split, decoders=skip, file_format="array_record"
     )
-    images = np.empty((len(source), *_SHAPES[name]), np.uint8)
+    images = np.empty((len(source), *SHAPES[name]), np.uint8)
     labels = np.empty(len(source), np.int32)
     bar = bars.ProgressBar(len(source), f"{name} {split}")
     with contextlib.closing(bar):
@@ -186,7 +186,7 @@ def _pixels(name: str, encoded: bytes) -> np.ndarray:
     """The pixels of one PNG or JPEG file."""
     from PIL import Image
 
-    shape = _SHAPES[name]
+    shape = SHAPES[name]
     image = Image.open(io.BytesIO(encoded)).convert("L" if shape[-1] == 1 else "RGB")
     if name == "celeb_a":  # 178 wide, 218 high
         image = image.crop((0, 20, 178, 198))

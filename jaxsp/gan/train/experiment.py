@@ -76,10 +76,13 @@ def run(
                     directory, _settings(config), config.resume, ("workers",)
                 )
     with naming("data_dir", config.data_dir, OSError, ImportError):
-        loaded = data.load(config.dataset, config.data_dir, download=not config.dry_run)
+        load = data.outline if config.dry_run else data.load
+        loaded: Any = load(config.dataset, config.data_dir)
+        loaded, read_labels = loaded if config.dry_run else (loaded, True)
     shape, labels = loaded.sample_shape, loaded.train_labels
     with distributed.raise_together():
-        with naming("workers", config.workers, ValueError):
+        shared = f"{config.workers} --partition={config.partition}"
+        with naming("workers", shared, ValueError):
             parts = split(labels, config.workers, seed=config.seed)
         sizes = np.array([len(part) for part in parts])
         if config.batch_size > min(sizes):
@@ -111,6 +114,11 @@ def run(
     tell = functools.partial(print, flush=True) if writes else lambda line: None
     for line in _about(config, workers):
         tell(line)
+    if config.partition != "iid" and not read_labels:
+        tell(
+            f"note: {config.dataset} has not been read here, so shares are those of "
+            "equally many examples of each class"
+        )
     if config.dry_run:
         rows = (workers.count, int(max(sizes)))
         shares: Any = jax.ShapeDtypeStruct((*rows, *shape), loaded.train.dtype)
@@ -201,7 +209,7 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
         found[name] = own.get(name) if value is None or name not in own else value
     config = dataclasses.replace(config, **found)
     with naming("partition", config.partition, ValueError):
-        split = partition.parse(config.partition)
+        split = partition.parse(config.partition, config.batch_size or 1)
     workers = _workers(config)
     if distributed.is_main():  # which must not look for devices before they are made
         print(end="".join(f"note: {note}\n" for note in notes))

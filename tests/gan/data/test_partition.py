@@ -129,9 +129,27 @@ def test_parse_passes_the_concentration_on():
         jax.tree.map(np.testing.assert_array_equal, got, parts)
 
 
+def test_parse_passes_the_least_share_on():
+    given = dict(alpha=0.01, seed=5)
+    for text, default, least in (
+        ("dirichlet:0.01:20", 1, 20),
+        ("dirichlet:0.01:20", 30, 20),
+        ("dirichlet:0.01", 30, 30),
+        ("dirichlet:0.01", 1000, 100),  # more than there are
+    ):
+        got = partition.parse(text, default)(LABELS, 10, seed=5)
+        expected = partition.dirichlet(LABELS, 10, min_size=least, **given)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert min(map(len, got)) == least
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("dirichlet:0.3:0", "a least share as in dirichlet:0.3:50"),
+        ("dirichlet:0.3:", "a least share"),
+        ("dirichlet:0.3:2.5", "a least share"),
+        ("dirichlet:x:2", "ALPHA positive and finite"),
         ("dirchlet:0.3", "did you mean 'dirichlet'"),
         ("by-label", "did you mean 'by_label'"),
         ("", "iid, by_label or dirichlet:ALPHA"),
