@@ -9,7 +9,9 @@ scores are commands.
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
+import pathlib
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,8 +19,8 @@ from typing import Any
 
 from absl import app, flags
 
-__all__ = ["BadFlagError", "call", "check", "complain", "flag", "naming"]
-__all__ += ["run", "with_texts"]
+__all__ = ["BadFlagError", "call", "check", "complain", "expanded", "flag"]
+__all__ += ["naming", "run", "with_texts"]
 
 _DEFINE: dict[Any, Callable] = {
     str: flags.DEFINE_string,
@@ -26,6 +28,13 @@ _DEFINE: dict[Any, Callable] = {
     float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
 }
+
+
+_FILE = "config"
+_FILE_WORDS = (
+    "JSON file of flags, such as config.json of an earlier run, or that run's "
+    "directory. What stands on the command line wins."
+)
 
 
 class BadFlagError(ValueError):
@@ -39,6 +48,7 @@ def flag(
     bounds: tuple[float, float | None] | None = None,
     names: Collection[str] = (),
     colon: bool = False,
+    path: bool = False,
 ) -> Any:
     """A field of a command's dataclass.
 
@@ -49,13 +59,14 @@ def flag(
         finite.
       names: the names that it may be.
       colon: whether more may stand behind a name, after a colon.
+      path: whether it is the name of a file or directory, perhaps from `~` on.
 
     Returns:
       The field, for the right-hand side of an annotation `str`, `int`, `float` or
       `bool`, each perhaps `| None`.
     """
     metadata = {"words": words, "bounds": bounds, "names": names, "colon": colon}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | {"path": path})
 
 
 def check(config: Any) -> None:
@@ -65,13 +76,18 @@ def check(config: Any) -> None:
     first of all.
 
     Raises:
-      BadFlagError: if a number is out of bounds, or there is no such name.
+      BadFlagError: if a number is out of bounds, a text is empty, there is no such
+        name, or a path cannot be one.
     """
     for field in dataclasses.fields(config):
         value, names = getattr(config, field.name), field.metadata["names"]
         if value is None:
             continue
         shown = f"--{field.name}={value}"
+        if value == "":
+            raise BadFlagError(f"{shown} is empty: write a value, or leave it out.")
+        if field.metadata["path"]:
+            expanded(field.name, value)
         name = value.partition(":")[0] if field.metadata["colon"] else value
         if names and name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
@@ -86,6 +102,21 @@ def check(config: Any) -> None:
                 raise BadFlagError(f"{shown} must be at least {low} and {most}.")
 
 
+def expanded(name: str, value: str) -> pathlib.Path:
+    """The path that a flag gives, with `~` and `~user` as the shell reads them.
+
+    Raises:
+      BadFlagError: if there is no such user, or no file can have that name.
+    """
+    try:
+        path = pathlib.Path(value).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # a null byte, or too long a name
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BadFlagError(f"--{name}={value!r:.99}: {_one_line(error)}") from None
+    return path
+
+
 def _parse(config: Any, values: flags.FlagValues, argv: Sequence[str]) -> Any:
     """The dataclass after a command line, of which argv[0] is the program."""
     flags.disclaim_key_flags()  # --helpshort shows them as the script's own
@@ -98,15 +129,55 @@ def _parse(config: Any, values: flags.FlagValues, argv: Sequence[str]) -> Any:
         if metadata["names"]:
             words += f" One of {', '.join(metadata['names'])}."
         _DEFINE[kind](name, default, words, flag_values=values)
+    flags.DEFINE_string(_FILE, None, _FILE_WORDS, flag_values=values)
     try:
         rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise BadFlagError(_unknown(error.flagname, [*fields, _FILE])) from None
     except flags.Error as error:
         raise BadFlagError(_one_line(error)) from None
+    except (OSError, RuntimeError, ValueError) as error:  # of a file of flags
+        raise BadFlagError(f"--flagfile: {_one_line(error)}") from None
     if len(rest) > 1:
         raise BadFlagError(f"unexpected {rest[1]!r}: flags are written --name=value.")
+    if (file := values[_FILE].value) is not None:
+        _read_file(file, values, fields, getattr(config, "NOT_FLAGS", ()))
     config = type(config)(**{name: values[name].value for name in fields})
     check(config)
     return config
+
+
+def _unknown(given, names):
+    """What is said of a flag that there is not; names the one that it may mean."""
+    name = given.lower().replace("-", "_")
+    initials = {"".join(word[0] for word in n.split("_")): n for n in names}
+    longer = [n for n in names if n.startswith(name)]
+    near = difflib.get_close_matches(name, names, n=1)
+    found = [*filter(None, [initials.get(name)]), *longer, *near]
+    hint = f"did you mean --{found[0]}? " if found else ""
+    return f"--{given}: there is no flag of this name; {hint}--help shows all."
+
+
+def _read_file(file, values, fields, ignored):
+    """Give flags that are not on the command line the values that a file says."""
+    path, shown = expanded(_FILE, file), f"--{_FILE}={file}"
+    path = path / "config.json" if path.is_dir() else path
+    with naming(_FILE, file, OSError, ValueError):  # of JSON, and of what is no text
+        found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise BadFlagError(f"{shown}: it must be an object of names and values.")
+    if {*found} == {"settings", "free"}:  # of a run: what must stay, and what may not
+        found = {**found["settings"], **found["free"]}
+    for name, value in found.items():
+        if value is None or name in ignored:
+            continue
+        if name not in fields:
+            raise BadFlagError(f"{shown}: {_unknown(name, fields)}")
+        if not isinstance(value, str | int | float):
+            raise BadFlagError(f"{shown}: {name} must be a number or a text.")
+        if not values[name].present:
+            with naming(_FILE, file, flags.Error):
+                values[name].parse(str(value))
 
 
 def with_texts(config: Any, texts: Mapping[str, str]) -> Any:
@@ -191,6 +262,8 @@ def _run(program, config_type, main, values, argv):
         if os.environ.get("JAXSP_PROCESS_ID", "0") == "0":  # process 0 speaks for all
             complain(program, error, 2)
         return 2
+    except KeyboardInterrupt:
+        return complain(program, "interrupted.", 130)
 
 
 def complain(program: str, message: Any, code: int) -> int:

@@ -4,20 +4,26 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 from jaxsp.gan import command
 from jaxsp.gan.command import BadFlagError, flag
 
+NO_FLAG = "there is no flag of this name;"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    NOT_FLAGS: ClassVar[frozenset[str]] = frozenset({"checksum"})
+
     graph: str = flag("ring", "Who talks.", names=("ring", "torus"), colon=True)
     steps: int = flag(5, "How many.", bounds=(1, None))
     rate: float | None = flag(None, "How far.", bounds=(0, 1))
     quick: bool = flag(False, "Whether to hurry.")
-    where: str | None = flag(None, "Where.")
+    where: str | None = flag(None, "Where.", path=True)
+    steps_per_second: float = flag(1.0, "How fast.")
     far: float = flag(1.0, "Like the rate, without an end.", bounds=(1e-12, None))
     kind: str = flag("a", "Which.", names=("a",))
 
@@ -72,7 +78,16 @@ def test_texts_replace_fields_as_flags_do():
             "ring, torus.",
         ),
         ("--graph=q", "--graph=q: there is no q; write one of ring, torus."),
-        ("--stepz=7", "Unknown command line flag 'stepz'. Did you mean: steps ?"),
+        ("--stepz=7", f"--stepz: {NO_FLAG} did you mean --steps? --help shows all."),
+        ("--st=7", f"--st: {NO_FLAG} did you mean --steps?"),
+        ("--sps=7", f"--sps: {NO_FLAG} did you mean --steps_per_second?"),
+        ("--Steps-per_sec", f"--Steps-per_sec: {NO_FLAG} did you mean --steps_per"),
+        ("--xyz=7", f"--xyz: {NO_FLAG} --help shows all."),
+        ("--where=", "--where= is empty: write a value, or leave it out."),
+        ("--where=~nosuchuser/a", "--where='~nosuchuser/a': "),
+        ("--where=a\0b", "--where='a\\x00b': "),
+        ("--flagfile=nowhere", "ERROR:: Unable to open flagfile: "),
+        ("--config=nowhere", "--config=nowhere: [Errno 2] No such file"),
         ("false", "unexpected 'false': flags are written --name=value."),
     ],
 )
@@ -84,6 +99,62 @@ def test_a_bad_flag_takes_one_line_and_nothing_runs(argument, said, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"program: {said}")
     assert err.count("\n") == 1
+
+
+def test_a_file_gives_the_flags_that_are_not_on_the_command_line(tmp_path):
+    found = {"steps": 7, "rate": 0.5, "quick": True, "checksum": 3, "where": None}
+    run = {"settings": {"steps": 7, "checksum": 3}, "free": {"graph": "torus:2"}}
+    for i, (content, config) in enumerate(
+        ((found, Config(steps=7, rate=0.5, quick=True)), (run, Config("torus:2", 7)))
+    ):
+        path = tmp_path / str(i) / "config.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+        assert read(f"--config={path}") == read(f"--config={path.parent}") == config
+        more = dataclasses.replace(config, steps=9)
+        assert read(f"--config={path}", "--steps=9") == more
+        assert read("--steps=9", f"--config={path}") == more
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "it must be an object of names and values."),
+        ('{"stepz": 7}', f"--stepz: {NO_FLAG} did you mean --steps?"),
+        ('{"steps": [7]}', "steps must be a number or a text."),
+        ('{"steps": "many"}', "flag --steps=many: invalid literal"),
+        ('{"quick": 3}', "flag --quick=3: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(tmp_path, capsys, content, said):
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    assert call(lambda config: 0, f"--config={path}") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"program: --config={path}: {said}")
+    assert err.count("\n") == 1
+
+
+def test_what_a_file_says_is_checked_as_flags_are(tmp_path, capsys):
+    path = tmp_path / "file.json"
+    path.write_text('{"steps": 0}')
+    assert call(lambda config: 0, f"--config={path}") == 2
+    assert "--steps=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_flags_can_stand_in_a_file_of_lines(tmp_path):
+    path = tmp_path / "flags"
+    path.write_text("--steps=7\n# a comment\n--quick\n")
+    assert read(f"--flagfile={path}", "--steps=8") == Config(steps=8, quick=True)
+
+
+def test_an_interrupt_takes_one_line(capsys):
+    def main(config):
+        raise KeyboardInterrupt
+
+    assert call(main) == 130
+    assert capsys.readouterr().err == "program: interrupted.\n"
 
 
 def test_what_the_library_says_stands_behind_the_flag(capsys):
@@ -132,7 +203,7 @@ if __name__ == "__main__":
             "--step=2",
             2,
             "",
-            "program: Unknown command line flag 'step'. Did you mean: steps ?\n",
+            f"program: --step: {NO_FLAG} did you mean --steps? --help shows all.\n",
         ),
         ("--helpshort", 1, "--steps: How many.", ""),
     ],

@@ -47,7 +47,10 @@ def main(config: Config) -> int:
                 heartbeat_timeout=config.heartbeat_timeout,
             )
         with distributed.ending_together(again):
-            result = run(config)
+            try:
+                result = run(config)
+            except KeyboardInterrupt:  # before training, or a second time
+                sys.exit(command.complain(PROGRAM, "interrupted.", 130))
             if result is None or result.signal is None:
                 return 0
             if distributed.is_main():

@@ -1,6 +1,7 @@
 """What training can be told: its flags."""
 
 import dataclasses
+from typing import ClassVar
 
 from jaxsp.gan import data, names
 from jaxsp.gan.command import flag
@@ -29,6 +30,12 @@ def _own(name, words, none="none", **limits):
 class Config:
     """What to train, and how; the fields are the flags."""
 
+    # What else the file of a run's settings says, which follows from these.
+    NOT_FLAGS: ClassVar[frozenset[str]] = frozenset(
+        {"same_sample", "eval_samples", "conditional", "data_crc32"}
+        | {"log_every", "checkpoint_every"}
+    )
+
     method: str = flag("dp_oadam", "What to train with.", names=METHODS)
     dataset: str = flag("digits", "What to learn.", names=data.NAMES)
     data_dir: str | None = flag(
@@ -41,7 +48,9 @@ class Config:
     partition: str = flag(
         "iid",
         "Who holds what: iid, by_label (whole classes), or dirichlet:0.3 (each class "
-        "split in random proportions; the smaller the number the more unequal).",
+        "split in random proportions; the smaller the number the more unequal). To a "
+        "worker that would hold less than a batch examples move from the one that "
+        "holds most; after another colon, as in dirichlet:0.3:50, less than that.",
     )
     model: str | None = flag(
         None,

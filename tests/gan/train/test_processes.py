@@ -34,7 +34,11 @@ def without_gloo(text):
             "--workers=3 --devices=2: each device must have the same number of "
             "workers; write --workers=4.",
         ),
-        ("--mehod=dposg", "Unknown command line flag 'mehod'. Did you mean: method ?"),
+        (
+            "--mehod=dposg",
+            "--mehod: there is no flag of this name; did you mean --method? --help "
+            "shows all.",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_once(arguments, said):

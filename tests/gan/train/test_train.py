@@ -21,11 +21,11 @@ import pytest
 
 import jaxsp
 from jaxsp import distributed
-from jaxsp.gan import command, fl_gan, md_gan, models, scores, train
+from jaxsp.gan import command, data, fl_gan, md_gan, models, scores, train
 from jaxsp.gan.data import official, partition
 from jaxsp.gan.train import __main__ as script
 from jaxsp.gan.train import experiment, methods
-from jaxsp.gan.training import cost, loop
+from jaxsp.gan.training import cost, loop, records
 
 ROOT = pathlib.Path(__file__).parents[3]
 # The smallest run there is: points need no classifier for their scores.
@@ -66,7 +66,6 @@ BAD = [
         "one fixed mixing matrix",
     ),
     ("--dataset=celeb_a --data_dir=nowhere", "--data_dir=nowhere", "tfds build"),
-    ("--dataset=mnist --data_dir=nowhere --dry_run", "mnist is not in data_dir"),
     ("--dtype=float16", "--dtype=float16", "did you mean bfloat16?"),
     ("--model=dcgn", "--model=dcgn", "did you mean dcgan?", "sagan"),
     ("--model=mlp:wide", "--model=mlp:wide", "dcgan:64"),
@@ -424,6 +423,42 @@ def test_a_dry_run_tells_and_leaves_nothing(call, tmp_path):
     assert f"{down:,}" in out
     assert f"{up:,}" in out
     assert "FLOP" in lines["operations a step"]
+
+
+@pytest.mark.parametrize("split", ["iid", "by_label", "dirichlet:0.1"])
+def test_a_dry_run_needs_no_data(call, tmp_path, monkeypatch, split):
+    monkeypatch.setattr(data.datasets, "_images", None)  # would read or download
+    few = ["--dataset=mnist", "--model=mlp:4", f"--partition={split}", "--dry_run"]
+    code, out, err = call(script, *few, "--workers=2", "--data_dir=nowhere")
+    assert (code, err) == (0, "")
+    assert "an epoch             1,875 steps" in out  # 60,000 / 2 / 16
+    noted = "note: mnist has not been read here, so shares are those of equally many"
+    assert (noted in out) == (split != "iid")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_share_holds_a_batch(reached, seed):
+    given = dict(dataset="digits", workers=16, seed=seed, batch_size=20)
+    _, _, parts, _ = reached(partition="dirichlet:0.1", **given)
+    assert min(map(len, parts)) == 20
+    _, _, parts, _ = reached(partition="dirichlet:0.1:40", **given)
+    assert min(map(len, parts)) == 40
+
+
+@pytest.mark.parametrize("method", ["dp_oadam", "md_gan"])
+def test_a_run_is_repeated_from_its_settings(call, tmp_path, method):
+    """The second one gets nothing but the first one's file."""
+    run = [*SMALL, "--steps=4", "--eval_every=2", f"--method={method}", "--loss=acgan"]
+    assert call(script, *run, "--workdir=one", "--model=mlp:4", "--seed=3")[0] == 0
+    assert call(script, "--config=one", "--workdir=other")[0] == 0
+    one, other = (tmp_path / name / "config.json" for name in ("one", "other"))
+    assert one.read_text() == other.read_text()
+    one, other = (
+        records.read_metrics(tmp_path / name / "metrics.jsonl")
+        for name in ("one", "other")
+    )
+    assert [r | {"seconds": 0} for r in one] == [r | {"seconds": 0} for r in other]
 
 
 def test_divergence_takes_one_line(call, tmp_path):
