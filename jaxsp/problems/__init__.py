@@ -5,7 +5,7 @@ $F = \frac1M \sum_m F_m$. Everything is computed in float64 NumPy, from a seed w
 is random.
 """
 
-from jaxsp.problems.affine import Affine, bilinear, quadratic
+from jaxsp.problems.affine import Affine, bilinear, definite_bilinear, quadratic
 from jaxsp.problems.lower_bound_chain import (
     calls_lower_bound,
     chain_q,
@@ -25,6 +25,7 @@ __all__ = [
     "bilinear",
     "calls_lower_bound",
     "chain_q",
+    "definite_bilinear",
     "distance_lower_bound",
     "lower_bound_chain",
     "matrix_game",

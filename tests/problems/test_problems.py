@@ -70,6 +70,32 @@ def test_operators_one_by_one_are_the_mapped_operator(x64):
     np.testing.assert_allclose(mapped.y.mean(0), mean.y, atol=1e-14)
 
 
+def test_a_definite_bilinear_game_is_the_one_of_its_formula(x64):
+    problem = problems.definite_bilinear(6, 5, L=10.0, mu=0.3, linear=7.0, seed=3)
+    A = np.asarray(problem.data.coupling)
+    np.testing.assert_allclose(A, A.transpose(0, 2, 1), atol=1e-13)
+    spectra = np.linalg.eigvalsh(A)
+    assert spectra.min() > 0
+    np.testing.assert_allclose(spectra.max(axis=1), 10.0)
+    np.testing.assert_allclose(
+        np.linalg.norm(matrices(problem), 2, axis=(1, 2)).max(), problem.L
+    )
+    assert jaxsp.metrics.residual(problem.mean_operator, problem.z_star) < 1e-12
+    b, c = np.asarray(problem.data.p), -np.asarray(problem.data.q)
+    assert max(abs(b).max(), abs(c).max()) <= 7.0
+    x, y = np.random.default_rng(0).normal(size=(2, 5))
+    for m, F in enumerate(problem.operators):
+        field = F(jaxsp.MinMax(x, y))
+        np.testing.assert_allclose(field.x, A[m] @ y + b[m] + 0.3 * x, atol=1e-12)
+        np.testing.assert_allclose(field.y, 0.3 * y - A[m] @ x - c[m], atol=1e-12)
+
+
+def test_the_solution_of_the_papers_game_lies_in_its_box(x64):
+    for seed in range(3):
+        problem = problems.definite_bilinear(100, 20, seed=seed)
+        assert max(abs(leaf).max() for leaf in problem.z_star) < 1
+
+
 def test_one_worker_and_the_same_seed():
     one, again = (problems.bilinear(1, 3, heterogeneity=0.5, seed=2) for _ in range(2))
     np.testing.assert_array_equal(one.data.coupling, again.data.coupling)
