@@ -6,10 +6,11 @@ RUN = $(VENV)/bin/python
 TEST = $(RUN) -m pytest -n 2 --dist worksteal
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help demo test lint format bench test-lowest clean
+.PHONY: help demo papers test lint format bench test-lowest clean
 
 help:
 	@echo "make demo         train a GAN on eight workers, on 8x8 digits (3 minutes)"
+	@echo "make papers       test the papers' claims (FULL=1: in their long form)"
 	@echo "make test         run all tests"
 	@echo "make lint         ruff and pyright"
 	@echo "make format       ruff format"
@@ -30,6 +31,9 @@ $(VENV)/.all: pyproject.toml
 demo: $(VENV)/.gan
 	$(RUN) examples/train_gan.py --dataset=digits --steps=4000 --batch_size=32 \
 	    --workdir=$(DEMO_DIR)
+
+papers: $(VENV)/.gan
+	$(RUN) claims/run.py $(if $(FULL),--full)
 
 test: $(VENV)/.all
 	$(TEST)

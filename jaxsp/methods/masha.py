@@ -79,7 +79,8 @@ def masha1(
     References:
       Beznosikov, Richtárik, Diskin, Ryabinin, Gasnikov, Distributed Methods with
       Compressed Communication for Solving Variational Inequalities, with Theoretical
-      Guarantees, 2022, arXiv 2110.03313 (reconstructed).
+      Guarantees, 2022, arXiv 2110.03313 (the listing as in its first author's public
+      talks).
     """
     return _unbiased(learning_rate, channel, refresh, snapshot)(prox=prox)
 

@@ -1,0 +1,99 @@
+"""The papers' claims: their files fit their experiments, and a sample of them holds."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2] / "claims"
+PAPERS = sorted(path.stem for path in ROOT.glob("*.yaml"))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The module that runs claims, as where it is run."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import run
+
+    return run
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_papers_file_fits_its_experiments(run, paper):
+    written, found = run.read(paper)
+    assert {"title", "paper"} <= set(written)
+    module = run.importlib.import_module(paper)
+    for name, experiment in written["experiments"].items():
+        assert callable(getattr(module, name))
+        assert {"title", "setup", "seeds", "minutes"} <= set(experiment)
+        assert [len(experiment[key]) for key in ("seeds", "minutes")] == [2, 2]
+        assert experiment["claims"]
+        for claim in experiment["claims"]:
+            assert {"claim", "where"} <= set(claim)
+            judged = {"above", "below", "near"} & set(claim)
+            assert ("untestable" in claim) != bool("value" in claim and judged)
+    for name, forms in found.items():  # what was recorded is of today's claims
+        for recorded in forms.values():
+            claims = written["experiments"][name]["claims"]
+            assert len(recorded["verdicts"]) == len(claims)
+
+
+def test_verdicts_count_seeds(run):
+    assert run.judge({"below": 1.0}, [0.5, 0.9]) == "held"
+    assert run.judge({"below": 1.0}, [0.5, 1.1]) == "partly held"
+    assert run.judge({"below": 1.0}, [1.5, np.nan]) == "not held"
+    assert run.judge({"above": 1.0}, [np.inf]) == "held"
+    assert run.judge({"above": 1.0, "below": 2.0}, [2.5]) == "not held"
+    near = {"near": 1e-3, "within": 2}
+    assert run.judge(near, [5.1e-4, 1.9e-3]) == "held"
+    assert run.judge(near, [4.9e-4, 2.1e-3]) == "not held"
+
+
+def test_short_claims_of_two_papers_hold(run, tmp_path):
+    names = ["masha.feedback", "esl.robust_regression"]
+    assert run.main([*names, f"--output={tmp_path}"]) == 0
+    for name in names:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert set(found["verdicts"]) == {"held"}
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("✓ held") == 4
+    assert "grows by 1 + 11γ/6" in page
+    assert "Not run." in page  # what was left out says so
+
+
+def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkeypatch):
+    for path in ROOT.glob("*.yaml"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    before = (ROOT / "masha.yaml").read_text().partition("\n---\n")[0]
+    arguments = ["masha.feedback", "--record", f"--output={tmp_path / 'out'}"]
+    for _ in range(2):
+        assert run.main(arguments) == 0
+    text = (tmp_path / "masha.yaml").read_text()
+    assert text.startswith(before.rstrip())
+    recorded = list(yaml.safe_load_all(text))[1]["feedback"]["short"]
+    assert recorded["verdicts"] == ["held", "held"]
+    assert float(recorded["values"]["growth"]) == pytest.approx(1 + 0.11 / 6, abs=2e-3)
+
+
+def test_an_unknown_name_is_refused(run, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run.main(["masha.feedbak"])
+    assert refused.value.code == 2
+    assert "there is no masha.feedbak; write one of" in capsys.readouterr().err
+
+
+def test_an_experiment_that_fails_is_said(run, tmp_path, monkeypatch, capsys):
+    module = run.importlib.import_module("masha")
+
+    def broken(seed, full):
+        raise RuntimeError("no such game")
+
+    monkeypatch.setattr(module, "feedback", broken)
+    assert run.main(["masha.feedback", f"--output={tmp_path}"]) == 1
+    assert "no such game" in capsys.readouterr().err
