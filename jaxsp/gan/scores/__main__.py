@@ -28,7 +28,7 @@ from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.bars import track
 from jaxsp.gan.command import BadFlagError, flag, naming
 from jaxsp.gan.files import replacing
-from jaxsp.gan.training import checkpoint
+from jaxsp.gan.training import checkpoint, directory
 from jaxsp.gan.training.evaluation import draw_samples
 
 __all__ = ["PROGRAM", "Config", "main", "score"]
@@ -46,7 +46,7 @@ class Config:
     samples: int = flag(
         10_000,
         "How many samples; FID is mostly told of 50,000.",
-        bounds=(4, None),  # more than the neighbours that the scores look at
+        bounds=(4, 10**8),  # more than the neighbours that the scores look at
     )
     dataset: str | None = flag(
         None, "What to compare with. Default: what the run learned."
@@ -54,13 +54,18 @@ class Config:
     data_dir: str | None = flag(
         None,
         "TFDS directory of the prepared data set (not for digits and the mixtures). "
-        "Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+        "Default: the run's, where it is there; else $TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets.",
     )
     model: str | None = flag(
-        None, "The networks, as dcgan:64. Default: what the run's settings say."
+        None,
+        "The networks, as dcgan:64, of a run whose settings do not say. Default: what "
+        "they say.",
     )
     conditional: bool | None = flag(
-        None, "Samples are of a class. Default: what the run's settings say, or no."
+        None,
+        "Samples are of a class; of a run whose settings do not say. Default: what "
+        "they say, or no.",
     )
     inception: str | None = flag(
         None,
@@ -73,9 +78,11 @@ class Config:
         "What the samples follow from, together with --batch_size.",
         bounds=(0, 2**32 - 1),
     )
-    batch_size: int = flag(500, "Samples generated at once.", bounds=(1, None))
+    batch_size: int = flag(500, "Samples generated at once.", bounds=(1, 10_000))
     output: str | None = flag(
-        None, "JSON file to write. Default: scores_STEP.json in the run's directory."
+        None,
+        "JSON file to write. Default: scores_STEP.json in the run's directory, with "
+        "the flags that make other scores, as scores_20000_samples=50000.json.",
     )
     samples_png: str | None = flag(
         None, "Picture of samples beside real data to draw. Default: none."
@@ -101,25 +108,24 @@ def score(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
+    command.check(config)
     if config.checkpoint is None:
         raise BadFlagError("--checkpoint is missing: write --checkpoint=RUN_DIR.")
     with naming("checkpoint", config.checkpoint, ValueError, OSError, KeyError):
         step, parameters, settings = checkpoint.read_generator(config.checkpoint)
-    for name in ("dataset", "model", "conditional"):
-        if (value := getattr(config, name)) is not None:
-            settings[name] = value
-    for name in ("dataset", "model"):
-        if not isinstance(settings.get(name), str):
-            raise BadFlagError(f"--{name}: write it, the run's settings do not say.")
-    run = pathlib.Path(config.checkpoint).expanduser().absolute()
+    run = pathlib.Path(config.checkpoint).expanduser().resolve()
     run = run.parents[1] if run.parent.name == "checkpoints" else run
-    output = _writable("output", config.output or run / f"scores_{step}.json")
-    picture = config.samples_png and _writable("samples_png", config.samples_png)
+    output = config.output or run / _file_name(config, step, settings)
+    output = _writable("output", output, config)
+    picture = config.samples_png
+    picture = picture and _writable("samples_png", picture, config, output)
+    settings = _with_flags(settings, config)
+    data_dir = config.data_dir or directory.read_data_dir(run)
     with (
         naming("dataset", settings["dataset"], ValueError),
-        naming("data_dir", config.data_dir, OSError, ImportError),
+        naming("data_dir", data_dir, OSError, ImportError),
     ):
-        loaded = data.load(settings["dataset"], config.data_dir)
+        loaded = data.load(settings["dataset"], data_dir)
     gan = _network(loaded, parameters, settings)
     with naming("inception", config.inception, ValueError, OSError):
         weights = scores.inception.load(config.inception) if config.inception else None
@@ -160,13 +166,54 @@ def score(
     return result
 
 
-def _writable(flag: str, value: str | pathlib.Path) -> pathlib.Path:
-    """A path to write to, in a directory that exists."""
+def _with_flags(settings: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The settings of a run, and of those that it does not say what the flags say."""
+    found = dict(settings)
+    for name in ("dataset", "model", "conditional"):
+        said, told = settings.get(name), getattr(config, name)
+        if name != "dataset" and None not in (said, told) and said != told:
+            raise BadFlagError(
+                f"--{name}={told}: the run was of --{name}={said}; leave the flag out."
+            )
+        found[name] = said if told is None else told
+    for name in ("dataset", "model"):
+        if not isinstance(found[name], str):
+            raise BadFlagError(f"--{name}: write it, the run's settings do not say.")
+    return found
+
+
+def _file_name(config: Config, step: int, settings: dict[str, Any]) -> str:
+    """Of the scores: it tells of the flags with which there are other ones."""
+    usual, name = Config(dataset=settings.get("dataset")), f"scores_{step}"
+    for field in ("dataset", "samples", "seed", "batch_size", "inception"):
+        value = getattr(config, field)
+        if value is not None and value != getattr(usual, field):
+            value = pathlib.Path(value).stem if field == "inception" else value
+            name += f"_{field}={value}"
+    return f"{name}.json"
+
+
+def _writable(
+    flag: str, value: str | pathlib.Path, config: Config, *others: pathlib.Path
+) -> pathlib.Path:
+    """A path at which nothing is lost that is needed: no device, nor of a run."""
     path = pathlib.Path(value).expanduser()
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+    real = path.resolve()
+    if real.exists() and not real.is_file():
+        kind = "a directory" if real.is_dir() else "not a regular file"
+        raise BadFlagError(f"--{flag}={value}: it is {kind}; write another name.")
+    if not os.access(real.parent, os.W_OK | os.X_OK):
         raise BadFlagError(
             f"--{flag}={value}: write the name of a file in a directory that can be "
             "written in."
+        )
+    read = [pathlib.Path(config.inception).expanduser()] if config.inception else []
+    if real in [other.resolve() for other in (*others, *read)]:
+        raise BadFlagError(f"--{flag}={value}: another flag names it; write another.")
+    if directory.is_of_run(real):
+        raise BadFlagError(
+            f"--{flag}={value}: it is a file of a run, which is never overwritten; "
+            "write another name."
         )
     return path
 
@@ -177,7 +224,9 @@ def _network(dataset: data.Dataset, parameters, settings) -> models.Gan:
     classes = int(classes) if settings.get("conditional") else 0
     dtype = jnp.dtype(settings.get("dtype", "float32"))
     with naming("model", model, ValueError):
-        gan = models.parse(model, dataset.sample_shape, classes, dtype)
+        gan = models.parse(
+            model, dataset.sample_shape, classes, dtype, settings.get("latent_size")
+        )
     latent = jnp.zeros((1, gan.latent_size))
     tree = jax.eval_shape(gan.generator.init, jax.random.key(0), latent)["params"]
     flat: dict = traverse_util.flatten_dict(tree, sep="/")

@@ -122,7 +122,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __init__(self, workdir: str | os.PathLike | None):
         self._manager: Any = None
         if workdir is not None:
-            self._directory = pathlib.Path(workdir).absolute() / _CHECKPOINTS
+            self._directory = pathlib.Path(workdir).resolve() / _CHECKPOINTS
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2, enable_async_checkpointing=False
             )

@@ -3,6 +3,7 @@
 It holds `config.json` (what the run is), `metrics.jsonl`, pictures, and `checkpoints/`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,9 @@ __all__ = [
     "check_directory",
     "check_settings",
     "check_shared",
+    "is_of_run",
     "note_changes",
+    "read_data_dir",
     "read_settings",
     "write_config",
 ]
@@ -140,6 +143,7 @@ def note_changes(workdir: pathlib.Path, free: Mapping[str, Any]) -> None:
         f"{name} {before[name]} -> {value}"
         for name, value in free.items()
         if isinstance(value, str) and before.get(name, value) != value
+        if name != "data_dir"
     ]
     if changed:
         _log.warning(
@@ -148,6 +152,25 @@ def note_changes(workdir: pathlib.Path, free: Mapping[str, Any]) -> None:
             workdir,
             ", ".join(changed),
         )
+
+
+def read_data_dir(workdir: pathlib.Path) -> str | None:
+    """The directory that the data of a run were read from, if it is still there."""
+    with contextlib.suppress(WorkdirError):
+        found = read_settings(workdir, "free").get("data_dir")
+        return found if isinstance(found, str) and os.path.isdir(found) else None
+    return None
+
+
+def is_of_run(path: pathlib.Path) -> bool:
+    """Whether a run has written, or will write, the file at a resolved path."""
+    own = (*_RUN_FILES, "partition.png", "samples_000000.png")
+    for parent in path.parents:
+        name = path.relative_to(parent).parts[0]
+        mine = name in own or name.startswith((".", "damaged_"))
+        if mine and (parent / CONFIG).exists():
+            return True
+    return False
 
 
 def write_config(

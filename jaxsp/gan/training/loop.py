@@ -198,6 +198,8 @@ def train(
     alike = {"config": config, "workdir": workdir is None, "resume": resume}
     shares, sizes = inputs.prepare(program, dataset, parts, alike)
     settings, free = _settings(program, config, shares, sizes)
+    if dataset.data_dir is not None:
+        free["data_dir"] = dataset.data_dir
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     data_of_workers = program.workers.shard_local((shares, sizes))
     evaluation = Evaluation(

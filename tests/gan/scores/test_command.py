@@ -11,14 +11,16 @@ import sys
 import jax
 import numpy as np
 import pytest
+import small_tfds
 
-from jaxsp.gan import command, data, models, program, scores
+import jaxsp
+from jaxsp.gan import command, data, losses, models, program, scores, step
 from jaxsp.gan.scores import __main__ as score
-from jaxsp.gan.training import checkpoint, directory
+from jaxsp.gan.training import checkpoint, directory, loop
 from jaxsp.gan.training.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[3]
-POINTS = {"dataset": "mixture_ring", "model": "mlp:8"}
+POINTS = {"dataset": "mixture_ring", "model": "mlp:8", "conditional": False}
 
 
 def write_run(path, settings, gan, step=7, shift=0.0):
@@ -86,7 +88,7 @@ def test_the_command_writes_beside_the_run(points, capsys):
     path = points[0]
     one = path / "checkpoints" / "7"
     assert call(f"--checkpoint={one}", "--samples=4", "--batch_size=6") == 0
-    found = json.loads((path / "scores_7.json").read_text())
+    found = json.loads((path / "scores_7_samples=4_batch_size=6.json").read_text())
     assert (found["samples"], found["floor_samples"]) == (4, 10_000)
     assert "written: " in capsys.readouterr().out
 
@@ -136,7 +138,8 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
     write_run(tmp_path, POINTS, gan, shift=np.inf)
     assert call(f"--checkpoint={tmp_path}", "--samples=10", "--batch_size=10") == 1
     assert "not finite" in capsys.readouterr().err
-    found = json.loads((tmp_path / "scores_7.json").read_text())
+    (file,) = tmp_path.glob("scores_7_*.json")
+    found = json.loads(file.read_text())
     assert set(found["scores"].values()) == {None}
 
 
@@ -145,18 +148,22 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
     [
         (["--samples=3"], "--samples=3 must be at least 4"),
         (["--batch_size=0"], "--batch_size=0 must be at least 1"),
+        ([f"--batch_size={10**11}"], f"--batch_size={10**11} must be at least 1 and"),
+        ([f"--samples={10**18}"], f"--samples={10**18} must be at least 4 and at most"),
         (["--seed=-1"], "--seed=-1 must be at least 0"),
         (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
         (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
-        (["--model=dcgam"], "--model=dcgam: model must be one of"),
-        (["--model=mlp:9"], "--model=mlp:9: it does not fit the checkpoint: Dense_"),
+        (["--model=mlp:9"], "--model=mlp:9: the run was of --model=mlp:8; leave"),
+        (["--conditional"], "--conditional=True: the run was of --conditional=False;"),
         (["--inception=w.npz"], "--inception=w.npz: w.npz: no Inception weights."),
         (
             ["--output=/nowhere/a.json"],
             "--output=/nowhere/a.json: write the",
         ),
-        (["--samples_png=/"], "--samples_png=/: write the name of a file"),
+        (["--samples_png=/"], "--samples_png=/: it is a directory; write"),
+        (["--output=a", "--samples_png=a"], "--samples_png=a: another flag names it"),
+        (["--output=w.npz", "--inception=w.npz"], "--output=w.npz: another flag names"),
         (["more"], "unexpected 'more'"),
     ],
 )
@@ -169,6 +176,88 @@ def test_a_bad_flag_takes_one_line(points, arguments, message, capsys, monkeypat
     err = capsys.readouterr().err
     assert err.startswith(f"jaxsp.gan.scores: {message}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["output", "samples_png"])
+def test_nothing_that_is_needed_is_overwritten(tmp_path, flag, capsys, monkeypatch):
+    monkeypatch.setattr(data, "load", None)  # it is to be seen before any work
+    run = tmp_path / "run"
+    write_run(run, POINTS, models.parse("mlp:8", (2,)))
+    (run / "metrics.jsonl").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.json").symlink_to(run / "config.json")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (note,) = run.glob("checkpoints/7/note/metadata")
+    new = run / "checkpoints" / "new.json"
+    ours = [run / "config.json", run / "metrics.jsonl", note, new, run / "curves.png"]
+    ours += [tmp_path / "link.json", run / "damaged_3" / "note"]
+    for path in (*ours, tmp_path / "pipe", run, tmp_path / "no" / "a.json"):
+        assert call(f"--checkpoint={run}", f"--{flag}={path}") == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"jaxsp.gan.scores: --{flag}={path}: ")
+        assert err.count("\n") == 1
+        own = "a file of a run" in err or "can be written in" in err
+        assert own == (path in ours or not path.parent.exists())
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_calls_that_make_other_scores_write_other_files(points, monkeypatch):
+    path = points[0]
+    monkeypatch.setattr(scores.evaluate, "_log", logging.getLogger("quiet"))
+    few = (f"--checkpoint={path}", "--samples=8")
+    for flags in ((), ("--seed=1",), ("--batch_size=8",), ("--dataset=mixture_ring",)):
+        assert call(*few, *flags) == 0
+    names = {p.name for p in path.glob("scores_7_samples=8*.json")}
+    more = ("", "_seed=1", "_batch_size=8")
+    assert names == {f"scores_7_samples=8{words}.json" for words in more}
+    name = score._file_name(score.Config(inception="w/inception.npz"), 7, POINTS)
+    assert name == "scores_7_inception=inception.json"
+    name = score._file_name(score.Config(dataset="digits"), 7, POINTS)
+    assert name == "scores_7_dataset=digits.json"
+
+
+def test_the_latent_size_is_that_of_the_run(tmp_path):
+    gan = models.parse("mlp:8", (2,), latent_size=3)
+    write_run(tmp_path, POINTS | {"latent_size": 3}, gan)
+    assert call(f"--checkpoint={tmp_path}", "--samples=9", "--batch_size=9") == 0
+
+
+def test_data_are_sought_where_the_run_found_them(tmp_path, monkeypatch):
+    small_tfds.prepare("mnist", tmp_path / "tfds")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    dataset = data.load("mnist", "tfds")
+    gan, workers = models.parse("mlp:4", (28, 28, 1)), jaxsp.Workers(1)
+    method = jaxsp.methods.cp_oadam(1e-3, workers.axis_name)
+    loop.train(
+        step.program(gan, losses.hinge(gan), method, workers, batch_size=2),
+        dataset,
+        [np.arange(7)],
+        loop.TrainConfig(
+            1, description={"dataset": "mnist", "model": "mlp:4"}, progress=False
+        ),
+        workdir="run",
+    )
+    sought, load = [], data.load
+    monkeypatch.setattr(scores.classifier, "_STEPS", 2)
+    monkeypatch.setattr(data, "load", lambda *args: sought.append(args) or load(*args))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    few = ("--checkpoint=../run", "--samples=9", "--batch_size=9")
+    assert call(*few) == 0
+    assert sought == [("mnist", str(tmp_path / "tfds"))]
+    assert call(*few, "--data_dir=.") == 2  # what is written wins
+    assert sought[1] == ("mnist", ".")
+    (tmp_path / "tfds").rename(tmp_path / "gone")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "gone"))
+    assert call(*few) == 0
+    assert sought[2] == ("mnist", None)
+
+
+def test_from_python_bounds_are_checked_too(points):
+    with pytest.raises(command.BadFlagError, match="--samples=3 must be at least 4"):
+        score.score(score.Config(str(points[0]), samples=3))
 
 
 def test_points_have_no_inception_scores(points, capsys, monkeypatch):
@@ -196,6 +285,10 @@ def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
     few = (f"--checkpoint={tmp_path}", "--samples=9")
     assert call(*few) == 2
     assert "--model: write it, the run's settings" in capsys.readouterr().err
+    for model, message in (("dcgam", "must be one of"), ("mlp:9", "does not fit")):
+        assert call(*few, f"--model={model}") == 2
+        assert f"--model={model}: " in (err := capsys.readouterr().err)
+        assert message in err
     with caplog.at_level(logging.WARNING):
         assert call(*few, "--model=mlp:8", "--batch_size=9") == 0
     assert not caplog.records
