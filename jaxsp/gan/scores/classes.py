@@ -33,7 +33,8 @@ def classifier_score(probabilities) -> float:
       1606.03498.
     """
     p = np.asarray(probabilities, np.float64)
-    return float(np.exp(scipy.special.rel_entr(p, p.mean(0)).sum(-1).mean()))
+    divergence = scipy.special.rel_entr(p, p.mean(0)).sum(-1).mean()
+    return float(np.exp(max(divergence, 0)))  # rounding may take it below 0
 
 
 def class_coverage(counts, data_counts) -> np.ndarray:

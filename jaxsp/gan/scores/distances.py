@@ -129,7 +129,7 @@ def expected_frechet_distance(covariance, count: int) -> float:
         return float(max(trace, 0.0) * (1 + 1 / count))
     free = count - 1
     lost = _shrinkage(values, free)
-    return float(trace / count + 2 * lost + trace / (4 * free))
+    return max(float(trace / count + 2 * lost + trace / (4 * free)), 0.0)
 
 
 def _shrinkage(values: np.ndarray, free: int) -> float:
@@ -191,12 +191,11 @@ def kernel_distance(
       seed: what the subsets follow from.
 
     Returns:
-      Mean and standard deviation over the subsets; of fewer than 4 rows the latter is
-      NaN.
+      Mean and standard deviation over the subsets.
 
     Raises:
-      ValueError: if shapes do not fit, there are fewer than 2 rows, or subsets or
-        size is out of range.
+      ValueError: if shapes do not fit, there are fewer than 4 rows, of which there is
+        no standard deviation, or subsets or size is out of range.
 
     References:
       Bińkowski, Sutherland, Arbel, Gretton, *Demystifying MMD GANs*, 2018, arXiv
@@ -207,9 +206,9 @@ def kernel_distance(
         raise ValueError(
             f"x must be [n, d] and y [m, d], got shapes {x.shape} and {y.shape}."
         )
-    if min(len(x), len(y)) < 2:
+    if min(len(x), len(y)) < 4:
         raise ValueError(
-            f"x and y must have at least 2 rows, got {len(x)} and {len(y)}."
+            f"x and y must have at least 4 rows, got {len(x)} and {len(y)}."
         )
     check_count("subsets", subsets)
     check_count("size", size, minimum=2)
@@ -226,8 +225,6 @@ def kernel_distance(
 
     found = list(estimates(min(size, fewer)))
     mean, half = float(np.mean(found)), fewer // 2
-    if half < 2:
-        return KernelDistance(mean, float("nan"))
     if size > half:
         found = list(estimates(half))
     return KernelDistance(mean, float(np.std(found)))

@@ -137,7 +137,7 @@ class Evaluator:
 
         Raises:
           ValueError: if the samples are of another shape than the data, there are
-            none, or for the scores of `full` fewer than 4.
+            none, or for `full` or kernel distances (`kid`) fewer than 4.
         """
         return self.measure(samples).scores
 

@@ -59,11 +59,27 @@ def test_spread_of_the_kernel_distance_where_subsets_are_alike(size):
     assert 0.7 < np.mean(spreads) / np.std(means) < 1.5
 
 
-def test_spread_of_the_kernel_distance_of_too_few_rows():
+def test_spread_of_the_kernel_distance_of_few_rows():
     x = np.random.default_rng(0).standard_normal((9, 3))
-    assert np.isnan(scores.kernel_distance(x, x[:3]).std)
-    assert np.isfinite(scores.kernel_distance(x, x[:3]).mean)
     assert scores.kernel_distance(x, 1 + x[:4]).std > 0
+    for rows in (2, 3):
+        with pytest.raises(ValueError, match=f"at least 4 rows, got 9 and {rows}"):
+            scores.kernel_distance(x, x[:rows])
+
+
+@pytest.mark.parametrize("d", [1, 5, 64])
+@pytest.mark.parametrize("count", [1, 2, 7, 500])
+def test_what_is_a_distance_is_not_negative(d, count):
+    """Of a set to itself, where rounding might take it below 0."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        points = 10.0 ** rng.integers(-6, 6) * rng.standard_normal((count, d))
+        _, mean, _ = moments = scores.Moments.of(points)
+        pair = mean, moments.covariance
+        found = scores.frechet_distance(*pair, *pair)
+        assert 0 <= found <= 1e-9 * (points**2).sum()
+        assert scores.expected_frechet_distance(pair[1], count) >= 0
+    assert scores.classifier_score(np.full((count, 10), 0.1)) >= 1
 
 
 def test_kernel_distance_is_unbiased():
@@ -312,7 +328,7 @@ ONES, GAUSS = np.ones((9, 3)), (np.zeros(3), np.eye(3))
     ("name", "arguments", "message"),
     [
         ("kernel_distance", (ONES, ONES[:, 1:]), r"x must be \[n, d\]"),
-        ("kernel_distance", (ONES, ONES[:1]), "at least 2 rows, got 9 and 1"),
+        ("kernel_distance", (ONES, ONES[:1]), "at least 4 rows, got 9 and 1"),
         ("kernel_distance", (ONES, ONES, 0), "subsets must be at least 1"),
         ("neighbor_scores", (ONES, ONES[:, 1:]), r"real must be \[n, d\]"),
         ("neighbor_scores", (ONES, ONES[:3]), "more than k = 3"),
