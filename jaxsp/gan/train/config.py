@@ -50,7 +50,8 @@ class Config:
         "Who holds what: iid, by_label (whole classes), or dirichlet:0.3 (each class "
         "split in random proportions; the smaller the number the more unequal). To a "
         "worker that would hold less than a batch examples move from the one that "
-        "holds most; after another colon, as in dirichlet:0.3:50, less than that.",
+        "holds most; after another colon, as in dirichlet:0.3:50, less than that. "
+        "major_classes:0.3 gives each two classes that make up 30 % of its share.",
     )
     model: str | None = flag(
         None,

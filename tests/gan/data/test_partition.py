@@ -1,5 +1,6 @@
 """Partitions are partitions, and skewed the way their name says."""
 
+import contextlib
 import pathlib
 
 import hypothesis
@@ -120,6 +121,45 @@ def test_dirichlet_examples_of_a_class_are_shuffled():
     assert abs(parts[0].mean() - 499.5) < 60
 
 
+def test_major_classes_make_up_their_share():
+    """The paper's partition: 4 parts, two major classes of 30 %, the rest evenly."""
+    labels = np.arange(50_000, dtype=np.int32) % 10
+    parts = partition.major_classes(labels, 4, seed=3)
+    assert_partition(parts, 50_000, 4)
+    counts = partition.table(labels, parts)
+    np.testing.assert_allclose(counts.sum(1), 12_500, atol=5)
+    for worker, row in enumerate(counts):
+        assert row[2 * worker : 2 * worker + 2].sum() == pytest.approx(3750, abs=2)
+        rest = np.delete(row, [2 * worker, 2 * worker + 1])
+        assert rest.max() < 1.25 * rest.min()
+    again = partition.major_classes(labels, 4, seed=4)
+    assert any((a != b).any() for a, b in zip(parts, again, strict=True))
+
+
+@hypothesis.given(labelled, st.data(), seeds, st.floats(0.01, 1))
+def test_major_classes_are_a_partition_or_refused(labels, data, seed, share):
+    workers = data.draw(st.integers(1, len(labels)))
+    parts = None
+    with contextlib.suppress(ValueError):
+        parts = partition.major_classes(labels, workers, share=share, seed=seed)
+    if parts is not None:
+        assert_partition(parts, len(labels), workers)
+
+
+def test_a_share_that_the_classes_do_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"share must be at most 0\.8 with 10 classes"):
+        partition.major_classes(LABELS, 4, share=0.9, seed=0)
+    with pytest.raises(ValueError, match="share must be above 0"):
+        partition.major_classes(LABELS, 4, share=0.0, seed=0)
+
+
+def test_parse_passes_the_major_share_on():
+    for text, share in (("major_classes", 0.3), ("major_classes:0.5", 0.5)):
+        got = partition.parse(text)(LABELS, 4, seed=5)
+        expected = partition.major_classes(LABELS, 4, share=share, seed=5)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def test_parse_passes_the_concentration_on():
     expected = {"by_label": partition.by_label(LABELS, 3)}
     for text in ("dirichlet:0.3", "dirichlet(0.3)", " dirichlet:3e-1 "):
@@ -152,7 +192,9 @@ def test_parse_passes_the_least_share_on():
         ("dirichlet:x:2", "ALPHA positive and finite"),
         ("dirchlet:0.3", "did you mean 'dirichlet'"),
         ("by-label", "did you mean 'by_label'"),
-        ("", "iid, by_label or dirichlet:ALPHA"),
+        ("", "iid, by_label, major_classes:SHARE .* or dirichlet:ALPHA"),
+        ("major_classes:2", "a share of at most 1"),
+        ("major_class", "did you mean 'major_classes'"),
         ("dirichlet", "dirichlet:ALPHA"),
         ("iid:3", "got 'iid:3'$"),
         ("dirichlet:0.3)", "as in dirichlet:0.3"),
