@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from jaxsp import distributed
 from jaxsp.gan import data, names
 from jaxsp.gan.command import flag
 from jaxsp.gan.train.methods import LOSSES, METHODS
@@ -30,10 +31,10 @@ def _own(name, words, none="none", **limits):
 class Config:
     """What to train, and how; the fields are the flags."""
 
-    # What else the file of a run's settings says, which follows from these.
+    # What else the file of a run's settings says: what follows from these, and JAX's.
     NOT_FLAGS: ClassVar[frozenset[str]] = frozenset(
-        {"same_sample", "eval_samples", "conditional", "data_crc32"}
-        | {"log_every", "checkpoint_every"}
+        {"same_sample", "eval_samples", "conditional", "data_crc32", "log_every"}
+        | {"checkpoint_every", "jax", "platform", *distributed.number_options()}
     )
 
     method: str = flag("dp_oadam", "What to train with.", names=METHODS)
