@@ -2,8 +2,14 @@ r"""Train with several methods at equal budgets and compare what they reach.
 
 Every method is a run of train_gan.py with the same flags but its own; --budget says
 where it ends. --workdir then holds a directory for each run, comparison.png (scores
-against steps, bytes and seconds) and plots.md. Ended runs are not repeated with
+against examples seen, bytes and seconds) and plots.md. Ended runs are not repeated with
 --resume, interrupted ones go on.
+
+In a step all runs see as many examples: standalone, which has one worker, takes batches
+of --batch_size x --workers. Each method has the learning rate that suits it, which
+plots.md says, unless --learning_rate sets one for all. Every run is scored at least ten
+times unless --eval_every says otherwise; there is no knowing with a budget of bytes or
+seconds, under which images are scored every 100 steps.
 
 Examples:
   python examples/compare.py --methods=dp_oadam,md_gan,dqgan:compressor=quantize/4
@@ -41,6 +47,12 @@ _NOT_OF_A_RUN = ("method", "steps", "workdir", "resume", "dry_run")
 class Config(train.Config):
     """What to compare: the flags of train_gan.py, and two more."""
 
+    eval_every: int | None = flag(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None,
+        "Steps between two scores, pictures and checkpoints. Default: a tenth of the "
+        "steps, at most 500; with another budget 100, of points 500.",
+        bounds=(1, 2**31 - 1),
+    )
     methods: str | None = flag(
         None,
         "Which methods to compare: names between commas, each with flags of its own "
@@ -63,6 +75,7 @@ def parse_runs(config: Config) -> dict[str, train.Config]:
     """
     text = config.methods or ""
     every = {name: getattr(config, name) for name in _FLAGS}
+    every["eval_every"] = config.eval_every or _eval_every(config)
     runs: dict[str, train.Config] = {}
     for name in filter(None, (word.strip() for word in text.split(","))):
         method, *options = name.split(":")
@@ -77,12 +90,40 @@ def parse_runs(config: Config) -> dict[str, train.Config]:
             texts[flag_name] = value.replace("/", ":")
         if name in runs:
             raise BadFlagError(f"--methods={text}: {name} is there twice.")
-        runs[name] = command.with_texts(train.Config(**every), texts)
+        run = command.with_texts(train.Config(**every), texts)
+        if method == "standalone" and "batch_size" not in texts:
+            one = methods.with_defaults(run).batch_size
+            run = dataclasses.replace(run, batch_size=one * config.workers)
+        runs[name] = run
         with contextlib.redirect_stdout(io.StringIO()):  # a run makes its notes itself
             train.read(runs[name])
     if not runs:
         raise BadFlagError("write --methods=dp_oadam,md_gan, names between commas.")
     return runs
+
+
+def _budget(config):
+    """What --budget says, or else --steps."""
+    steps = methods.with_defaults(config).steps
+    return parse_budget(config.budget or f"steps:{steps}")
+
+
+def _eval_every(config):
+    """The steps between two scores where the user has not said."""
+    kind, amount = _budget(config)
+    if kind == "steps":
+        return min(500, max(1, int(amount) // 10))
+    return 500 if config.dataset.startswith("mixture") else 100
+
+
+def _facts(run):
+    """What a run says of its step: the learning rate, and how many examples it sees."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        read, workers, _ = train.read(run)
+    rate = f"{read.learning_rate:g}"
+    rate += f", from 0 in {read.warmup_steps} steps" if read.warmup_steps else ""
+    rate += f", to 0 at step {read.decay_steps}" if read.decay_steps else ""
+    return rate, (read.batch_size or 0) * workers.count
 
 
 def parse_budget(text: str) -> tuple[str, float]:
@@ -111,9 +152,9 @@ def compare(
     Raises:
       BadFlagError: if a flag cannot be used.
     """
-    steps = methods.with_defaults(config).steps
-    kind, amount = parse_budget(config.budget or f"steps:{steps}")
+    kind, amount = _budget(config)
     runs, by_steps = parse_runs(config), kind == "steps"
+    facts = {name: _facts(run) for name, run in runs.items()}
     if kind == "bytes" and "standalone" in (run.method for run in runs.values()):
         raise BadFlagError(
             f"--budget={config.budget}: standalone sends nothing and would never end; "
@@ -152,7 +193,8 @@ def compare(
         records[name] = read_metrics(where / "metrics.jsonl")
         # After each run: what there is can be looked at while the next one trains.
         title = f"{config.dataset}, {config.workers} workers, {kind} equal"
-        _write(directory, records, ends, title, f"{amount:g} {kind}")
+        known = {name: (*facts[name], ends[name]) for name in records}
+        _write(directory, records, known, title, f"{amount:g} {kind}")
     print(f"written: {directory / 'plots.md'}, {directory / 'comparison.png'}")
     return records, None
 
@@ -166,15 +208,18 @@ def _has_ended(where, over):
     return (where / "checkpoints" / str(records[-1]["step"])).exists()
 
 
-def _write(directory, records, ends, title, budget):
+def _write(directory, records, known, title, budget):
     """The picture and the report of the runs so far."""
     shown = [n for n in _SCORES if any(n in r for rs in records.values() for r in rs)]
-    plots.plot_comparison(records, directory / "comparison.png", shown[:2], title)
-    rows = [["method", *(f"{n.replace('_', ' ')} (last / best)" for n in shown)]]
+    seen = {name: examples for name, (_, examples, _) in known.items()}
+    plots.plot_comparison(records, directory / "comparison.png", shown[:2], title, seen)
+    rows = [["method", "learning rate", "examples a step"]]
+    rows[0] += [f"{n.replace('_', ' ')} (last / best)" for n in shown]
     rows[0] += ["steps", "MB sent", "MB received", "seconds", "ms a step", ""]
     rows += [["---"] * len(rows[0])]
     for name, found in records.items():
-        last, cells = found[-1], [f"`{name}`"]
+        rate, examples, end = known[name]
+        last, cells = found[-1], [f"`{name}`", rate, str(examples)]
         for score in shown:
             values = [r[score] for r in found if r.get(score) is not None]
             best = min if score in ("fid", "frechet_distance") else max
@@ -184,7 +229,7 @@ def _write(directory, records, ends, title, budget):
             cells += ["" if bits is None else f"{bits / 8e6:.4g}"]
         seconds = last["seconds"]
         cells += [f"{seconds:.4g}", f"{1e3 * seconds / max(last['step'], 1):.3g}"]
-        rows += [[*cells, ends[name]]]
+        rows += [[*cells, end]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     devices = jax.devices()
     report = f"""# {title}
@@ -193,13 +238,15 @@ def _write(directory, records, ends, title, budget):
 {shlex.join(["python", *sys.argv])}
 ```
 
-Budget: {budget} a run. MB are per worker, the mean of the workers; seconds are of
+Budget: {budget} a run. Learning rates are those that suit the method, where no flag has
+set one. Examples are the real ones of one gradient, of all workers; standalone takes as
+many as all workers together. MB are per worker, the mean of the workers; seconds are of
 training alone, without compilation, on {len(devices)} {devices[0].platform} device(s)
 of a machine of type {platform.machine()}, JAX {jax.__version__}.
 
 {table}
 
-![scores against steps, bytes and seconds](comparison.png)
+![scores against examples seen, bytes and seconds](comparison.png)
 """
     with replacing(directory / "plots.md") as path:
         path.write_text(report)

@@ -63,10 +63,47 @@ def test_methods_have_flags_of_their_own(script):
     text = "md_gan, dqgan:compressor=top_k/0.1:learning_rate=0.01"
     config = script.Config(methods=text, workers=4)
     one, other = script.parse_runs(config).values()
-    assert one == train.Config(method="md_gan", workers=4)
-    assert other == train.Config(
-        method="dqgan", workers=4, compressor="top_k:0.1", learning_rate=0.01
+    assert one == train.Config(method="md_gan", workers=4, eval_every=200)
+    wanted = {"compressor": "top_k:0.1", "learning_rate": 0.01, "eval_every": 200}
+    assert other == train.Config(method="dqgan", workers=4, **wanted)
+
+
+def test_one_worker_sees_as_much_in_a_step_as_all_workers_together(script):
+    methods = "standalone,standalone:batch_size=7,md_gan"
+    for given, batch, batches in ((None, None, 64), (5, 5, 20)):
+        config = script.Config(methods=methods, workers=4, batch_size=given)
+        alone, own, several = script.parse_runs(config).values()
+        assert (alone.batch_size, own.batch_size) == (batches, 7)
+        assert several.batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("given", "every"),
+    [
+        ({}, 200),
+        ({"steps": 1000}, 100),
+        ({"steps": 1000, "budget": "steps:3"}, 1),
+        ({"dataset": "mixture_ring"}, 500),
+        ({"budget": "seconds:9"}, 100),
+        ({"eval_every": 700}, 700),
+    ],
+)
+def test_there_are_ten_scores_unless_the_user_wants_others(script, given, every):
+    (run,) = script.parse_runs(script.Config(methods="md_gan", **given)).values()
+    assert run.eval_every == every
+
+
+def test_the_report_says_learning_rates_and_examples(compare, runs, tmp_path):
+    methods = "md_gan,standalone,dqgan:warmup_steps=5:learning_rate=0.07"
+    compare(methods, decay_steps=9)
+    text = (tmp_path / "plots.md").read_text()
+    assert "| `md_gan` | 0.001, to 0 at step 9 | 128 |" in text
+    assert "| `standalone` | 0.001, to 0 at step 9 | 128 |" in text
+    assert "| 0.07, from 0 in 5 steps, to 0 at step 9 | 128 |" in text
+    compare(
+        methods.rpartition(":")[0], learning_rate=0.003, workdir=str(tmp_path / "b")
     )
+    assert (tmp_path / "b" / "plots.md").read_text().count("| 0.003") == 3
 
 
 def test_budgets(script):
@@ -86,7 +123,7 @@ def test_every_run_ends_where_the_budget_does(compare, runs, tmp_path, budget, l
     assert [found[-1]["step"] for found in records.values()] == [last, last]
     assert [run.method for run in runs] == ["md_gan", "fl_gan"]
     text = (tmp_path / "plots.md").read_text()
-    assert f"| `md_gan` | {100 / (1 + last) + 1:.4g} / " in text
+    assert f"| `md_gan` | 0.001 | 128 | {100 / (1 + last) + 1:.4g} / " in text
     with PIL.Image.open(tmp_path / "comparison.png") as picture:
         assert picture.size[0] > 2 * picture.size[1]
 
@@ -178,6 +215,30 @@ def test_from_the_command_line(script, call, tmp_path):
         assert code == 2
         assert err.startswith("compare.py: ")
         assert err.count("\n") == 1
+
+
+def test_every_line_of_a_comparison_is_in_a_legend(monkeypatch):
+    """What sends nothing is a dotted line against bytes."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    lines = [{"step": s, "seconds": s / 2, "score": 1.0 + s} for s in range(3)]
+    runs = {
+        "alone": lines,
+        "several": [{**r, "bits_up": 8e6 * r["step"]} for r in lines],
+    }
+    seen = {"alone": 10, "several": 30}
+    plots.plot_comparison(runs, "a.png", ["score"], "title", seen)
+    (figure,) = figures
+    examples, sent, _ = figure.axes
+    assert examples.get_xlabel() == "examples seen by all workers"
+    assert [line.get_xdata()[-1] for line in examples.get_lines()] == [20, 60]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["alone", "several"]
+    colours = [line.get_color() for line in examples.get_lines()]
+    assert [handle.get_color() for handle in legend.legend_handles] == colours
+    dotted = [line for line in sent.get_lines() if line.get_linestyle() == ":"]
+    assert [line.get_label() for line in dotted] == ["alone, which sends nothing"]
+    assert len(sent.get_legend().get_texts()) == 1
 
 
 def test_a_comparison_has_a_curve_for_every_run(tmp_path):

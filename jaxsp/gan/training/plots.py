@@ -249,14 +249,19 @@ def plot_comparison(
     path: str | os.PathLike,
     scores: Sequence[str] = ("frechet_distance",),
     title: str = "",
+    examples: Mapping[str, int] | None = None,
 ) -> None:
     """Draw the scores of several runs against steps, bytes and seconds.
+
+    What sends nothing has no curve against bytes, but a dotted line at its last score.
 
     Args:
       runs: the records of each run (`metrics.jsonl`) by the name to show.
       path: the PNG to write.
       scores: the names of the scores, one row of three panels each.
       title: a line above.
+      examples: how many examples each run sees in a step, by its name; then the scores
+        are drawn against examples seen in place of steps.
 
     Raises:
       ValueError: if no run has any of the scores.
@@ -267,12 +272,15 @@ def plot_comparison(
             "scores must name a score that a run has recorded, got none of these: "
             f"{', '.join(sorted(found))}."
         )
-    xs: dict[str, Callable[[Mapping[str, Any]], float]] = {
-        "step": lambda r: r["step"],
-        "MB sent and received per worker": lambda r: (
+    count = examples or dict.fromkeys(runs, 1)
+    xs: dict[str, Callable[[Mapping[str, Any], str], float]] = {
+        "examples seen by all workers" if examples else "step": lambda r, name: (
+            r["step"] * count[name]
+        ),
+        "MB sent and received per worker": lambda r, _: (
             ((r.get("bits_up") or 0) + (r.get("bits_down") or 0)) / 8e6
         ),
-        "seconds of training": lambda r: r["seconds"],
+        "seconds of training": lambda r, _: r["seconds"],
     }
     styles: dict[str, Any] = dict(zip(runs, itertools.cycle(_STYLES), strict=False))
     figure = Figure(
@@ -284,17 +292,21 @@ def plot_comparison(
         every, sent = [], []
         for axes, (label, x) in zip(row, xs.items(), strict=True):
             for name, records in runs.items():
-                points = [(x(r), r[score]) for r in records if r.get(score) is not None]
+                found = [r for r in records if r.get(score) is not None]
+                points = [(x(r, name), r[score]) for r in found]
                 every += [value for _, value in points]
                 if points and axes is row[1]:
                     # What is sent differs by orders of magnitude: no 0 on this axis.
                     points = [point for point in points if point[0] > 0]
                     if not points:
-                        colour = styles[name]["color"]
-                        axes.axhline(every[-1], color=colour, ls=":", lw=1)
+                        nothing = f"{name}, which sends nothing"
+                        style = {**styles[name], "ls": ":", "lw": 1.5}
+                        axes.axhline(every[-1], label=nothing, **style)
+                        axes.legend(frameon=False, fontsize=8)
                         continue
                     sent.append(points[-1][0])
-                axes.plot(*np.array(points).reshape(-1, 2).T, lw=1.5, **styles[name])
+                style = {"lw": 1.5, "marker": "o", "ms": 3, **styles[name]}
+                axes.plot(*np.array(points).reshape(-1, 2).T, **style)
             _label(axes, label)
         row[0].set_ylabel(_title(score))
         row[1].set_xscale(_scale(sent))
