@@ -20,7 +20,7 @@ import pytest
 import jaxsp
 from jaxsp.gan import bars, data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
-from jaxsp.gan.training import checkpoint, flights, loop, plots, records
+from jaxsp.gan.training import checkpoint, directory, flights, loop, plots, records
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
@@ -515,6 +515,14 @@ def test_another_version_of_jax_is_noted(fit, tmp_path, caplog):
     (line,) = caplog.messages
     said = f"goes on with jax 0.9.1 -> {jax.__version__}: its numbers may differ"
     assert said in line
+
+
+def test_that_data_lie_elsewhere_is_not_noted(tmp_path, caplog):
+    directory.write_config(tmp_path, {}, {"data_dir": "/a", "jax": "1"})
+    directory.note_changes(tmp_path, {"data_dir": "/b", "jax": "1"})
+    assert not caplog.messages
+    directory.note_changes(tmp_path, {"data_dir": "/b", "jax": "2"})
+    assert "goes on with jax 1 -> 2:" in caplog.text
 
 
 @pytest.mark.parametrize(
