@@ -15,6 +15,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 from flax import linen as nn
 from jax.core import Tracer
 
@@ -26,9 +27,11 @@ from jaxsp.operators import MinMax
 class Gan:
     """A generator, a discriminator, and the shapes between them.
 
-    Any two flax modules do: `generator` maps latents [n, latent_size] to samples
-    [n, *sample_shape], `discriminator` maps samples to logits [n]. Hashable, so it may
-    be a static argument of `jax.jit`.
+    Any two modules of flax.linen do that have nothing but parameters and draw nothing
+    at random: `generator` maps latents [n, latent_size] to samples [n, *sample_shape],
+    `discriminator` maps samples to logits [n]. `flax.nnx.bridge.to_linen` makes such a
+    module of a class of flax.nnx. The pair is hashable, so it may be a static argument
+    of `jax.jit`.
 
     With `num_classes` C > 0 the pair is conditional, as in ACGAN. The last C entries of
     a latent vector are its class, one-hot, so that a sample is still a function of its
@@ -43,7 +46,7 @@ class Gan:
       num_classes: number of classes, or 0 for a pair that knows none.
 
     Raises:
-      ValueError: if the sizes do not fit.
+      ValueError: if the sizes do not fit, or a network is no module of flax.linen.
     """
 
     generator: nn.Module
@@ -53,6 +56,14 @@ class Gan:
     num_classes: int = 0
 
     def __post_init__(self):
+        for name in ("generator", "discriminator"):
+            if not isinstance(module := getattr(self, name), nn.Module):
+                kind = type(module) if not isinstance(module, type) else module
+                raise ValueError(
+                    f"{name} must be a module of flax.linen, got {kind.__name__}: of a "
+                    "class of flax.nnx write flax.nnx.bridge.to_linen("
+                    f"{kind.__name__}, ...), with its arguments but rngs."
+                )
         check_count("latent_size", self.latent_size)
         check_count("num_classes", self.num_classes, minimum=0)
         if self.num_classes and self.num_classes >= self.latent_size:
@@ -65,6 +76,10 @@ class Gan:
 def init(gan: Gan, key: jax.Array) -> MinMax:
     """Draws the parameters of both players, `MinMax(x, y)`.
 
+    Raises:
+      ValueError: if a network has more than parameters, as the statistics of BatchNorm,
+        or draws at random, as Dropout does.
+
     Example:
       >>> import jax
       >>> from jaxsp.gan.models import mlp
@@ -75,9 +90,29 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
     """
     x_key, y_key = jax.random.split(key)
     latent = jnp.zeros((1, gan.latent_size))
-    x = gan.generator.init(x_key, latent)["params"]
-    y = gan.discriminator.init(y_key, jnp.zeros((1, *gan.sample_shape)))["params"]
-    return MinMax(x, y)
+    x = _params(gan.generator, "generator", x_key, latent)
+    sample = jnp.zeros((1, *gan.sample_shape))
+    return MinMax(x, _params(gan.discriminator, "discriminator", y_key, sample))
+
+
+def _params(module: nn.Module, name: str, key: jax.Array, example: jax.Array):
+    """The parameters of a network, which needs nothing else."""
+    variables = module.init(key, example)
+    if others := sorted(variables.keys() - {"params"}):
+        raise ValueError(
+            f"{name} must have parameters alone, and has {', '.join(others)} too. "
+            "Statistics of batches would be each worker's own, and nothing averages "
+            "them: write nn.GroupNorm or nn.LayerNorm in place of nn.BatchNorm."
+        )
+    try:
+        jax.eval_shape(module.apply, variables, example)
+    except errors.InvalidRngError as error:
+        raise ValueError(
+            f"{name} must draw nothing at random, as samples and logits are functions "
+            "of their input: leave nn.Dropout out, or write deterministic=True "
+            f"({str(error).partition(' (')[0]})."
+        ) from error
+    return variables["params"]
 
 
 def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from jaxsp.gan import models
 
@@ -267,3 +269,57 @@ def test_parse_builds_what_the_functions_build():
 def test_what_does_not_fit_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+# ---------------------------------------------------------------- modules of one's own
+
+
+class Own(nn.Module):
+    """A layer after a dense one."""
+
+    layer: nn.Module
+    size: int
+
+    @nn.compact
+    def __call__(self, inputs):
+        outputs = self.layer(nn.Dense(self.size)(inputs))
+        return outputs[:, 0] if self.size == 1 else outputs
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm(use_running_average=False), "batch_stats.*write nn.GroupNorm"),
+        (nn.BatchNorm(use_running_average=True), "batch_stats.*write nn.GroupNorm"),
+        (nn.Dropout(0.5, deterministic=False), "deterministic=True.*layer needs"),
+    ],
+)
+def test_networks_with_more_than_parameters_are_refused(name, layer, message):
+    def init(**changed):
+        pair = {"generator": Own(nn.LayerNorm(), 2)} | changed
+        pair = {"discriminator": Own(nn.LayerNorm(), 1)} | pair
+        return models.init(models.Gan(**pair, latent_size=3, sample_shape=(2,)), KEY)
+
+    init()
+    size = 2 if name == "generator" else 1
+    with pytest.raises(ValueError, match=f"^{name} must .*{message}"):
+        init(**{name: Own(layer, size)})
+
+
+class OfNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.layer(inputs)
+
+
+def test_modules_of_nnx_are_bridged():
+    judge = Own(nn.LayerNorm(), 1)
+    for module in (OfNnx, OfNnx(nnx.Rngs(0))):
+        with pytest.raises(ValueError, match=r"^generator .*to_linen\(OfNnx, \.\.\.\)"):
+            models.Gan(module, judge, 3, (2,))
+    gan = models.Gan(nnx.bridge.to_linen(OfNnx), judge, 3, (2,))
+    z = models.init(gan, jax.random.key(0))
+    assert models.sample(gan, z.x, jax.random.key(1), 5).shape == (5, 2)
