@@ -21,7 +21,7 @@ if mine and event == "devices":
 if mine and event == "options":
     jax.config.update("jax_threefry_partitionable", False)
 jaxsp.distributed.initialize(
-    settings={"rate": 0.1, "seed": {"data": mine if event == "settings" else 0}},
+    settings={"rate": 0.1, "seed": {"data": 0}},
     initialization_timeout=30,
     heartbeat_timeout=4,
 )

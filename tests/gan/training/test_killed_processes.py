@@ -16,8 +16,8 @@ from jaxsp.gan.training import checkpoint
 from jaxsp.gan.training.records import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
-COUNT, STEPS, EVERY = 4, 60, 20
-LIMIT = 10.0  # seconds; a second or two are promised where the machine is idle
+COUNT, STEPS, EVERY = 3, 60, 20
+LIMIT = 18.0  # seconds, less than a heartbeat; an idle machine takes one or two
 
 
 def start(workdir):
