@@ -20,6 +20,7 @@ Examples:
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import platform
 import re
@@ -254,6 +255,14 @@ of a machine of type {platform.machine()}, JAX {jax.__version__}.
 
 def main(config: Config) -> int:
     """Compare as the flags say; the exit code."""
+    for name in ("coordinator", "num_processes", "process_id"):
+        given = os.environ.get(f"JAXSP_{name.upper()}")
+        given = given if getattr(config, name) is None else getattr(config, name)
+        if given is not None:
+            raise BadFlagError(
+                f"--{name}={given}: comparisons are made in one process; start "
+                "compare.py without it and without jaxsp.launch."
+            )
     if config.dry_run:
         for name, run in parse_runs(config).items():
             print(f"--- {name}")

@@ -30,6 +30,8 @@ _DEFINE: dict[Any, Callable] = {
 }
 
 
+_LARGEST = 3.4e38  # that float32 can hold
+_SMALLEST = 1.2e-38  # that float32 can hold, with all its digits
 _FILE = "config"
 _FILE_WORDS = (
     "JSON file of flags, such as config.json of an earlier run, or that run's "
@@ -97,9 +99,11 @@ def check(config: Any) -> None:
             )
         if field.metadata["bounds"]:
             low, high = field.metadata["bounds"]
-            if not low <= value <= (high or sys.float_info.max):
-                most = "finite" if high is None else f"at most {high}"
+            if not low <= value <= (high or _LARGEST):
+                most = "finite in float32" if high is None else f"at most {high}"
                 raise BadFlagError(f"{shown} must be at least {low} and {most}.")
+        if isinstance(value, float) and 0 < abs(value) < _SMALLEST:
+            raise BadFlagError(f"{shown} is 0 in float32: write 0, or a larger one.")
 
 
 def expanded(name: str, value: str) -> pathlib.Path:
@@ -113,7 +117,7 @@ def expanded(name: str, value: str) -> pathlib.Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()  # a null byte, or too long a name
     except (RuntimeError, ValueError, OSError) as error:
-        raise BadFlagError(f"--{name}={value!r:.99}: {_one_line(error)}") from None
+        raise BadFlagError(f"--{name}={value!r}: {_one_line(error)}") from None
     return path
 
 
@@ -203,7 +207,9 @@ def naming(name: str, value: Any, *errors: type[Exception]) -> Iterator[None]:
 
 
 def _one_line(error):
-    return " ".join(str(error).split())
+    """What an error says, on one line, and of a very long word the beginning."""
+    words = str(error).split()
+    return " ".join(w if len(w) <= 250 else f"{w[:250]}..." for w in words)
 
 
 # ------------------------------------------------------------------ running

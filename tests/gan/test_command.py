@@ -65,12 +65,12 @@ def test_texts_replace_fields_as_flags_do():
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("--steps=0", "--steps=0 must be at least 1 and finite."),
+        ("--steps=0", "--steps=0 must be at least 1 and finite in float32."),
         ("--steps=many", "flag --steps=many: invalid literal for int() with base 10: "),
         ("--rate=2", "--rate=2.0 must be at least 0 and at most 1."),
         ("--rate=nan", "--rate=nan must be at least 0 and at most 1."),
-        ("--far=inf", "--far=inf must be at least 1e-12 and finite."),
-        ("--far=nan", "--far=nan must be at least 1e-12 and finite."),
+        ("--far=inf", "--far=inf must be at least 1e-12 and finite in float32."),
+        ("--far=nan", "--far=nan must be at least 1e-12 and finite in float32."),
         ("--kind=a:3", "--kind=a:3: there is no a:3; did you mean a? write one of a."),
         (
             "--graph=rng:3",

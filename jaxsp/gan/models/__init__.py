@@ -55,7 +55,7 @@ from jaxsp.gan.models.layers import (
     wide_transposed_conv,
 )
 from jaxsp.gan.models.mlp import MLPDiscriminator, MLPGenerator, md_gan_mlp, mlp
-from jaxsp.gan.models.names import parse
+from jaxsp.gan.models.names import NAMES, parse
 from jaxsp.gan.models.residual import (
     ResNetDiscriminator,
     ResNetGenerator,
@@ -65,6 +65,7 @@ from jaxsp.gan.models.residual import (
 from jaxsp.gan.models.spectral import spectral_norm, spectral_normalize
 
 __all__ = [
+    "NAMES",
     "ConvDiscriminator",
     "ConvGenerator",
     "Gan",

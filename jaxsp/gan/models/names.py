@@ -10,6 +10,9 @@ from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.mlp import md_gan_mlp, mlp
 from jaxsp.gan.models.residual import resnet, sagan
 
+_MODELS = {f.__name__: f for f in (mlp, dcgan, md_gan_mlp, md_gan_cnn, resnet, sagan)}
+NAMES = tuple(_MODELS)
+
 
 def parse(
     text: str,
@@ -38,9 +41,7 @@ def parse(
       >>> parse("dcgan:8", (28, 28, 1)).latent_size
       64
     """
-    models = {
-        f.__name__: f for f in (mlp, dcgan, md_gan_mlp, md_gan_cnn, resnet, sagan)
-    }
+    models = _MODELS
     match = re.fullmatch(r"(\w+)(?::0*([1-9][0-9]*))?", text)
     if not match or match[1] not in models:
         raise ValueError(

@@ -41,7 +41,9 @@ class Config:
     """What to score, and how; the fields are the flags."""
 
     checkpoint: str | None = flag(
-        None, "Directory of a run, for its last checkpoint, or RUN/checkpoints/STEP."
+        None,
+        "Directory of a run, for its last checkpoint, or RUN/checkpoints/STEP.",
+        path=True,
     )
     samples: int = flag(
         10_000,
@@ -49,18 +51,23 @@ class Config:
         bounds=(4, 10**8),  # more than the neighbours that the scores look at
     )
     dataset: str | None = flag(
-        None, "What to compare with. Default: what the run learned."
+        None,
+        "What to compare with. Default: what the run learned.",
+        names=data.NAMES,
     )
     data_dir: str | None = flag(
         None,
         "TFDS directory of the prepared data set (not for digits and the mixtures). "
         "Default: the run's, where it is there; else $TFDS_DATA_DIR, or "
         "~/tensorflow_datasets.",
+        path=True,
     )
     model: str | None = flag(
         None,
         "The networks, as dcgan:64, of a run whose settings do not say. Default: what "
         "they say.",
+        names=models.NAMES,
+        colon=True,
     )
     conditional: bool | None = flag(
         None,
@@ -72,6 +79,7 @@ class Config:
         "File of the weights of the Inception network, for FID and KID; how to make "
         "it: python tools/convert_inception.py --help. Default: the features of a "
         "small classifier are used instead.",
+        path=True,
     )
     seed: int = flag(
         0,
@@ -83,9 +91,10 @@ class Config:
         None,
         "JSON file to write. Default: scores_STEP.json in the run's directory, with "
         "the flags that make other scores, as scores_20000_samples=50000.json.",
+        path=True,
     )
     samples_png: str | None = flag(
-        None, "Picture of samples beside real data to draw. Default: none."
+        None, "Picture of samples beside real data to draw. Default: none.", path=True
     )
 
 

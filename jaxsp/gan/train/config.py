@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from jaxsp import distributed
-from jaxsp.gan import data, names
+from jaxsp.gan import data, models, names
 from jaxsp.gan.command import flag
 from jaxsp.gan.train.methods import LOSSES, METHODS
 
@@ -44,6 +44,7 @@ class Config:
         "TFDS directory that holds the data set, or into which it is put when it is "
         "used first (not for digits and the mixtures). Default: $TFDS_DATA_DIR, or "
         "~/tensorflow_datasets.",
+        path=True,
     )
     workers: int = flag(8, "How many; standalone always has one.", bounds=_COUNT)
     partition: str = flag(
@@ -58,7 +59,7 @@ class Config:
         None,
         "The networks; with their width after a colon, as dcgan:32. Default: mlp for "
         "points and 8x8 images, dcgan for others.",
-        names=("mlp", "dcgan", "md_gan_mlp", "md_gan_cnn", "resnet", "sagan"),
+        names=models.NAMES,
         colon=True,
     )
     dtype: str = flag(
@@ -195,11 +196,13 @@ class Config:
         "File of the weights of the Inception network, for FID and KID beside the "
         "other scores (slow without an accelerator); how to make it: python "
         "tools/convert_inception.py --help.",
+        path=True,
     )
     workdir: str | None = flag(
         None,
         "Directory of the run, which must not hold another one. Default: "
         "runs/DATASET-METHOD.",
+        path=True,
     )
     resume: bool = flag(
         False,
@@ -226,8 +229,12 @@ class Config:
         "with --num_processes and --process_id. Not needed under python -m "
         "jaxsp.launch, SLURM, Open MPI and on TPU pods.",
     )
-    num_processes: int | None = flag(None, "How many processes, with --coordinator.")
-    process_id: int | None = flag(None, "Which of them, from 0, with --coordinator.")
+    num_processes: int | None = flag(
+        None, "How many processes, with --coordinator.", bounds=_COUNT
+    )
+    process_id: int | None = flag(
+        None, "Which of them, from 0, with --coordinator.", bounds=(0, 2**31 - 1)
+    )
     heartbeat_timeout: float = flag(
         20.0,
         "Seconds without a sign of life after which a process counts as lost.",

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +101,7 @@ def run(
             gan = models.parse(model, shape, classes, jnp.dtype(config.dtype), latent)
             shapes: Any = jax.eval_shape(lambda: models.init(gan, jax.random.key(0)))
         x, y = (sum(leaf.size for leaf in jax.tree.leaves(p)) for p in shapes)
+        _check_size(config, workers, x + y)
         method = methods.make(config, workers, sizes, x + y)
     game = methods.game(config, gan)
     options = {"batch_size": config.batch_size, "ema_decay": config.ema_decay}
@@ -215,6 +217,24 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
         print(end="".join(f"note: {note}\n" for note in notes))
     methods.make(config, workers, np.full(workers.count, 1_000), 1_000)
     return config, workers, split
+
+
+def _check_size(config, workers, numbers):
+    """Refuse networks that cannot be held, before anything is allocated."""
+    said = f"--model={config.model}: its networks have {numbers:,} parameters"
+    if numbers >= 2**31:  # what XLA indexes
+        raise BadFlagError(f"{said}, more than 2,147,483,647: write a smaller width.")
+    here = sum(d.process_index == jax.process_index() for d in workers.devices)
+    if config.dry_run or workers.devices[0].platform != "cpu" or not here:
+        return
+    # Parameters, gradients and two moments of every worker in this process.
+    need = 16 * numbers * workers.count * here // len(workers.devices)
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise BadFlagError(
+            f"{said}, for which {workers.count} workers need {need / 1e9:.3g} GB of "
+            f"memory, of {have / 1e9:.3g}: write a smaller width, or fewer workers."
+        )
 
 
 def _about(config, workers):

@@ -152,7 +152,7 @@ def test_a_diverged_generator_has_no_scores(tmp_path, capsys):
         ([f"--samples={10**18}"], f"--samples={10**18} must be at least 4 and at most"),
         (["--seed=-1"], "--seed=-1 must be at least 0"),
         (["--checkpoint=/nowhere"], "--checkpoint=/nowhere: /nowhere is neither"),
-        (["--dataset=mnits"], "--dataset=mnits: name must be one of"),
+        (["--dataset=mnits"], "--dataset=mnits: there is no mnits; did you mean"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "--data_dir=/nowhere: mnist is"),
         (["--model=mlp:9"], "--model=mlp:9: the run was of --model=mlp:8; leave"),
         (["--conditional"], "--conditional=True: the run was of --conditional=False;"),
@@ -285,7 +285,7 @@ def test_what_the_settings_do_not_say_must_be_given(tmp_path, capsys, caplog):
     few = (f"--checkpoint={tmp_path}", "--samples=9")
     assert call(*few) == 2
     assert "--model: write it, the run's settings" in capsys.readouterr().err
-    for model, message in (("dcgam", "must be one of"), ("mlp:9", "does not fit")):
+    for model, message in (("dcgam", "did you mean dcgan?"), ("mlp:9", "does not fit")):
         assert call(*few, f"--model={model}") == 2
         assert f"--model={model}: " in (err := capsys.readouterr().err)
         assert message in err
