@@ -1,9 +1,12 @@
-"""Checks of arguments that several factories share, done when they are built."""
+"""Checks of arguments that several factories share, done when they are built.
+
+Each refuses with one line that names the argument, what it must be and what came.
+"""
 
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +14,159 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+ANY_ARRAY = jnp.number, jnp.bool_, jax.dtypes.extended  # keys are of extended types
+_LONGEST = 200  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value in one line of a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def refuse(name: str, required: str, value: Any) -> NoReturn:
+    """Say what an argument must be, and what came."""
+    raise ValueError(f"{name} must be {required}, got {shown(value)}.")
+
+
+# ------------------------------------------------------------------ numbers
+
 
 def check_learning_rate(learning_rate: Any) -> None:
     """Accept a schedule, a traced value, or a finite number above zero."""
-    if callable(learning_rate) or isinstance(learning_rate, Tracer):
+    if not callable(learning_rate):
+        required = "finite and above 0, or a schedule (a function of the step)"
+        check_number("learning_rate", learning_rate, lambda x: x > 0, required)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Accept a traced value, or a finite number above zero."""
+    check_number(name, value, lambda x: x > 0, "finite and above 0")
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """Accept a traced value, or a finite number of at least zero."""
+    check_number(name, value, lambda x: x >= 0, "finite and at least 0")
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Accept a traced value, or a number in [0, 1)."""
+    check_number(name, value, lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Accept a traced value, or a number in (0, 1]."""
+    check_number(name, value, lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    valid: Callable[[Any], Any],
+    required: str,
+    traced: bool = True,
+) -> None:
+    """Accept a finite real number that is valid, and a traced value unless told so."""
+    if traced and isinstance(value, Tracer):
         return
-    scalar = isinstance(learning_rate, numbers.Real) or (
-        isinstance(learning_rate, np.ndarray | jax.Array) and learning_rate.ndim == 0
-    )
-    if not scalar:
-        raise ValueError(
-            "learning_rate must be a number or a schedule (a function of the step), "
-            f"got {learning_rate!r}."
-        )
-    if not 0 < float(learning_rate) < math.inf:
-        raise ValueError(
-            f"learning_rate must be finite and above 0, got {learning_rate!r}."
-        )
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
+        real = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number)
+    try:
+        number = float(value) if real else math.nan
+    except (OverflowError, TypeError):  # too large, or complex
+        number = math.inf
+    if not (math.isfinite(number) and valid(number)):
+        refuse(name, required, value)
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """A Python integer of at least `minimum`, for what must be known when tracing."""
+def check_count(
+    name: str, value: Any, minimum: int = 1, maximum: float = 2**31 - 1
+) -> int:
+    """A Python integer in a range, for what must be known when tracing."""
     if isinstance(value, jax.Array):
         raise ValueError(
-            f"{name} must be a Python integer, got the array {value}: with "
+            f"{name} must be a Python integer, got the array {shown(value)}: with "
             f'optax.inject_hyperparams pass static_args=("{name}",).'
         )
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be an integer, got {value!r}.")
+        refuse(name, "an integer", value)
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+        refuse(name, f"at least {minimum}", value)
+    if value > maximum:
+        refuse(name, f"at most {maximum}", value)
     return int(value)
+
+
+def check_every(name: str, value: Any) -> Any:
+    """A number of updates as `check_count` takes it, or a traced one."""
+    array = isinstance(value, jax.Array) and value.ndim == 0
+    if array and jnp.issubdtype(value.dtype, jnp.integer):
+        return value
+    return check_count(name, value)
+
+
+def check_workers(name: str, value: Any) -> int:
+    """A number of workers, of which tables are made."""
+    return check_count(name, value, maximum=2**20)
+
+
+def check_unrolled(name: str, value: Any) -> int:
+    """A number of steps that are written out, each of which is compiled."""
+    return check_count(name, value, maximum=10_000)
+
+
+def check_seed(seed: Any) -> int:
+    """An integer of at least zero, as large as you like."""
+    return check_count("seed", seed, minimum=0, maximum=math.inf)
+
+
+# ------------------------------------------------------------------ other kinds
+
+
+def check_array(
+    name: str, value: Any, ndim: int | None = None, integer: bool = False
+) -> np.ndarray:
+    """Finite real numbers, or integers, known on the host, as a NumPy array."""
+    what = "integers" if integer else "finite real numbers"
+    required = f"an array of {what}" + (f" in {ndim} dimensions" if ndim else "")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # traced, a key, or rows of different lengths
+        refuse(name, required, value)
+    if array.dtype.kind not in ("iu" if integer else "biuf" if array.ndim else "iuf"):
+        refuse(name, required, value)
+    if ndim not in (None, array.ndim):
+        refuse(name, f"{required}, not of shape {array.shape}", value)
+    if not np.isfinite(array).all():
+        at = np.argwhere(~np.isfinite(array))[0].tolist()
+        refuse(f"{name}{at or ''}", "finite", array[tuple(at)].item())
+    return array
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Accept True or False, and nothing that only counts as such."""
+    if not isinstance(value, bool | np.bool):
+        refuse(name, "True or False", value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """Accept one of some words, or None where that is one."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        words = ["None" if c is None else f'"{c}"' for c in choices]
+        refuse(name, f"{', '.join(words[:-1])} or {words[-1]}", value)
+
+
+def check_callable(name: str, value: Any, what: str = "a function") -> None:
+    """Accept what can be called."""
+    if not callable(value):
+        refuse(name, what, value)
+
+
+def check_instance(name: str, value: Any, kind: Any, what: str) -> None:
+    """Accept an instance of a class."""
+    if not isinstance(value, kind):
+        refuse(name, what, value)
 
 
 def check_topology(topology: Any) -> None:
@@ -65,7 +190,7 @@ def check_key(name: str, key: Any) -> jax.Array:
         isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ):
         raise ValueError(
-            f"{name} must be a typed key such as jax.random.key(0), got {key!r}."
+            f"{name} must be a typed key such as jax.random.key(0), got {shown(key)}."
         )
     if key.shape:
         raise ValueError(
@@ -87,17 +212,34 @@ def check_axis_name(axis_name: Any) -> None:
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(
             "axis_name must be the name of the worker axis, such as "
-            f"Workers(8).axis_name, got {axis_name!r}."
+            f"Workers(8).axis_name, got {shown(axis_name)}."
         )
+
+
+def check_arrays(
+    name: str, tree: Any, kinds: Sequence[Any] = (jnp.number,)
+) -> list[tuple[str, Any]]:
+    """The leaves of a tree, all arrays of some kinds, and the path to each."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    for path, leaf in found:
+        try:
+            array = jnp.asarray(leaf) if isinstance(leaf, numbers.Number) else leaf
+            numeric = any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
+        except (AttributeError, TypeError, OverflowError):
+            numeric = False
+        if not numeric:
+            refuse(f"{name}{path}", "a number or an array of numbers", leaf)
+    return found
 
 
 def check_floating(params: Any) -> None:
     """Refuse parameters that cannot be averaged."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in check_arrays("params", params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
                 "params must be floating point to be averaged over workers, but "
-                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
+                f"params{path} is {jnp.result_type(leaf)}: "
                 "leave it out with optax.masked, or make it float32."
             )
 
@@ -119,7 +261,7 @@ def require_operator(
     if not callable(operator_fn):
         raise ValueError(
             f"{name} is required: call update(F(z), state, z, {name}=F) with a "
-            f"function of the point alone, got {operator_fn!r}."
+            f"function of the point alone, got {shown(operator_fn)}."
         )
     return operator_fn
 
@@ -132,21 +274,9 @@ def check_transformation(
         hint = f": write {value.__name__}(...)" if callable(value) else ""
         raise ValueError(
             f"{name} must be an optax transformation, such as optax.adam(1e-3), got "
-            f"{value!r}{hint}."
+            f"{shown(value)}{hint}."
         )
     return optax.with_extra_args_support(value)
-
-
-def check_decay(name: str, value: Any) -> None:
-    """Accept a traced value, or a number in [0, 1)."""
-    if not isinstance(value, Tracer) and not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-
-
-def check_nonnegative(name: str, value: Any) -> None:
-    """Accept a traced value, or a number of at least zero."""
-    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value!r}.")
 
 
 def call_operator(operator_fn: Callable[[Any], Any], point: Any) -> Any:
@@ -163,9 +293,3 @@ def call_operator(operator_fn: Callable[[Any], Any], point: Any) -> Any:
                 "optax.partition of extragradients."
             ) from error
         raise
-
-
-def check_probability(name: str, value: Any) -> None:
-    """Accept a traced value, or a number in (0, 1]."""
-    if not isinstance(value, Tracer) and not 0 < value <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")

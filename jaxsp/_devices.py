@@ -1,15 +1,17 @@
 """Which devices so many workers use, and what to write where they do not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+
+from jaxsp import _arguments
 
 
 def chosen(count: int, devices: Sequence[Any] | None) -> list[Any]:
     """The devices given, or the default ones; a ValueError if they do not fit."""
     given = devices is not None
-    devices = list(devices) if given else _default(count)
+    devices = _checked(devices) if given else _default(count)
     if not devices or count % len(devices):
         raise ValueError(_misfit(count, len(devices), given))
     if len(set(devices)) < len(devices):
@@ -18,6 +20,16 @@ def chosen(count: int, devices: Sequence[Any] | None) -> list[Any]:
             "fewer devices has its block by itself."
         )
     return devices
+
+
+def _checked(devices: Any) -> list[Any]:
+    found = list(devices) if isinstance(devices, Iterable) else [devices]
+    if isinstance(devices, jax.Device) or not all(
+        isinstance(device, jax.Device) for device in found
+    ):
+        required = "a sequence of devices, such as jax.devices()"
+        _arguments.refuse("devices", required, devices)
+    return found
 
 
 def _default(count: int) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from jaxsp import comm
+from jaxsp import _arguments, comm
 
 __all__ = [
     "BitsSent",
@@ -43,6 +43,8 @@ def residual(operator: Callable[..., Any], z: Any) -> jax.Array:
     Returns:
       A scalar.
     """
+    _arguments.check_callable("operator", operator)
+    _arguments.check_arrays("z", z)
     return optax.tree.norm(operator(z))
 
 
@@ -56,6 +58,11 @@ def distance(z: Any, z_star: Any) -> jax.Array:
     Returns:
       A scalar.
     """
+    _arguments.check_arrays("z", z)
+    _arguments.check_arrays("z_star", z_star)
+    structure = jax.tree.structure(z_star)
+    if jax.tree.structure(z) != structure:
+        _arguments.refuse("z", f"a tree like z_star, {structure}", z)
     return optax.tree.norm(optax.tree.sub(z, z_star))
 
 
@@ -85,7 +92,13 @@ def duality_gap(payoff: jax.Array, z: Any) -> jax.Array:
       >>> print(jaxsp.metrics.duality_gap(pennies, z))
       0.5
     """
-    x, y = z
+    array = isinstance(payoff, np.ndarray | jax.Array)
+    if not (array and jnp.issubdtype(payoff.dtype, jnp.number)):
+        _arguments.refuse("payoff", "a matrix of numbers", payoff)
+    _arguments.check_arrays("z", z)
+    if not (isinstance(z, tuple | list) and len(z) == 2):
+        _arguments.refuse("z", "a MinMax of probability vectors", z)
+    x, y = map(jnp.asarray, z)
     if jnp.shape(payoff) != (*jnp.shape(x), *jnp.shape(y)) or jnp.ndim(payoff) != 2:
         raise ValueError(
             "payoff must be a matrix with a row for each entry of z.x and a column for "
@@ -116,13 +129,13 @@ def consensus_distance(stacked: Any) -> jax.Array:
       3.0
     """
     counts = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(stacked):
+    for path, leaf in _arguments.check_arrays("stacked", stacked):
         kind, shape = jnp.result_type(leaf), jnp.shape(leaf)
         counts.add(shape[:1])
         if not jnp.issubdtype(kind, jnp.inexact) or not shape or len(counts) > 1:
             raise ValueError(
                 "stacked must be the parameters of all workers, floating, with one "
-                f"leading axis, but stacked{jax.tree_util.keystr(path)} has shape "
+                f"leading axis, but stacked{path} has shape "
                 f"{shape} and type {kind}: give the parameters alone, as state.params."
             )
     if comm.inside_workers():

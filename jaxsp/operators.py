@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsp import _arguments
+
 __all__ = ["MinMax", "game", "gradient", "saddle"]
 
 
@@ -49,7 +51,7 @@ def saddle(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
       >>> print(float(field.x), float(field.y))
       5.0 -1.0
     """
-    _check_losses(f)
+    _check_losses(has_aux, f=f)
 
     def operator(z, *args):
         x, y = z
@@ -87,7 +89,7 @@ def game(*losses: Callable[..., Any], has_aux: bool = False) -> Callable[..., An
       >>> print(float(field.x), float(field.y))
       6.0 4.0
     """
-    _check_losses(*losses)
+    _check_losses(has_aux, **{f"losses[{i}]": f for i, f in enumerate(losses)})
     if len(losses) < 2:
         raise ValueError(
             f"losses must be two functions or more, one for each player, got "
@@ -125,7 +127,7 @@ def gradient(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]
       >>> print(float(jaxsp.gradient(lambda z: z**2)(3.0)))
       6.0
     """
-    _check_losses(f)
+    _check_losses(has_aux, f=f)
 
     def operator(z, *args):
         field, aux = _ascent(f, 0, has_aux)(z, *args)
@@ -146,10 +148,8 @@ def _ascent(f, argnums, has_aux):
     return direction
 
 
-def _check_losses(*losses):
-    for f in losses:
-        if not callable(f):
-            raise ValueError(
-                f"losses must be functions of the players' parts, got {f!r}: options "
-                "have names, as in has_aux=True."
-            )
+def _check_losses(has_aux, **losses):
+    for name, f in losses.items():
+        what = "a function of the players' parts (options have names, has_aux=True)"
+        _arguments.check_callable(name, f, what)
+    _arguments.check_flag("has_aux", has_aux)

@@ -53,12 +53,11 @@ def simplex(tree: Any, total: float = 1.0) -> Any:
       Duchi, Shalev-Shwartz, Singer, Chandra, Efficient Projections onto the l1-Ball for
       Learning in High Dimensions, 2008.
     """
-    if not isinstance(total, Tracer) and not 0 < total < jnp.inf:
-        raise ValueError(f"total must be finite and above 0, got {total!r}.")
+    _arguments.check_positive("total", total)
     for path, leaf in _check_floating(tree):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[-1] == 0:
             raise ValueError(
-                f"tree{jax.tree_util.keystr(path)} must have a last axis with entries, "
+                f"tree{path} must have a last axis with entries, "
                 f"got shape {jnp.shape(leaf)}."
             )
     return jax.tree.map(lambda v: _simplex(v, total), tree)
@@ -121,8 +120,7 @@ def l1_ball(tree: Any, radius: float) -> Any:
       [ 1.5 -0.5  0. ]
     """
     _check_floating(tree)
-    if not isinstance(radius, Tracer) and not 0 < radius < jnp.inf:
-        raise ValueError(f"radius must be finite and above 0, got {radius!r}.")
+    _arguments.check_positive("radius", radius)
     v, unravel = _ravel(tree)
     if v.size == 0:
         return tree
@@ -157,6 +155,9 @@ def box(tree: Any, lower: Any, upper: Any) -> Any:
     structure = jax.tree.structure(tree)
     bounds = []
     for name, bound in (("lower", lower), ("upper", upper)):
+        for path, leaf in _arguments.check_arrays(name, bound):
+            if jnp.iscomplexobj(leaf):
+                _arguments.refuse(f"{name}{path}", "real", leaf)
         if jax.tree.structure(bound) == jax.tree.structure(0) and not jnp.ndim(bound):
             bound = jax.tree.unflatten(structure, [bound] * structure.num_leaves)
         if jax.tree.structure(bound) != structure:
@@ -197,11 +198,11 @@ def _ravel(tree):
 
 
 def _check_floating(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = _arguments.check_arrays("tree", tree)
     for path, leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"tree{jax.tree_util.keystr(path)} must be floating point to be "
-                f"projected, got {jnp.result_type(leaf)}: make it float32."
+                f"tree{path} must be floating point to be projected, got "
+                f"{jnp.result_type(leaf)}: make it float32."
             )
     return leaves

@@ -22,7 +22,6 @@ References:
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -296,11 +295,7 @@ def _real(
     name: str, value: Any, valid: Callable[[float], bool], required: str
 ) -> float:
     """A finite number, as a Python float, that is as required."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
-    if not valid(float(value)):
-        raise ValueError(f"{name} must be {required}, got {value!r}.")
+    _arguments.check_number(name, value, valid, required, False)
     return float(value)
 
 
@@ -333,16 +328,11 @@ def _array(
     name: str, value: npt.ArrayLike, valid: Callable[[np.ndarray], Any], required: str
 ) -> np.ndarray:
     """A nonempty vector of finite numbers as required; a number has length 1."""
-    array = np.atleast_1d(np.asarray(value))
-    numeric = array.dtype.kind in "iuf" and array.ndim == 1 and array.size > 0
-    if not numeric or not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} must be a finite number or an array of one for each worker, "
-            f"got {value!r}."
-        )
-    if not np.all(valid(array)):
-        raise ValueError(f"{name} must be {required} everywhere, got {value!r}.")
-    return array.astype(np.float64)
+    array = np.atleast_1d(_arguments.check_array(name, value)).astype(np.float64)
+    if array.ndim != 1 or not array.size or not valid(array).all():
+        required = f"{required}, a number or an array of one for each worker"
+        _arguments.refuse(name, required, value)
+    return array
 
 
 def _lipschitz(L: npt.ArrayLike) -> np.ndarray:

@@ -58,7 +58,7 @@ class Workers:
     """
 
     def __init__(self, count: int, devices: Sequence[Any] | None = None):
-        count = _arguments.check_count("count", count)
+        count = _arguments.check_workers("count", count)
         devices = _devices.chosen(count, devices)
         self.count = count
         self.devices = devices
@@ -107,13 +107,12 @@ class Workers:
             are more or fewer arguments than `in_axes` has entries, an argument's
             leading axis is not `count`, or `jax.set_mesh` has set another mesh.
         """
-        if not (in_axes is None or in_axes == 0):
-            if isinstance(in_axes, int) or any(a not in (0, None) for a in in_axes):
-                raise ValueError(
-                    "in_axes must be 0 (stacked) or None (shared), or a tuple of them "
-                    f"with one for each argument, got {in_axes!r}."
-                )
-            in_axes = tuple(in_axes)
+        _arguments.check_callable("fn", fn)
+        several = tuple(in_axes) if isinstance(in_axes, tuple | list) else None
+        for axis in (in_axes,) if several is None else several:
+            if not (axis is None or (type(axis) is int and axis == 0)):
+                required = "0 (stacked) or None (shared), or a tuple of one for each "
+                _arguments.refuse("in_axes", f"{required}argument", in_axes)
 
         def mapped(*args):
             context = jax.sharding.get_abstract_mesh()
@@ -122,7 +121,7 @@ class Workers:
                     f"{self} has a mesh of its own, and here jax.set_mesh has set "
                     f"another, {context}: call the mapped function outside of it."
                 )
-            axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+            axes = (in_axes,) * len(args) if several is None else several
             if len(axes) != len(args):
                 raise ValueError(
                     f"in_axes has {len(axes)} entries, but the function was called "
@@ -146,6 +145,7 @@ class Workers:
         Returns:
           The tree, with a leading axis of `count`.
         """
+        _arguments.check_arrays("tree", tree, _arguments.ANY_ARRAY)
 
         def stack(x):
             x = jnp.asarray(x)
@@ -253,13 +253,10 @@ class Workers:
           ValueError: if `rows` is not one worker's number for each, or `tree` is not
             stacked.
         """
-        rows = np.asarray(rows)
-        within = rows.shape == (self.count,) and np.issubdtype(rows.dtype, np.integer)
-        if not within or rows.min() < 0 or rows.max() >= self.count:
-            raise ValueError(
-                f"rows must be {self.count} integers from 0 to {self.count - 1}, one "
-                f"for each worker, got {rows.tolist()}."
-            )
+        rows = _arguments.check_array("rows", rows, ndim=1, integer=True)
+        if rows.shape != (self.count,) or rows.min() < 0 or rows.max() >= self.count:
+            required = f"{self.count} integers from 0 to {self.count - 1}, one for each"
+            _arguments.refuse("rows", f"{required} worker", rows.tolist())
         self._check_stacked(tree, "tree")
         if self.mode == "vmap":
             return _take(tree, rows)
@@ -287,11 +284,11 @@ class Workers:
 
     def _check_stacked(self, tree, what, count=None):
         count = self.count if count is None else count
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in _arguments.check_arrays(what, tree, _arguments.ANY_ARRAY):
             shape = jnp.shape(leaf)
             if not shape or shape[0] != count:
                 raise ValueError(
-                    f"{what}{jax.tree_util.keystr(path)} must be stacked, with a "
+                    f"{what}{path} must be stacked, with a "
                     f"leading axis of {count} workers, got shape {shape}: use "
                     "Workers.replicate, or in_axes=None for what all workers share."
                 )

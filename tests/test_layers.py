@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parents[1] / "jaxsp"
 # What each module may import of jaxsp; a package stands for all its files.
 LAYERS = {
     "topology": {"_arguments"},
-    "operators": set(),
+    "operators": {"_arguments"},
     "_arguments": set(),
     "comm": {"_arguments", "compressors", "topology"},
     "compressors": {"_arguments"},
-    "_devices": set(),
+    "_devices": {"_arguments"},
     "workers": {"_arguments", "_devices", "comm"},
     "distributed": set(),
     "launch": set(),
@@ -27,7 +27,7 @@ LAYERS = {
         "operators",
         "topology",
     },
-    "metrics": {"comm", "operators"},
+    "metrics": {"_arguments", "comm", "operators"},
     "projections": {"_arguments"},
     "theory": {"_arguments"},
     "problems": {"_arguments", "operators", "projections", "topology"},

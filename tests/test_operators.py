@@ -70,11 +70,11 @@ def test_game_of_three():
     [
         (
             lambda: jaxsp.game(payoff, payoff, True),
-            "must be functions .* got True: ",
+            r"losses\[2\] must be a function .*has_aux=True.* got True",
         ),
         (lambda: jaxsp.game(payoff), "two functions or more.* got 1: write jaxsp.grad"),
-        (lambda: jaxsp.saddle(3.0), "must be functions of .* got 3.0"),
-        (lambda: jaxsp.gradient(None), "must be functions of .* got None"),
+        (lambda: jaxsp.saddle(3.0), "f must be a function of .* got 3.0"),
+        (lambda: jaxsp.gradient(None), "f must be a function of .* got None"),
         (lambda: jaxsp.game(payoff, payoff)((1.0,)), "z must have 2 parts.* got 1"),
     ],
 )

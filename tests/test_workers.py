@@ -168,7 +168,7 @@ def test_rows_change_places(devices):
 )
 def test_rows_are_workers(rows):
     workers = jaxsp.Workers(4, jax.devices()[:1])
-    with pytest.raises(ValueError, match="rows must be 4 integers from 0 to 3"):
+    with pytest.raises(ValueError, match=r"rows must be (4|an array of) integers"):
         workers.permute(np.zeros(4), rows)
     with pytest.raises(ValueError, match="must be stacked"):
         workers.permute(np.zeros(3), [0, 1, 2, 3])

@@ -134,12 +134,12 @@ def channel(
         if compressor is not None and not isinstance(compressor, Compressor):
             raise ValueError(
                 f"{name} must come from jaxsp.compressors, such as "
-                f"jaxsp.compressors.top_k(0.1), or be None, got {compressor!r}."
+                "jaxsp.compressors.top_k(0.1), or be None, got "
+                f"{_arguments.shown(compressor)}."
             )
     if key is not None:
         key = _arguments.check_key("key", key)
-    if route not in (None, "gather", "sharded"):
-        raise ValueError(f'route must be None, "gather" or "sharded", got {route!r}.')
+    _arguments.check_choice("route", route, (None, "gather", "sharded"))
     made = Channel(axis_name, up, down, key, route)
     if made.plain and route is not None:
         raise ValueError(
@@ -158,7 +158,7 @@ def as_channel(value: Any) -> Channel:
         raise ValueError(
             "channel must be the name of the worker axis, such as "
             "Workers(8).axis_name, or what jaxsp.channel(...) makes of it, got "
-            f"{value!r}."
+            f"{_arguments.shown(value)}."
         )
     return channel(value)
 

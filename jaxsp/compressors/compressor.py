@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +48,15 @@ class Compressor:
     shared_key: bool = False
     worker: Callable[[Any, int], "Compressor"] | None = None
     warm: Callable[[jax.Array, jax.Array, Any], Any] | None = None
+
+    def __post_init__(self):
+        _arguments.check_instance("name", self.name, str, "a text")
+        for field in ("compress", "decompress", "q", "delta", "worker", "warm"):
+            value = getattr(self, field)
+            if value is not None or field in ("compress", "decompress"):
+                _arguments.check_callable(field, value)
+        _arguments.check_flag("per_leaf", self.per_leaf)
+        _arguments.check_flag("shared_key", self.shared_key)
 
     def __repr__(self) -> str:
         return self.name
@@ -153,20 +161,17 @@ def check_compressor(name: str, compressor: Any) -> None:
     """Accept a compressor."""
     if not isinstance(compressor, Compressor):
         raise ValueError(
-            f"{name} must come from jaxsp.compressors, got {compressor!r}: write, say, "
-            "jaxsp.compressors.natural()."
+            f"{name} must come from jaxsp.compressors, such as "
+            f"jaxsp.compressors.natural(), got {_arguments.shown(compressor)}."
         )
 
 
 def check_fraction(fraction: Any) -> float:
     """A number in (0, 1]."""
-    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
-        raise ValueError(f"fraction must be a number, got {fraction!r}: write 0.01.")
-    if not 0 < float(fraction) <= 1:
-        raise ValueError(
-            f"fraction must be above 0 and at most 1, got {fraction!r}: it is the "
-            "share of the numbers that is sent, write 0.01 for one in a hundred."
-        )
+    required = "above 0 and at most 1, the share of the numbers that is sent, as 0.01"
+    _arguments.check_number(
+        "fraction", fraction, lambda f: 0 < f <= 1, required, traced=False
+    )
     return float(fraction)
 
 

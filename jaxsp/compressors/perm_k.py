@@ -82,8 +82,10 @@ def perm_k() -> Compressor:
 
 def _bound(index, count):
     count = _arguments.check_count("count", count)
-    if isinstance(index, int | np.integer) and not 0 <= index < count:
-        raise ValueError(f"index must be from 0 to {count - 1}, got {index}.")
+    if not isinstance(index, jax.Array):
+        index = _arguments.check_count("index", index, minimum=0, maximum=count - 1)
+    elif index.ndim or not jnp.issubdtype(index.dtype, jnp.integer):
+        _arguments.refuse("index", "one integer", index)
 
     def places(seed, worker, d):
         """The worker's indices in the vector filled up to a multiple of `count`."""

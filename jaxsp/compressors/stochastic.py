@@ -56,12 +56,8 @@ def dithering(levels: int) -> Compressor:
       Alistarh, Grubic, Li, Tomioka, Vojnovic, QSGD: Communication-Efficient SGD via
       Gradient Quantization and Encoding, 2017, arXiv 1610.02132.
     """
-    levels = _arguments.check_count("levels", levels)
-    if levels > 127:
-        raise ValueError(
-            f"levels must be at most 127, the most that a byte with a sign holds, got "
-            f"{levels}: write levels=127."
-        )
+    # A byte with a sign holds no more.
+    levels = _arguments.check_count("levels", levels, maximum=127)
     return _stochastic(
         f"dithering({levels})",
         levels,
@@ -121,9 +117,7 @@ def quantize(bits: int) -> Compressor:
       >>> print(compressors.quantize(4).bits(jnp.zeros(1000)))  # 32 for the largest
       4032
     """
-    bits = _arguments.check_count("bits", bits, minimum=2)
-    if bits > 8:
-        raise ValueError(f"bits must be from 2 to 8, got {bits}: write bits=8.")
+    bits = _arguments.check_count("bits", bits, minimum=2, maximum=8)
     L = 2 ** (bits - 1) - 1
     return _stochastic(
         f"quantize({bits})",

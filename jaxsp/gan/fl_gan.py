@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxsp import comm, transforms
+from jaxsp import _arguments, comm, transforms
 
 __all__ = ["fl_gan"]
 
@@ -101,6 +101,13 @@ def fl_gan(
       McMahan, Moore, Ramage, Hampson, Agüera y Arcas, Communication-Efficient Learning
       of Deep Networks from Decentralized Data, 2017, arXiv 1602.05629.
     """
+    for name, optimizer in (
+        ("generator_optimizer", generator_optimizer),
+        ("discriminator_optimizer", discriminator_optimizer),
+    ):
+        _arguments.check_transformation(name, optimizer)
+    _arguments.check_unrolled("disc_steps", disc_steps)
+    _arguments.check_every("sync_every", sync_every)
     return transforms.federated_average(
         transforms.alternating(
             generator_optimizer, discriminator_optimizer, disc_steps

@@ -24,6 +24,7 @@ import optax
 
 from jaxsp._arguments import check_nonnegative
 from jaxsp.gan import models
+from jaxsp.gan.models.gan import check_gan
 
 __all__ = ["Losses", "acgan", "hinge", "non_saturating", "wasserstein"]
 
@@ -57,6 +58,7 @@ def _losses(gan, generator, discriminator, penalty, class_weight=None) -> Losses
     `penalty(y, real, fake, key)` is of samples; None for none. Where `class_weight` is
     not None, both players also pay so many times the cross-entropy of the classes.
     """
+    check_gan(gan)
 
     def samples_of(batch, name):
         """The samples of a batch, which may have labels where the pair has classes."""
@@ -200,6 +202,7 @@ def acgan(gan: models.Gan, *, class_weight: float = 1.0, r1: float = 0.0) -> Los
       Odena, Olah, Shlens, *Conditional Image Synthesis with Auxiliary Classifier
       GANs*, 2017, arXiv 1610.09585.
     """
+    check_gan(gan)
     check_nonnegative("class_weight", class_weight)
     if not gan.num_classes:
         raise ValueError(

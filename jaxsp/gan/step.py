@@ -22,9 +22,17 @@ import optax
 from jax import lax
 
 from jaxsp import comm, methods, metrics, operators
-from jaxsp._arguments import check_count, check_decay, check_key
+from jaxsp._arguments import (
+    check_count,
+    check_decay,
+    check_flag,
+    check_instance,
+    check_key,
+    check_transformation,
+)
 from jaxsp.gan import data, judge, models
 from jaxsp.gan.losses import Losses
+from jaxsp.gan.models.gan import check_gan
 from jaxsp.gan.program import Program, Role, Summary, Traffic
 from jaxsp.operators import MinMax
 from jaxsp.workers import Workers
@@ -74,6 +82,8 @@ def init_state(
     Returns:
       The state, stacked, on the workers' devices; no two of its arrays share memory.
     """
+    check_transformation("method", method)
+    check_instance("workers", workers, Workers, "a jaxsp.Workers")
     z = models.init(gan, key)
     return _start(method, workers, z, z.x, 0)
 
@@ -122,10 +132,13 @@ def make_step(
     Raises:
       ValueError: if a number is out of range.
     """
+    check_instance("losses", losses, Losses, "of jaxsp.gan.losses")
+    update = check_transformation("method", method).update
+    check_instance("workers", workers, Workers, "a jaxsp.Workers")
     check_count("batch_size", batch_size)
     check_count("steps_per_call", steps_per_call)
     check_decay("ema_decay", ema_decay)
-    update = optax.with_extra_args_support(method).update
+    check_flag("same_sample", same_sample)
 
     def with_value(loss):
         return lambda *args: (loss(*args),) * 2
@@ -221,6 +234,8 @@ def program(
     Raises:
       ValueError: if a number is out of range.
     """
+    check_gan(gan)
+    check_instance("workers", workers, Workers, "a jaxsp.Workers")
     options: dict[str, Any] = {"ema_decay": ema_decay, "same_sample": same_sample}
     if steps_per_call is None:
         steps_per_call = 1 if workers.devices[0].platform == "cpu" else 32

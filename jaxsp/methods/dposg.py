@@ -3,7 +3,7 @@
 import chex
 import optax
 
-from jaxsp import comm, transforms
+from jaxsp import _arguments, comm, transforms
 from jaxsp.topology import TimeVarying, Topology
 
 __all__ = ["cp_oadam", "dp_oadam", "dposg", "rand_dp_oadam"]
@@ -194,7 +194,8 @@ def rand_dp_oadam(
     if not (isinstance(topology, TimeVarying) and topology.random):
         raise ValueError(
             "topology must be random, such as jaxsp.topology.random_ring(8), got "
-            f"{topology!r}: use dp_oadam for a fixed graph or a sequence."
+            f"{_arguments.shown(topology)}: use dp_oadam for a fixed graph or a "
+            "sequence."
         )
     gossip = transforms.gossip(
         topology, axis_name=axis_name, order="combine_then_adapt", key=key

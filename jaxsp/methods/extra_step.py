@@ -150,6 +150,7 @@ def extra_step_local_sgd(
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112 (Algorithm 3, as in the
       first author's thesis, MIPT 2022).
     """
+    _check_sync_every(sync_every)
     return optax.chain(
         transforms.extragradient(descent(learning_rate, calls=2)),
         transforms.sync(sync_every, channel),
@@ -199,6 +200,7 @@ def local_extra_adam(
       Beznosikov, Samokhin, Gasnikov, Distributed Saddle-Point Problems: Lower Bounds,
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112.
     """
+    _check_sync_every(sync_every)
     _arguments.check_decay("b1", b1)
     _arguments.check_decay("b2", b2)
     _arguments.check_nonnegative("eps", eps)
@@ -207,6 +209,11 @@ def local_extra_adam(
         transforms.extragradient(optax.adam(rate, b1, b2, eps)),
         transforms.sync(sync_every, channel),
     )
+
+
+def _check_sync_every(sync_every):
+    if not callable(sync_every):
+        _arguments.check_every("sync_every", sync_every)
 
 
 def descent(learning_rate, calls=1):

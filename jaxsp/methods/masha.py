@@ -233,6 +233,7 @@ def vr_masha2(
 
 def _unbiased(learning_rate, channel, refresh, snapshot, participants=None):
     """`s = γ Q_s((1/M) Σ Q_m(Δ_m))` around the snapshot."""
+    _arguments.check_learning_rate(learning_rate)
     channel = comm.check_unbiased(comm.check_key(comm.as_channel(channel)))
     exchange = optax.chain(
         transforms.average(channel.at(0), participants),
@@ -243,6 +244,7 @@ def _unbiased(learning_rate, channel, refresh, snapshot, participants=None):
 
 def _contractive(learning_rate, channel, refresh, snapshot):
     """`s = C_s((1/M) Σ C_m(γ Δ_m + e_m) + e)` around the snapshot."""
+    _arguments.check_learning_rate(learning_rate)
     channel = comm.check_contractive(comm.check_key(comm.as_channel(channel)))
     exchange = optax.chain(
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),

@@ -101,10 +101,11 @@ def quadratic(
       >>> bool(residual < 1e-5)
       True
     """
-    if not mu > 0:
-        raise ValueError(f"mu must be above 0, got {mu!r}: for mu = 0 use bilinear.")
+    required = "finite and above 0 (for mu = 0 use bilinear)"
+    _arguments.check_number("mu", mu, lambda mu: mu > 0, required)
+    _arguments.check_positive("L", L)
     if not mu <= L:
-        raise ValueError(f"L must be at least mu={mu!r}, got {L!r}.")
+        _arguments.refuse("L", f"at least mu={mu!r}", L)
     return _affine(workers, dim, L, mu, heterogeneity, seed)
 
 
@@ -158,13 +159,12 @@ def definite_bilinear(
       Compressed Communication for Solving Variational Inequalities, with Theoretical
       Guarantees, 2022, arXiv 2110.03313.
     """
-    _arguments.check_count("workers", workers)
+    _arguments.check_workers("workers", workers)
     _arguments.check_count("dim", dim)
-    if not (L > 0 and math.isfinite(L)):
-        raise ValueError(f"L must be finite and above 0, got {L!r}.")
+    _arguments.check_positive("L", L)
     _arguments.check_nonnegative("mu", mu)
     _arguments.check_nonnegative("linear", linear)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_arguments.check_seed(seed))
 
     basis = np.linalg.qr(rng.normal(size=(workers, dim, dim)))[0]
     eigenvalues = rng.uniform(0, L, size=(workers, 1, dim))
@@ -181,12 +181,11 @@ def definite_bilinear(
 
 
 def _affine(workers, dim, L, mu, heterogeneity, seed):
-    _arguments.check_count("workers", workers)
+    _arguments.check_workers("workers", workers)
     _arguments.check_count("dim", dim)
-    if not (L > 0 and math.isfinite(L)):
-        raise ValueError(f"L must be finite and above 0, got {L!r}.")
+    _arguments.check_positive("L", L)
     _arguments.check_nonnegative("heterogeneity", heterogeneity)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_arguments.check_seed(seed))
 
     left, right = (np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(2))
     common = left @ np.diag(np.linspace(0.4, 1.0, dim)) @ right

@@ -78,7 +78,8 @@ def lower_bound_chain(
     """
     if not isinstance(topology, Topology) or not topology.is_symmetric:
         raise ValueError(
-            f"topology must be one undirected graph with W = Wᵀ, got {topology!r}: "
+            f"topology must be one undirected graph with W = Wᵀ, got "
+            f"{_arguments.shown(topology)}: "
             "write jaxsp.topology.path(8)."
         )
     dim = _arguments.check_count("dim", dim)
@@ -170,7 +171,10 @@ def distance_lower_bound(z_star: MinMax, nonzero: int) -> jax.Array:
       ValueError: for a bad argument.
     """
     nonzero = _arguments.check_count("nonzero", nonzero, minimum=0)
-    return optax.tree.norm(jax.tree.map(lambda v: v[nonzero:], z_star))
+    leaves = _arguments.check_arrays("z_star", z_star)
+    if any(jnp.ndim(leaf) != 1 for _, leaf in leaves):
+        _arguments.refuse("z_star", "a MinMax of vectors", z_star)
+    return optax.tree.norm([jnp.asarray(leaf)[nonzero:] for _, leaf in leaves])
 
 
 def rounds_lower_bound(
@@ -208,12 +212,14 @@ def rounds_lower_bound(
       >>> print(round(rounds(1e-3, 10.0, 1.0, chi=path.chi)))
       392
     """
-    _check_accuracy(epsilon)
+    required = "above 0 and below 1"
+    _arguments.check_number("epsilon", epsilon, lambda e: 0 < e < 1, required)
     _check_constants(L, mu)
     if (diameter is None) == (chi is None):
+        given = _arguments.shown(dict(diameter=diameter, chi=chi))
         raise ValueError(
             "one of diameter and chi is required, for the centralized or the "
-            f"decentralized bound, got diameter={diameter!r} and chi={chi!r}."
+            f"decentralized bound, got {given}."
         )
     _arguments.check_nonnegative("diameter", 0 if diameter is None else diameter)
     _arguments.check_nonnegative("chi", 0 if chi is None else chi)
@@ -240,8 +246,7 @@ def calls_lower_bound(epsilon: float, mu: float, sigma: float, workers: int) -> 
     Raises:
       ValueError: for a bad argument.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"epsilon must be finite and above 0, got {epsilon!r}.")
+    _arguments.check_positive("epsilon", epsilon)
     _check_constants(1.0, mu)
     _arguments.check_nonnegative("sigma", sigma)
     workers = _arguments.check_count("workers", workers)
@@ -275,14 +280,17 @@ def _ends(topology):
 
 def _check_ends(ends, topology):
     try:
-        first, second = (sorted(map(int, end)) for end in ends)
+        first, second = (
+            sorted(_arguments.check_count("ends", m, minimum=0) for m in end)
+            for end in ends
+        )
     except (TypeError, ValueError):
         first, second = [], []
     together = [*first, *second]
     if not first or not second or len(set(together)) < len(together):
         raise ValueError(
             "ends must be two sets of workers with none in common, such as "
-            f"([0], [{topology.size - 1}]), got {ends!r}."
+            f"([0], [{topology.size - 1}]), got {_arguments.shown(ends)}."
         )
     if not 0 <= min(together) <= max(together) < topology.size:
         raise ValueError(
@@ -293,10 +301,4 @@ def _check_ends(ends, topology):
 
 def _check_constants(L, mu):
     for name, value in (("L", L), ("mu", mu)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be finite and above 0, got {value!r}.")
-
-
-def _check_accuracy(epsilon):
-    if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon must be above 0 and below 1, got {epsilon!r}.")
+        _arguments.check_positive(name, value)

@@ -58,15 +58,12 @@ def matrix_game(
     rows = _arguments.check_count("rows", rows)
     columns = _arguments.check_count("columns", columns)
     _arguments.check_nonnegative("heterogeneity", heterogeneity)
-    if not (L > 0 and math.isfinite(L)):
-        raise ValueError(f"L must be finite and above 0, got {L!r}.")
+    _arguments.check_positive("L", L)
     most = min(rows, columns)
-    k = most if support is None else _arguments.check_count("support", support)
-    if k > most:
-        raise ValueError(
-            f"support must be at most {most}, the smaller of rows and columns, got {k}."
-        )
-    rng = np.random.default_rng(seed)
+    k = _arguments.check_count(
+        "support", most if support is None else support, maximum=most
+    )
+    rng = np.random.default_rng(_arguments.check_seed(seed))
 
     x, y = np.zeros(rows), np.zeros(columns)
     for strategy in (x, y):

@@ -100,8 +100,7 @@ def robust_regression(
     samples = _arguments.check_count("samples", samples)
     dim = _arguments.check_count("dim", dim)
     for name, value in dict(radius=radius, bound=bound, lam=lam, beta=beta).items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be finite and above 0, got {value!r}.")
+        _arguments.check_positive(name, value)
     _arguments.check_nonnegative("noise", noise)
     _arguments.check_nonnegative("heterogeneity", heterogeneity)
     if not bound**2 < beta:
@@ -109,7 +108,7 @@ def robust_regression(
             f"beta must be above bound ** 2 = {bound**2}, so that the game is concave "
             f"in the shift, got {beta!r}: make beta larger or bound smaller."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_arguments.check_seed(seed))
 
     true = rng.normal(size=dim)
     true /= np.linalg.norm(true)

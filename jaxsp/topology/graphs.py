@@ -14,13 +14,12 @@ Example:
 
 import itertools
 import math
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxsp._arguments import check_count
+from jaxsp._arguments import check_probability, check_seed, check_workers
 from jaxsp.topology.matrices import from_adjacency, is_connected
 from jaxsp.topology.mixing import Topology
 
@@ -61,7 +60,7 @@ def ring(n: int) -> Topology:
       array([[3, 0, 1, 2],
              [1, 2, 3, 0]])
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     worker = np.arange(n)
     return uniform("ring", [(worker - 1) % n, (worker + 1) % n])
 
@@ -90,7 +89,8 @@ def torus(rows: int, cols: int) -> Topology:
       >>> topology.torus(2, 4)
       Topology('torus', size=8, permutes=3, lambda2=0.5)
     """
-    rows, cols = check_count("rows", rows), check_count("cols", cols)
+    rows, cols = check_workers("rows", rows), check_workers("cols", cols)
+    check_workers("rows * cols", rows * cols)
     worker = np.arange(rows * cols).reshape(rows, cols)
     moves = itertools.product((1, 0), (1, -1))
     return uniform("torus", [np.roll(worker, by, axis).ravel() for axis, by in moves])
@@ -121,7 +121,7 @@ def exponential(n: int) -> Topology:
       Ying, Yuan, Chen, Hu, Pan, Yin, *Exponential graph is provably efficient for
       decentralized deep training*, NeurIPS 2021, arXiv 2110.13363.
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     worker = np.arange(n)
     return uniform(
         "exponential", [(worker + hop) % n for hop in powers_of_two(n)] or [worker]
@@ -145,7 +145,7 @@ def complete(n: int) -> Topology:
       >>> topology.complete(8)
       Topology('complete', size=8, permutes=7, lambda2=0)
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     worker = np.arange(n)
     return uniform("complete", [(worker + hop) % n for hop in range(n)])
 
@@ -169,7 +169,7 @@ def star(n: int) -> Topology:
       >>> topology.star(5).messages()[0]
       array([4, 1, 1, 1, 1])
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     adjacency = np.zeros((n, n))
     adjacency[0, 1:] = adjacency[1:, 0] = 1
     return from_adjacency("star", adjacency)
@@ -195,7 +195,7 @@ def path(n: int) -> Topology:
       array([[1, 0, 3, 2, 4],
              [0, 2, 1, 4, 3]])
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     return from_adjacency("path", np.eye(n, k=1) + np.eye(n, k=-1))
 
 
@@ -222,10 +222,9 @@ def erdos_renyi(n: int, p: float, seed: int) -> Topology:
       >>> topology.erdos_renyi(10, 0.4, seed=0).diameter
       3
     """
-    n = check_count("n", n)
-    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 < p <= 1:
-        raise ValueError(f"p must be a number in (0, 1], got {p!r}; write p=0.5")
-    rng = np.random.default_rng(check_count("seed", seed, minimum=0))
+    n = check_workers("n", n)
+    check_probability("p", p)
+    rng = np.random.default_rng(check_seed(seed))
     for _ in range(_TRIES):
         upper = np.triu(rng.random((n, n)) < p, k=1)
         if is_connected(adjacency := upper | upper.T):

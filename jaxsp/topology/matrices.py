@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jaxsp._arguments import check_array
 from jaxsp.topology.mixing import Matrix, TimeVarying, Topology
 from jaxsp.topology.permutations import decompose
 
@@ -20,6 +21,7 @@ __all__ = [
     "is_connected",
     "lazy",
     "metropolis_hastings",
+    "of_weights",
 ]
 
 
@@ -42,7 +44,12 @@ def from_matrix(W: npt.ArrayLike) -> Topology:
       >>> topology.from_matrix([[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]])
       Topology('from_matrix', size=3, permutes=1, lambda2=0.5)
     """
-    matrix = _square("W", W)
+    return of_weights("W", W)
+
+
+def of_weights(name: str, value: Any) -> Topology:
+    """As `from_matrix`, of an argument of that name."""
+    matrix = _square(name, value)
     hint = (
         "write from_matrix(metropolis_hastings(adjacency)) for the weights of an "
         "undirected graph, and compute your own weights in float64"
@@ -50,15 +57,15 @@ def from_matrix(W: npt.ArrayLike) -> Topology:
     if (matrix < 0).any():
         m, j = np.argwhere(matrix < 0)[0]
         raise ValueError(
-            f"W must be nonnegative, got W[{m}, {j}] = {matrix[m, j]}; {hint}"
+            f"{name} must be nonnegative, got {name}[{m}, {j}] = {matrix[m, j]}; {hint}"
         )
     for axis, line in ((1, "row"), (0, "column")):
         sums = matrix.sum(axis=axis)
         worst = int(np.abs(sums - 1).argmax())
         if abs(sums[worst] - 1) > 1e-9:
             raise ValueError(
-                f"each {line} of W must sum to 1 within 1e-9, got {sums[worst]} for "
-                f"{line} {worst}; {hint}"
+                f"each {line} of {name} must sum to 1 within 1e-9, got "
+                f"{sums[worst]} for {line} {worst}; {hint}"
             )
     return _of_matrix("from_matrix", matrix)
 
@@ -172,7 +179,9 @@ def lazy(topology: Topology | npt.ArrayLike) -> Topology:
             f"topology must be fixed, got {topology!r}; write from_sequence([lazy(m) "
             "for m in topology.members], topology.random)"
         )
-    fixed = topology if isinstance(topology, Topology) else from_matrix(topology)
+    fixed = (
+        topology if isinstance(topology, Topology) else of_weights("topology", topology)
+    )
     return Topology(
         name=f"lazy {fixed.name}",
         self_weights=(1 + fixed.self_weights) / 2,
@@ -199,23 +208,10 @@ def is_connected(adjacency: npt.NDArray[np.bool_]) -> bool:
 
 def _square(argument: str, value: Any) -> Matrix:
     """The argument as a new, finite, square float64 matrix."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{argument} must be a square matrix: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{argument} must be a matrix of real numbers, got "
-            f"{type(value).__name__} with dtype {array.dtype}; write a NumPy array"
-        )
+    array = check_array(argument, value)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
         raise ValueError(
             f"{argument} must be a square matrix with one row a worker, got shape "
             f"{array.shape}; write an (n, n) array"
-        )
-    if not np.isfinite(array).all():
-        m, j = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(
-            f"{argument} must be finite, got {argument}[{m}, {j}] = {array[m, j]}"
         )
     return array.astype(np.float64)

@@ -14,10 +14,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from jaxsp._arguments import check_array, check_flag, check_instance, shown
 
 __all__ = ["TimeVarying", "Topology"]
 
@@ -55,6 +57,13 @@ class Topology:
     weights: Matrix
 
     def __post_init__(self):
+        check_instance("name", self.name, str, "a text")
+        for field, ndim in (("self_weights", 1), ("permutations", 2), ("weights", 2)):
+            integer = field == "permutations"
+            array = check_array(field, getattr(self, field), ndim, integer)
+            array = np.array(array, np.int64 if integer else np.float64)
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
         n = len(self.self_weights)
         shape = np.shape(self.permutations)
         if shape[1:] != (n,) or np.shape(self.weights) != shape:
@@ -66,16 +75,9 @@ class Topology:
         if (np.sort(self.permutations, axis=1) != np.arange(n)).any():
             raise ValueError(
                 f"each row of permutations must hold 0, …, {n - 1} once each, got "
-                f"{self.permutations}; from_matrix(W) makes them from a mixing matrix"
+                f"{shown(self.permutations)}; from_matrix(W) makes them from a mixing "
+                "matrix"
             )
-        for field, dtype in (
-            ("self_weights", np.float64),
-            ("permutations", np.int64),
-            ("weights", np.float64),
-        ):
-            array = np.array(getattr(self, field), dtype=dtype)
-            array.setflags(write=False)
-            object.__setattr__(self, field, array)
 
     def __repr__(self):
         return (
@@ -249,6 +251,13 @@ class TimeVarying:
     random: bool = False
 
     def __post_init__(self):
+        check_instance("name", self.name, str, "a text")
+        check_flag("random", self.random)
+        if not isinstance(self.members, Iterable):
+            raise ValueError(
+                f"members must be topologies, got {shown(self.members)}; write "
+                "from_sequence([ring(4), complete(4)])"
+            )
         object.__setattr__(self, "members", tuple(self.members))
         if not self.members:
             raise ValueError(
@@ -258,7 +267,7 @@ class TimeVarying:
         for member in self.members:
             if not isinstance(member, Topology):
                 raise ValueError(
-                    f"members must be fixed topologies, got {member!r}; write "
+                    f"members must be fixed topologies, got {shown(member)}; write "
                     "from_sequence([...]) with topologies or matrices"
                 )
         sizes = sorted({member.size for member in self.members})

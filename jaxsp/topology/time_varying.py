@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from jaxsp._arguments import check_count
+from jaxsp._arguments import check_count, check_seed, check_workers, shown
 from jaxsp.topology.graphs import powers_of_two, uniform
-from jaxsp.topology.matrices import from_matrix
+from jaxsp.topology.matrices import of_weights
 from jaxsp.topology.mixing import TimeVarying, Topology
 
 __all__ = ["from_sequence", "one_peer_exponential", "random_ring"]
@@ -39,7 +39,7 @@ def one_peer_exponential(n: int) -> TimeVarying:
       Ying, Yuan, Chen, Hu, Pan, Yin, *Exponential graph is provably efficient for
       decentralized deep training*, NeurIPS 2021, arXiv 2110.13363.
     """
-    n = check_count("n", n)
+    n = check_workers("n", n)
     worker = np.arange(n)
     members = [
         uniform(f"exponential, hop {hop}", [(worker + hop) % n])
@@ -73,9 +73,9 @@ def random_ring(n: int, pool: int = 32, seed: int = 0) -> TimeVarying:
       >>> topology.random_ring(16)
       TimeVarying('random_ring', size=16, members=32, random=True, lambda2=0.6216)
     """
-    n, pool = check_count("n", n), check_count("pool", pool)
-    rng = np.random.default_rng(check_count("seed", seed, minimum=0))
-    count = min(pool, max(1, math.factorial(n - 1) // 2))
+    n, pool = check_workers("n", n), check_count("pool", pool)
+    rng = np.random.default_rng(check_seed(seed))
+    count = min(pool, max(1, math.factorial(min(n - 1, 20)) // 2))
     orders: dict[tuple[int, ...], None] = {}  # cycles from 0, one direction of each
     while len(orders) < count:
         order = [0, *(1 + rng.permutation(n - 1)).tolist()]
@@ -116,11 +116,13 @@ def from_sequence(
     """
     if isinstance(members, Topology | TimeVarying) or not isinstance(members, Iterable):
         raise ValueError(
-            f"members must be a sequence of topologies or matrices, got {members!r}; "
-            "write from_sequence([ring(4), complete(4)])"
+            f"members must be a sequence of topologies or matrices, got "
+            f"{shown(members)}; write from_sequence([ring(4), complete(4)])"
         )
     fixed = [
-        member if isinstance(member, Topology | TimeVarying) else from_matrix(member)
-        for member in members
+        member
+        if isinstance(member, Topology | TimeVarying)
+        else of_weights(f"members[{i}]", member)
+        for i, member in enumerate(members)
     ]
     return TimeVarying("from_sequence", tuple(fixed), random=random)  # type: ignore

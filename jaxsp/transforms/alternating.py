@@ -80,7 +80,7 @@ def alternating(
       Gidel, Askari Hemmat, Pezeshki, Le Priol, Huang, Lacoste-Julien, Mitliagkas,
       Negative Momentum for Improved Game Dynamics, 2019, arXiv 1807.04740.
     """
-    y_steps = _arguments.check_count("y_steps", y_steps)
+    y_steps = _arguments.check_unrolled("y_steps", y_steps)
     optimizers = MinMax(
         _arguments.check_transformation("x", x),
         _arguments.check_transformation("y", y),

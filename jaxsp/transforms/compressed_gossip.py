@@ -72,6 +72,8 @@ def compressed_gossip(
             "topology must be fixed, because neighbours remember what they were sent, "
             f"got {topology!r}: use gossip for a time-varying one."
         )
+    if not isinstance(compressor, Compressor):
+        _arguments.refuse("compressor", "of jaxsp.compressors", compressor)
     channel = comm.check_contractive(comm.channel(axis_name, compressor, key=key))
     _arguments.check_probability("step_size", step_size)
 

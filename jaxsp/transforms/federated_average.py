@@ -103,8 +103,7 @@ def federated_average(
       of Deep Networks from Decentralized Data, 2017, arXiv 1602.05629.
     """
     optimizer = _arguments.check_transformation("optimizer", optimizer)
-    if not isinstance(every, jax.Array):
-        every = _arguments.check_count("every", every)
+    every = _arguments.check_every("every", every)
     if weights is not None:
         weights = _check_weights(weights)
     if participants is not None:
@@ -168,16 +167,10 @@ def _check_weights(weights: Any) -> Any:
     """Accept a traced array, or positive finite numbers, one a worker."""
     if isinstance(weights, Tracer):
         return weights
-    values = np.asarray(weights)
-    if (
-        values.ndim != 1
-        or values.dtype.kind not in "iuf"
-        or not np.all((values > 0) & np.isfinite(values))
-    ):
-        raise ValueError(
-            "weights must be positive finite numbers, one for each worker, such as the "
-            f"sizes of their shares, got {weights!r}."
-        )
+    values = _arguments.check_array("weights", weights, ndim=1)
+    if not np.all(values > 0):
+        required = "above 0, one for each worker, such as the sizes of their shares"
+        _arguments.refuse("weights", required, weights)
     return values.astype(float)
 
 

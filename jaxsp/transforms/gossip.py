@@ -93,15 +93,15 @@ def gossip(
       Convex Distributed Optimization in Networks, 2017, arXiv 1702.08704 (Chebyshev).
     """
     _arguments.check_topology(topology)
-    rounds = _arguments.check_count("rounds", rounds)
+    rounds = _arguments.check_count("rounds", rounds, maximum=10**5)
     _arguments.check_axis_name(axis_name)
-    if order not in ("adapt_then_combine", "combine_then_adapt"):
-        raise ValueError(
-            'order must be "adapt_then_combine" or "combine_then_adapt", '
-            f"got {order!r}."
-        )
+    _arguments.check_choice(
+        "order", order, ("adapt_then_combine", "combine_then_adapt")
+    )
     random = isinstance(topology, TimeVarying) and topology.random
-    shared_key: Any = _arguments.check_key("key", key) if random else None
+    if random or key is not None:
+        key = _arguments.check_key("key", key)
+    shared_key: Any = key
     recursion = _recursion(topology, rounds, acceleration)
     members = topology.members
 
@@ -166,13 +166,10 @@ def _combine(coefficients, *terms):
 
 def _recursion(topology, rounds, acceleration):
     """The (α, β, γ) of `V^{h+1} = α W V^h + β V^h + γ V^{h-1}`, a triple a round."""
+    choices = (None, "fastmix", "chebyshev")
+    _arguments.check_choice("acceleration", acceleration, choices)
     if acceleration is None:
         return [(1.0, 0.0, 0.0)] * rounds
-    if acceleration not in ("fastmix", "chebyshev"):
-        raise ValueError(
-            'acceleration must be None, "fastmix" or "chebyshev", '
-            f"got {acceleration!r}."
-        )
     if len(topology.members) > 1:
         raise ValueError(
             f"acceleration={acceleration!r} needs one fixed mixing matrix, but the "

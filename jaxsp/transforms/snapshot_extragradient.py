@@ -99,17 +99,15 @@ def snapshot_extragradient(
       Guarantees, 2022, arXiv 2110.03313.
     """
     _arguments.check_learning_rate(learning_rate)
+    if not isinstance(refresh, Refresh):
+        _arguments.refuse("refresh", "a jaxsp.transforms.Refresh", refresh)
     _arguments.check_probability("refresh", refresh.probability)
     coin_key = _arguments.check_key("key", refresh.key)
     _arguments.check_axis_name(axis_name)
-    if refresh.snapshot not in ("previous", "current"):
-        raise ValueError(
-            f'snapshot must be "previous" or "current", got {refresh.snapshot!r}.'
-        )
-    if differences not in ("full", "minibatch"):
-        raise ValueError(
-            f'differences must be "full" or "minibatch", got {differences!r}.'
-        )
+    _arguments.check_choice("snapshot", refresh.snapshot, ("previous", "current"))
+    _arguments.check_choice("differences", differences, ("full", "minibatch"))
+    if prox is not None:
+        _arguments.check_callable("prox", prox)
     exchange = _arguments.check_transformation("exchange", exchange)
     minibatch = differences == "minibatch"
     after_step = refresh.snapshot == "current"

@@ -104,8 +104,8 @@ def sync(
       (compressed changes with feedback).
     """
     channel = comm.check_contractive(comm.as_channel(channel))
-    if not callable(every) and not isinstance(every, jax.Array):
-        every = _arguments.check_count("every", every)
+    if not callable(every):
+        every = _arguments.check_every("every", every)
 
     def steps_from(count):
         """H, the updates from this one to the next average."""

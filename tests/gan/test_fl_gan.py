@@ -166,7 +166,7 @@ def test_a_worker_pays_for_the_gradients_that_it_uses(networks):
     ("kwargs", "named"),
     [
         (dict(sync_every=0), "every"),
-        (dict(disc_steps=0), "y_steps"),
+        (dict(disc_steps=0), "disc_steps"),
         (dict(weights=[0.0]), "weights"),
         (dict(participants=1), "key"),
     ],

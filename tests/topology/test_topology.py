@@ -671,7 +671,7 @@ def test_seeds_must_be_integers(bad):
 
 @pytest.mark.parametrize("bad", [0, -0.5, 1.5, math.nan, True, "0.5", None])
 def test_p_must_be_a_probability(bad):
-    with pytest.raises(ValueError, match=r"^p must be a number in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"^p must be above 0 and at most 1, got"):
         topology.erdos_renyi(4, bad, 0)
 
 
@@ -686,12 +686,12 @@ def test_p_must_give_a_connected_graph():
         ([0.5, 0.5], r"W must be a square matrix .* got shape \(2,\)"),
         (np.ones((2, 3)), r"W must be a square matrix .* got shape \(2, 3\)"),
         (np.ones((0, 0)), r"W must be a square matrix .* got shape \(0, 0\)"),
-        ([[1.0], [0.5, 0.5]], "W must be a square matrix: "),
-        ([["a"]], "W must be a matrix of real numbers, got list"),
-        (np.eye(2) * 1j, "W must be a matrix of real numbers, .* complex128"),
-        (topology.ring(3), "W must be a matrix of real numbers, got Topology"),
-        ([[1.0, 0.0], [0.0, math.nan]], r"W must be finite, got W\[1, 1\] = nan"),
-        ([[math.inf, 0.0], [0.0, 1.0]], r"W must be finite, got W\[0, 0\] = inf"),
+        ([[1.0], [0.5, 0.5]], r"W must be an array of finite .* got \[\[1.0\], \["),
+        ([["a"]], r"W must be an array of finite real numbers, got \[\['a'\]\]"),
+        (np.eye(2) * 1j, "W must be an array of finite real numbers, .*1.j"),
+        (topology.ring(3), "W must be an array of finite real numbers, got Topology"),
+        ([[1.0, 0.0], [0.0, math.nan]], r"W\[1, 1\] must be finite, got nan"),
+        ([[math.inf, 0.0], [0.0, 1.0]], r"W\[0, 0\] must be finite, got inf"),
         ([[2.0, -1.0], [-1.0, 2.0]], r"W must be nonnegative, got W\[0, 1\] = -1.0"),
         ([[1.0, 0.0], [0.5, 0.6]], "each row of W .* got 1.1 for row 1; write from_"),
         ([[0.5, 0.5], [0.6, 0.4]], "each column of W .* got 1.1 for column 0; write"),
@@ -702,9 +702,10 @@ def test_matrices_must_be_doubly_stochastic(bad, message):
     with pytest.raises(ValueError, match=message):
         topology.from_matrix(bad)
     if not isinstance(bad, Topology):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message.replace("W", "topology")):
             topology.lazy(bad)
-        with pytest.raises(ValueError, match=message):
+        in_sequence = message.replace("W", r"members\[1\]")
+        with pytest.raises(ValueError, match=in_sequence):
             topology.from_sequence([np.eye(2), bad])
 
 
@@ -718,7 +719,7 @@ def test_nearly_stochastic_matrices_are_kept():
     [
         ([[0, 1], [0, 0]], "adjacency must be symmetric, .* between 0 and 1; write"),
         ([[0, 1, 1]], "adjacency must be a square matrix"),
-        ([[0, math.nan], [math.nan, 0]], "adjacency must be finite"),
+        ([[0, math.nan], [math.nan, 0]], r"adjacency\[0, 1\] must be finite"),
         (networkx.path_graph(3), "adjacency must be "),
     ],
 )
@@ -760,7 +761,7 @@ def test_classes_check_what_they_hold():
     half = np.full(2, 0.5)
     with pytest.raises(ValueError, match=r"must both be of shape \(permutes, n\)"):
         Topology("mine", half, np.array([[1, 0, 2]]), np.full((1, 3), 0.5))
-    with pytest.raises(ValueError, match=r"must both be of shape .* got \(1, 2\) and"):
+    with pytest.raises(ValueError, match=r"weights must be an array .* in 2 dim"):
         Topology("mine", half, np.array([[1, 0]]), half)
     with pytest.raises(ValueError, match="each row of permutations must hold 0, …, 1"):
         Topology("mine", half, np.array([[1, 1]]), half[None])

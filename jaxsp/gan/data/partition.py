@@ -21,7 +21,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxsp._arguments import check_count
+from jaxsp._arguments import (
+    check_array,
+    check_count,
+    check_instance,
+    check_positive,
+    check_probability,
+    check_seed,
+    refuse,
+)
 from jaxsp.gan import files
 
 __all__ = [
@@ -46,7 +54,7 @@ def iid(labels: np.ndarray, workers: int, *, seed: int) -> Parts:
     matters.
     """
     labels = _checked(labels, workers)
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(check_seed(seed)).permutation(len(labels))
     return [np.sort(part) for part in np.array_split(order, workers)]
 
 
@@ -82,14 +90,9 @@ def dirichlet(
       2019. arXiv:1905.12022 (this form, with the proportions drawn by class)
     """
     labels = _checked(labels, workers)
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha must be positive and finite, got {alpha}.")
-    if min_size < 1 or workers * min_size > len(labels):
-        raise ValueError(
-            f"min_size must be in 1..{len(labels) // workers} for {len(labels)} "
-            f"examples on {workers} workers, got {min_size}."
-        )
-    rng = np.random.default_rng(seed)
+    check_positive("alpha", alpha)
+    check_count("min_size", min_size, maximum=len(labels) // workers)
+    rng = np.random.default_rng(check_seed(seed))
     alphas = np.full(workers, min(alpha, 1e100))  # larger ones overflow
     owner = _deal(labels, lambda index: rng.dirichlet(alphas), rng)
     for worker in range(workers):
@@ -160,8 +163,7 @@ def major_classes(
       near-optimal and robust algorithms. 2020. arXiv:2010.13112 (4 workers, 30 %)
     """
     labels = _checked(labels, workers)
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, got {share!r}.")
+    check_probability("share", share)
     classes = len(np.unique(labels))
     major = np.zeros((classes, workers), bool)
     for worker in range(workers):
@@ -177,7 +179,7 @@ def major_classes(
     rest = (1 - own * holders) / np.maximum(workers - holders, 1)
     shares = np.where(major, own, rest)
     shares /= shares.sum(1, keepdims=True)  # where all have it as a major class
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     owner = _deal(labels, lambda index: shares[index], rng)
     parts = [np.flatnonzero(owner == worker) for worker in range(workers)]
     if not all(map(len, parts)):
@@ -220,6 +222,8 @@ def parse(text: str, min_size: int = 1) -> Callable[..., Parts]:
       >>> len(parts)
       4
     """
+    check_instance("text", text, str, "a text, such as iid")
+    check_count("min_size", min_size)
     text = text.strip()
     if text == "iid":
         return iid
@@ -278,6 +282,7 @@ def stack(
         than `rows`; or if there is no worker and `rows` is None.
     """
     array = np.asarray(array)
+    parts = _checked_parts(parts, len(array) if array.ndim else 0)
     sizes = np.array([len(part) for part in parts], np.int32)
     if (rows is None and not sizes.size) or not sizes.all():
         raise ValueError(
@@ -298,8 +303,11 @@ def table(labels: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
       labels: integers [N], from 0.
       parts: a partition of them.
     """
-    labels = np.asarray(labels)
-    classes = int(labels.max()) + 1
+    labels = check_array("labels", labels, ndim=1, integer=True)
+    parts = _checked_parts(parts, len(labels))
+    if labels.size and labels.min() < 0:
+        refuse("labels", "integers of at least 0", labels)
+    classes = int(labels.max(initial=0)) + 1
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
 
@@ -313,6 +321,7 @@ def format_table(counts: np.ndarray) -> str:
            1   1  12     13
        total   4  12     16
     """
+    counts = check_array("counts", counts, ndim=2, integer=True)
     full = np.vstack([counts, np.sum(counts, axis=0)])
     totals = full.sum(axis=1)
     heads = [*range(len(counts)), "total"]
@@ -339,7 +348,8 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    counts = np.asarray(counts)
+    counts = check_array("counts", counts, ndim=2, integer=True)
+    check_instance("path", path, str | os.PathLike, "a path")
     path = pathlib.Path(path)
     workers, classes = counts.shape
     size = min(2 + 0.5 * classes, 16), min(1.2 + 0.35 * workers, 16)
@@ -360,17 +370,22 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
 
 
+def _checked_parts(parts, count: int) -> Parts:
+    """Which of `count` examples each worker has, by index."""
+    if not isinstance(parts, Sequence):
+        refuse("parts", "one array of indices for each worker", parts)
+    checked = []
+    for i, part in enumerate(parts):
+        name = f"parts[{i}]"
+        part = check_array(name, part, ndim=1, integer=True)
+        if part.size and not 0 <= part.min() <= part.max() < count:
+            refuse(name, f"indices of examples, from 0 to {count - 1}", part)
+        checked.append(part)
+    return checked
+
+
 def _checked(labels: np.ndarray, workers: int) -> np.ndarray:
     """The labels as an array, if they can be shared among the workers."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            "labels must be a one-dimensional array of integers, got "
-            f"{labels.dtype} of shape {labels.shape}."
-        )
-    if not 1 <= workers <= len(labels):
-        raise ValueError(
-            f"workers must be in 1..{len(labels)}, the number of examples, got "
-            f"{workers}."
-        )
+    labels = check_array("labels", labels, ndim=1, integer=True)
+    check_count("workers", workers, maximum=len(labels))  # an example for each
     return labels

@@ -4,14 +4,24 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
 
-from jaxsp._arguments import check_count, check_decay
+from jaxsp._arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_decay,
+    check_instance,
+    check_transformation,
+    check_unrolled,
+)
 from jaxsp.gan import models
 from jaxsp.gan.losses import Losses
 from jaxsp.gan.md_gan import run
-from jaxsp.gan.md_gan.roles import Messages, check_losses, joining, messages
+from jaxsp.gan.md_gan.roles import MOMENTS, Messages, check_losses, joining, messages
+from jaxsp.gan.models.gan import check_gan
 from jaxsp.gan.program import Program, Traffic
 from jaxsp.workers import Workers
 
@@ -100,19 +110,18 @@ class MDGan:
     server_device: Any = None
 
     def __post_init__(self):
+        check_transformation("generator_optimizer", self.generator_optimizer)
+        check_transformation("discriminator_optimizer", self.discriminator_optimizer)
         check_count("batches_k", self.batches_k)
-        check_count("disc_steps", self.disc_steps)
+        check_unrolled("disc_steps", self.disc_steps)
         if self.swap_every is not None:
             check_count("swap_every", self.swap_every)
-        if self.alive is not None and not callable(self.alive):
-            raise ValueError(
-                "alive must be a function of the step, such as lambda step: "
-                f"[True, step < 100], got {self.alive!r}."
-            )
-        if self.moments not in ("stay", "travel", "reset"):
-            raise ValueError(
-                f'moments must be "stay", "travel" or "reset", got {self.moments!r}.'
-            )
+        if self.alive is not None:
+            what = "a function of the step, such as lambda step: [True, step < 100]"
+            check_callable("alive", self.alive, what)
+        check_choice("moments", self.moments, MOMENTS)
+        if self.server_device is not None:
+            check_instance("server_device", self.server_device, jax.Device, "a device")
 
     def program(
         self,
@@ -138,6 +147,8 @@ class MDGan:
         Raises:
           ValueError: if the method does not fit the workers or the losses.
         """
+        check_gan(gan)
+        check_instance("workers", workers, Workers, "a jaxsp.Workers")
         check_count("batch_size", batch_size)
         check_decay("ema_decay", ema_decay)
         count = workers.count

@@ -9,8 +9,18 @@ import numpy as np
 import optax
 
 from jaxsp import comm
+from jaxsp._arguments import (
+    check_choice,
+    check_count,
+    check_instance,
+    check_key,
+    check_transformation,
+    check_unrolled,
+    refuse,
+)
 from jaxsp.gan import models
 from jaxsp.gan.losses import Losses
+from jaxsp.gan.models.gan import check_gan
 
 __all__ = [
     "Messages",
@@ -24,6 +34,9 @@ __all__ = [
     "swap",
     "worker_step",
 ]
+
+
+MOMENTS = ("stay", "travel", "reset")  # with a discriminator that is swapped
 
 
 def server_generate(
@@ -41,6 +54,8 @@ def server_generate(
       The samples [k, b, ...], with their classes [k, b] beside them for a conditional
       GAN, and the latents [k, b, latent_size] they came from.
     """
+    check_gan(gan)
+    check_count("batch_size", batch_size)
     latents = jax.vmap(lambda key: models.latents(gan, key, batch_size))(keys)
     flat = latents.reshape(-1, latents.shape[-1])
     samples = models.generate(gan, x, flat)
@@ -63,8 +78,8 @@ def assignment(alive: Sequence[bool], batches_k: int) -> tuple[np.ndarray, np.nd
     Returns:
       For each worker the number of $X_n^g$ and that of $X_n^d$, int32 [N].
     """
-    n = np.maximum(np.cumsum(np.asarray(alive, bool)) - 1, 0)
-    k = np.int32(batches_k)
+    n = np.maximum(np.cumsum(_bools("alive", alive)) - 1, 0)
+    k = np.int32(check_count("batches_k", batches_k))
     return (n % k).astype(np.int32), ((n + 1) % k).astype(np.int32)
 
 
@@ -99,7 +114,9 @@ def worker_step(
     """
     generator_on, discriminator_on = check_losses(losses)
     fakes_d, fakes_g = fakes
-    update = optax.with_extra_args_support(optimizer).update
+    update = check_transformation("optimizer", optimizer).update
+    check_key("key", key)
+    check_unrolled("disc_steps", disc_steps)
     loss_d = jnp.zeros(())
     for i in range(disc_steps):
         value, gradient = jax.value_and_grad(discriminator_on)(y, batch, fakes_d, key)
@@ -145,6 +162,8 @@ def server_update(
     Returns:
       The new parameters and optimizer state, and $\Delta w$.
     """
+    check_gan(gan)
+    update = check_transformation("optimizer", optimizer).update
     alive = jnp.asarray(alive)
     mine = alive.reshape(-1, *[1] * (feedback.ndim - 1))
     feedback = jnp.where(mine, feedback, 0) / alive.sum().astype(feedback.dtype)
@@ -153,7 +172,6 @@ def server_update(
     flat = latents.reshape(-1, latents.shape[-1])
     samples, pull = jax.vjp(lambda x: models.generate(gan, x, flat), x)
     (gradient,) = pull(summed.reshape(samples.shape).astype(samples.dtype))
-    update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(gradient, opt_state, x)
     return optax.apply_updates(x, updates), opt_state, gradient
 
@@ -172,7 +190,10 @@ def joining(before: Any, alive: Any, step: int) -> tuple[np.ndarray, int]:
     Raises:
       ValueError: if some join and nobody takes part in both.
     """
-    before, alive = np.asarray(before, bool), np.asarray(alive, bool)
+    before, alive = _bools("before", before), _bools("alive", alive)
+    if before.shape != alive.shape:
+        refuse("before", f"of the shape of alive, {alive.shape}", before)
+    check_count("step", step, minimum=0)
     joins, stay = alive & ~before, alive & before
     if joins.any() and not stay.any():
         raise ValueError(
@@ -197,7 +218,8 @@ def derangement(rng: np.random.Generator, alive: Sequence[bool]) -> np.ndarray:
       For each worker the one whose discriminator it gets, integers [N]; the others, and
       a single one left, keep theirs.
     """
-    living = np.flatnonzero(np.asarray(alive, bool))
+    check_instance("rng", rng, np.random.Generator, "np.random.default_rng(seed)")
+    living = np.flatnonzero(_bools("alive", alive))
     permutation = np.arange(len(alive))
     if len(living) > 1:
         shuffled = rng.permutation(living)
@@ -218,6 +240,17 @@ def swap(tree: Any, permutation: Any) -> Any:
       The tree. See `Workers.permute` for arrays with each row on a device of its own.
     """
     return jax.tree.map(lambda leaf: jnp.take(leaf, permutation, axis=0), tree)
+
+
+def _bools(name: str, value: Any) -> np.ndarray:
+    """One bool for each worker."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        refuse(name, "one bool for each worker", value)
+    if array.ndim != 1 or array.dtype.kind != "b":
+        refuse(name, "one bool for each worker", value)
+    return array
 
 
 class Messages(NamedTuple):
@@ -254,6 +287,10 @@ def messages(
     Returns:
       Bits by kind of message. A conditional GAN's samples travel with their classes.
     """
+    check_gan(gan)
+    check_choice("moments", moments, MOMENTS)
+    if discriminator_optimizer is not None:
+        check_transformation("discriminator_optimizer", discriminator_optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
     z: Any = jax.eval_shape(lambda key: models.init(gan, key), key)
     fakes, _ = jax.eval_shape(
@@ -274,6 +311,7 @@ def messages(
 
 def check_losses(losses: Losses) -> tuple[Any, Any]:
     """The losses as functions of samples, or a ValueError if there are none."""
+    check_instance("losses", losses, Losses, "of jaxsp.gan.losses")
     if losses.generator_on is None or losses.discriminator_on is None:
         raise ValueError(
             "losses must have generator_on and discriminator_on, the losses as "

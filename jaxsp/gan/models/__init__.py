@@ -26,6 +26,7 @@ and raises a `ValueError` if a shape or a size does not fit. The arguments of th
 networks, which are flax modules, have the same names.
 """
 
+from jaxsp.gan.models.arguments import halvings
 from jaxsp.gan.models.attention import SelfAttention
 from jaxsp.gan.models.convolutional import (
     ConvDiscriminator,
@@ -49,7 +50,6 @@ from jaxsp.gan.models.gan import (
 from jaxsp.gan.models.layers import (
     conv,
     dense,
-    halvings,
     strided_conv,
     transposed_conv,
     wide_transposed_conv,

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsp.gan.models.arguments import check, check_image
+from jaxsp._arguments import check_flag
+from jaxsp.gan.models.arguments import check, check_image, halvings
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.layers import (
     conv,
     dense,
-    halvings,
     heads,
     layer_norm,
     output,
@@ -136,7 +136,8 @@ def dcgan(
       Radford, Metz, Chintala, *Unsupervised Representation Learning with Deep
       Convolutional Generative Adversarial Networks*, 2016, arXiv 1511.06434.
     """
-    shape = check_image(sample_shape, width)
+    shape = check_image(sample_shape, width, dtype)
+    check_flag("norm", norm)
     generator = ConvGenerator(shape, width, norm, dtype)
     discriminator = ConvDiscriminator(width, dtype, num_classes)
     return Gan(generator, discriminator, latent_size, shape, num_classes)
@@ -175,7 +176,7 @@ def md_gan_cnn(
       Hardy, Le Merrer, Sericola, *MD-GAN: Multi-Discriminator Generative Adversarial
       Networks for Distributed Datasets*, 2019, arXiv 1811.03850.
     """
-    shape = check(sample_shape, (3,), width=width)
+    shape = check(sample_shape, (3,), dtype, width=width)
     if shape[:2] not in ((28, 28), (32, 32)):
         raise ValueError(
             "sample_shape must be (28, 28, channels) or (32, 32, channels), got "

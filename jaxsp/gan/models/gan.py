@@ -10,7 +10,7 @@ All functions take `gan`, the pair of networks, and what they need of
 """
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from flax import errors
 from flax import linen as nn
 from jax.core import Tracer
 
-from jaxsp._arguments import check_count
+from jaxsp._arguments import check_array, check_count, check_instance, check_key, refuse
+from jaxsp.gan.models.arguments import check
 from jaxsp.operators import MinMax
 
 
@@ -64,6 +65,7 @@ class Gan:
                     "class of flax.nnx write flax.nnx.bridge.to_linen("
                     f"{kind.__name__}, ...), with its arguments but rngs."
                 )
+        check(self.sample_shape)
         check_count("latent_size", self.latent_size)
         check_count("num_classes", self.num_classes, minimum=0)
         if self.num_classes and self.num_classes >= self.latent_size:
@@ -88,6 +90,8 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
       >>> sample(gan, z.x, jax.random.key(1), 5).shape
       (5, 2)
     """
+    check_gan(gan)
+    check_key("key", key)
     x_key, y_key = jax.random.split(key)
     latent = jnp.zeros((1, gan.latent_size))
     x = _params(gan.generator, "generator", x_key, latent)
@@ -130,6 +134,9 @@ def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
         Whether they are classes is seen outside `jit` only; inside, a label that is
         none gives a one-hot vector of zeros.
     """
+    check_gan(gan)
+    check_key("key", key)
+    check_count("n", n, minimum=0)
     if not gan.num_classes:
         if labels is not None:
             raise ValueError(
@@ -150,7 +157,7 @@ def latents(gan: Gan, key: jax.Array, n: int, labels=None) -> jax.Array:
 def _checked(labels, n: int, num_classes: int) -> jax.Array:
     """Labels that are one whole number a vector and, where they are known, classes."""
     known = not isinstance(labels, Tracer)
-    labels = np.asarray(labels) if known else labels
+    labels = check_array("labels", labels, integer=True) if known else labels
     if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels must be whole numbers of shape ({n},), got {labels.dtype} of "
@@ -171,10 +178,23 @@ def labels_of(gan: Gan, latents: jax.Array) -> jax.Array:
       ValueError: if the pair has no classes.
     """
     _need_classes(gan)
+    _check_rows("latents", latents, (gan.latent_size,))
     return jnp.argmax(latents[:, -gan.num_classes :], axis=1).astype(jnp.int32)
 
 
+def check_gan(gan: Any) -> None:
+    """Refuses what is no pair of networks."""
+    check_instance("gan", gan, Gan, "a jaxsp.gan.models.Gan, as models.mlp makes")
+
+
+def _check_rows(name: str, rows: Any, shape: tuple[int, ...]) -> None:
+    """Refuses all but a stack of arrays of a shape."""
+    if not isinstance(rows, np.ndarray | jax.Array) or rows.shape[1:] != shape:
+        refuse(name, f"an array of shape (n, {', '.join(map(str, shape))})", rows)
+
+
 def _need_classes(gan: Gan) -> None:
+    check_gan(gan)
     """Refuses a pair without classes."""
     if not gan.num_classes:
         raise ValueError(
@@ -184,6 +204,8 @@ def _need_classes(gan: Gan) -> None:
 
 def generate(gan: Gan, x, latents: jax.Array) -> jax.Array:
     """Maps latents [n, latent_size] to samples [n, *sample_shape]."""
+    check_gan(gan)
+    _check_rows("latents", latents, (gan.latent_size,))
     return cast(jax.Array, gan.generator.apply({"params": x}, latents))
 
 
@@ -211,6 +233,8 @@ def discriminate_and_classify(
     gan: Gan, y, samples: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """What `discriminate` and `classify` return, in one pass; None without classes."""
+    check_gan(gan)
+    _check_rows("samples", samples, gan.sample_shape)
     said = gan.discriminator.apply({"params": y}, samples)
     if not gan.num_classes:
         return cast(jax.Array, said), None

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
+from jaxsp._arguments import check_count, check_flag
+from jaxsp.gan.models.arguments import check_dtype
 from jaxsp.gan.models.spectral import spectral_normalize
 
 
@@ -24,15 +26,6 @@ def param_dtype(dtype):
 def he(gain: float = 1.0):
     """He's normal initialization, for ReLU layers; `gain` divides the fan-in."""
     return nn.initializers.variance_scaling(2.0 * gain, "fan_in", "normal")
-
-
-def halvings(sample_shape: tuple[int, ...]) -> int:
-    """How often height and width halve: down to a side of 4, 5, 6 or 7, or an odd."""
-    height, width, _ = sample_shape
-    count = 0
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
-        height, width, count = height // 2, width // 2, count + 1
-    return count
 
 
 def output(h: jax.Array, sample_shape: tuple[int, ...], dtype) -> jax.Array:
@@ -71,6 +64,7 @@ def dense(features: int, dtype=jnp.float32, *, spectral: bool = False, **options
     Returns:
       The layer, [..., c] to [..., features].
     """
+    features = check_count("features", features)
     return nn.Dense(features, **_options(dtype, spectral) | options)
 
 
@@ -86,12 +80,14 @@ def conv(features: int, dtype=jnp.float32, *, spectral: bool = False, **options)
       The layer, [n, h, w, c] to [n, ceil(h / strides), ceil(w / strides), features].
     """
     options |= {"padding": 1, "conv_general_dilated": _convolve}
+    features = check_count("features", features)
     return nn.Conv(features, (3, 3), **_options(dtype, spectral) | options)
 
 
 def strided_conv(features: int, dtype=jnp.float32, **options):
     """A 4x4 convolution of stride 2 with one pixel of padding: halves the image."""
     options |= {"strides": 2, "padding": 1, "conv_general_dilated": _convolve_4x4}
+    features = check_count("features", features)
     return nn.Conv(features, (4, 4), **_options(dtype) | options)
 
 
@@ -104,6 +100,7 @@ def transposed_conv(features: int, dtype=jnp.float32, **options):
     # Each pixel out is reached by 2x2 of the 4x4 taps: a quarter of the fan-in.
     options |= {"kernel_init": he(4.0), "conv_general_dilated": _transpose_4x4}
     options |= {"input_dilation": 2, "padding": 2}
+    features = check_count("features", features)
     return nn.Conv(features, (4, 4), **_options(dtype) | options)
 
 
@@ -115,11 +112,14 @@ def wide_transposed_conv(features: int, dtype=jnp.float32, **options):
     """
     options |= {"kernel_init": he(4.0), "conv_general_dilated": _transpose_5x5}
     options |= {"input_dilation": 2, "padding": ((3, 2), (3, 2))}
+    features = check_count("features", features)
     return nn.Conv(features, (5, 5), **_options(dtype) | options)
 
 
 def _options(dtype, spectral: bool = False) -> dict[str, Any]:
     """What all layers have in common."""
+    check_dtype(dtype)
+    check_flag("spectral", spectral)
     promote = _normalize_and_promote if spectral else promote_dtype
     return {
         "dtype": dtype,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxsp._arguments import check_unrolled
 from jaxsp.gan.models.arguments import check
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.layers import dense, heads, output
@@ -69,7 +70,8 @@ def mlp(
       width: units of a hidden layer.
       depth: hidden layers.
     """
-    shape = check(sample_shape, (1, 3), width=width, depth=depth)
+    shape = check(sample_shape, (1, 3), dtype, width=width)
+    check_unrolled("depth", depth)
     generator = MLPGenerator(shape, width, depth, dtype)
     discriminator = MLPDiscriminator(width, depth, dtype, num_classes)
     return Gan(generator, discriminator, latent_size, shape, num_classes)

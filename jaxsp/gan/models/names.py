@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxsp._arguments import check_instance
 from jaxsp.gan.models.convolutional import dcgan, md_gan_cnn
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.mlp import md_gan_mlp, mlp
@@ -42,6 +43,7 @@ def parse(
       64
     """
     models = _MODELS
+    check_instance("text", text, str, "a text, such as mlp")
     match = re.fullmatch(r"(\w+)(?::0*([1-9][0-9]*))?", text)
     if not match or match[1] not in models:
         raise ValueError(

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsp.gan.models.arguments import check_image
+from jaxsp.gan.models.arguments import check_image, halvings
 from jaxsp.gan.models.attention import SelfAttention
 from jaxsp.gan.models.gan import Gan
 from jaxsp.gan.models.layers import (
     conv,
     dense,
-    halvings,
     layer_norm,
     output,
     param_dtype,
@@ -156,7 +155,7 @@ def resnet(
       Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
       Adversarial Networks*, 2018, arXiv 1802.05957.
     """
-    shape = check_image(sample_shape, width)
+    shape = check_image(sample_shape, width, dtype)
     generator = ResNetGenerator(shape, width, dtype=dtype)
     discriminator = ResNetDiscriminator(width, dtype=dtype, num_classes=num_classes)
     return Gan(generator, discriminator, latent_size, shape, num_classes)
@@ -180,7 +179,7 @@ def sagan(
       Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial
       Networks*, 2019, arXiv 1805.08318.
     """
-    shape = check_image(sample_shape, width)
+    shape = check_image(sample_shape, width, dtype)
     generator = ResNetGenerator(shape, width, True, True, dtype)
     discriminator = ResNetDiscriminator(width, True, dtype, num_classes)
     return Gan(generator, discriminator, latent_size, shape, num_classes)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsp._arguments import check_unrolled, refuse
+
 
 def spectral_norm(kernel: jax.Array, iterations: int = 10) -> jax.Array:
     r"""Estimates the largest singular value of a kernel, from below.
@@ -47,7 +49,11 @@ def spectral_norm(kernel: jax.Array, iterations: int = 10) -> jax.Array:
       Miyato, Kataoka, Koyama, Yoshida, *Spectral Normalization for Generative
       Adversarial Networks*, 2018, arXiv 1802.05957.
     """
-    matrix = kernel.reshape(-1, kernel.shape[-1])
+    iterations = check_unrolled("iterations", iterations)
+    array = isinstance(kernel, np.ndarray | jax.Array) and kernel.ndim > 0
+    if not (array and jnp.issubdtype(kernel.dtype, jnp.floating)):
+        refuse("kernel", "a floating array of one dimension or more", kernel)
+    matrix = jnp.asarray(kernel).reshape(-1, kernel.shape[-1])
     fixed = lax.stop_gradient(matrix)
     start = np.random.default_rng(0).standard_normal(matrix.shape[1])
     v = _unit(jnp.asarray(start, matrix.dtype))

@@ -210,18 +210,20 @@ def test_parse_refuses(text, message):
 
 
 def test_impossible_partitions_are_refused():
-    with pytest.raises(ValueError, match=r"workers must be in 1\.\.1000.*got 1001"):
+    with pytest.raises(ValueError, match="workers must be at most 1000, got 1001"):
         partition.iid(LABELS, 1001, seed=0)
     with pytest.raises(ValueError, match="workers must be"):
         partition.by_label(LABELS, 0)
-    with pytest.raises(ValueError, match="labels must be a one-dimensional"):
+    with pytest.raises(
+        ValueError, match="labels must be an array of integers in 1 dim"
+    ):
         partition.iid(np.zeros((3, 2), int), 2, seed=0)
     with pytest.raises(ValueError, match=r"labels must be .* integers"):
         partition.by_label(np.zeros(3), 2)
-    with pytest.raises(ValueError, match=r"min_size must be in 1\.\.333 .* got 334"):
+    with pytest.raises(ValueError, match="min_size must be at most 333, got 334"):
         partition.dirichlet(LABELS, 3, alpha=1.0, seed=0, min_size=334)
     for alpha in (0.0, -1.0, np.inf, np.nan):
-        with pytest.raises(ValueError, match="alpha must be positive and finite"):
+        with pytest.raises(ValueError, match="alpha must be finite and above 0"):
             partition.dirichlet(LABELS, 3, alpha=alpha, seed=0)
     with pytest.raises(ValueError, match="class 0 goes to 2 but has 1 examples"):
         partition.by_label(np.array([0, 1, 1, 1]), 3)
