@@ -28,6 +28,7 @@ __all__ = [
     "all_to_all",
     "anywhere",
     "between_devices",
+    "check_unchecked",
     "inside_workers",
     "is_half",
     "permute",
@@ -79,6 +80,24 @@ def between_devices(axis_name: AxisName) -> bool:
     worker_count(axis_name)  # or an error that says what to write
     name = axis_name if isinstance(axis_name, str) else axis_name[0]
     return name in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def check_unchecked(axis_name: AxisName) -> None:
+    """Refuse a `shard_map` that checks what varies between workers.
+
+    It would have the loops and branches here declare it of everything that they carry,
+    which `vmap` does not understand.
+    """
+    name = axis_name if isinstance(axis_name, str) else axis_name[0]
+    if not between_devices(axis_name):
+        return
+    index, constant = lax.axis_index(name), jnp.zeros((), jnp.int32)
+    if jax.typeof(index) != jax.typeof(constant):
+        raise ValueError(
+            "check_vma must be False in a jax.shard_map of compressed messages or "
+            "snapshots, got its default, True: write jax.shard_map(..., "
+            "check_vma=False), or use jaxsp.Workers."
+        )
 
 
 def worker_key(key: jax.Array, axis_name: AxisName) -> jax.Array:

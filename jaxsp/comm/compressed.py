@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsp import compressors
-from jaxsp.comm.axis import AxisName, worker_count, worker_index, worker_key
+from jaxsp.comm.axis import (
+    AxisName,
+    check_unchecked,
+    worker_count,
+    worker_index,
+    worker_key,
+)
 from jaxsp.comm.channels import Channel, Route, as_channel
 from jaxsp.comm.collectives import all_reduce, gather, pack, transpose
 from jaxsp.comm.traffic import Traffic, dense_bits
@@ -97,6 +103,7 @@ def exchange(
             mine = weights[worker_index(channel.axis_name)]
         mean, traffic = all_reduce(tree, traffic, channel.axis_name, mine)
         return Exchange(mean, tree, (), previous), traffic
+    check_unchecked(channel.axis_name)
     weights = jnp.ones(count) if weights is None else weights
     up = _up(channel)
     vectors, restore = _vectors(up, tree)

@@ -88,6 +88,7 @@ def compressed_gossip(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
+        comm.check_unchecked(axis_name)
         params = _arguments.require_params(params)
         step_key: Any = channel.at(state.count).key
         if not compressor.shared_key:

@@ -135,6 +135,7 @@ def snapshot_extragradient(
         **extra_args,
     ):
         del updates
+        comm.check_unchecked(axis_name)
         params = _arguments.require_params(params)
         operator = _arguments.require_operator(operator_fn)
         full_operator = (
