@@ -184,6 +184,13 @@ class Config:
         "never",
         bounds=_COUNT,
     )
+    skip_not_finite: int | None = flag(
+        None,
+        "All workers leave out a step in which a gradient or an update of any is not "
+        "finite, at most so many in a row; not with md_gan. Default: such a step ends "
+        "the run.",
+        bounds=_COUNT,
+    )
     seed: int = flag(0, "What everything random follows from.", bounds=(0, 2**32 - 1))
     eval_every: int = flag(
         500,

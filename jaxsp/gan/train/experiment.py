@@ -156,6 +156,7 @@ def run(
                 checkpoint_every=config.eval_every,
                 description=_settings(config),
                 progress=progress,
+                skip_not_finite=config.skip_not_finite is not None,
             ),
             score=evaluate,
             workdir=directory,
@@ -196,6 +197,11 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
         raise BadFlagError(
             f"--sync_every={every} and --sync_epochs={epochs} say the same: write one "
             "of them."
+        )
+    if config.skip_not_finite is not None and config.method == "md_gan":
+        raise BadFlagError(
+            f"--skip_not_finite={config.skip_not_finite}: md_gan is no transformation, "
+            "whose steps can be left out; leave it out, or write another --method."
         )
     if swap and found.get("workers", config.workers) == 1:
         raise BadFlagError(

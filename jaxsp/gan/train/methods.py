@@ -15,7 +15,7 @@ import jaxsp
 from jaxsp import compressors, methods
 from jaxsp.gan import fl_gan, losses, md_gan, names
 from jaxsp.gan.command import BadFlagError, naming
-from jaxsp.transforms import alternating
+from jaxsp.transforms import alternating, apply_if_all_finite
 
 __all__ = ["BUILDERS", "LOSSES", "METHODS", "game", "make", "own_flags"]
 __all__ += ["topology_of", "with_defaults"]
@@ -180,7 +180,11 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     texts = [n for n in ("topology", "compressor", "down") if n in own]
     texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])
     with naming("method", texts, ValueError):
-        return build(**{name: values[name] for name in takes if name in values})
+        made = build(**{name: values[name] for name in takes if name in values})
+    if config.skip_not_finite is not None:
+        most = config.skip_not_finite
+        made = apply_if_all_finite(made, most, workers.axis_name)
+    return made
 
 
 def _rate(config):

@@ -45,6 +45,9 @@ class TrainConfig:
       description: what else makes this run what it is (method, topology, learning
         rate, ...), with values that JSON can hold. A run is resumed only if it agrees.
       progress: whether to show progress on standard error.
+      skip_not_finite: whether a loss that is not finite is no divergence, because the
+        method leaves such steps out (`transforms.apply_if_all_finite`). They are not in
+        the means of the losses; parameters must be finite all the same.
 
     Raises:
       ValueError: if a number is out of range.
@@ -58,6 +61,7 @@ class TrainConfig:
     eval_samples: int = 10_000
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     progress: bool = True
+    skip_not_finite: bool = False
 
     def __post_init__(self):
         check_count("seed", self.seed, minimum=0)
@@ -224,7 +228,8 @@ def train(
             everies = [getattr(config, name) for name in _GRID]
             end = min(config.steps, *(step - step % every + every for every in everies))
             state, losses, seconds = flights.fly(state, step, end)
-            if bad := first_not_finite(losses):
+            bad = None if config.skip_not_finite else first_not_finite(losses)
+            if bad is not None:
                 raise _diverged(bad[0], step + bad[1] + 1, checkpoints)
             progress = progress.after(losses, seconds)
             step, last = progress.step, progress.step == config.steps

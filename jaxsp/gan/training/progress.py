@@ -36,14 +36,16 @@ class Progress(NamedTuple):
     def after(self, losses: np.ndarray, seconds: float) -> "Progress":
         """The progress after steps with such losses, (workers, steps, 2)."""
         sums, done = np.array(self.losses), losses.shape[1]
+        means = losses.mean(axis=0, dtype=np.float64)
+        means = means[np.isfinite(means).all(axis=1)]  # the others were left out
         # One by one: the sum does not depend on how many came together.
-        for mean in losses.mean(axis=0, dtype=np.float64):
+        for mean in means:
             sums += mean
         return self._replace(
             step=self.step + done,
             seconds=self.seconds + seconds,
             losses=tuple(sums.tolist()),
-            losses_steps=self.losses_steps + done,
+            losses_steps=self.losses_steps + len(means),
         )
 
     def with_bits(self, bits: tuple[int | None, int | None]) -> "Progress":

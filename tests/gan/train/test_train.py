@@ -25,7 +25,7 @@ from jaxsp.gan import command, data, fl_gan, md_gan, models, scores, train
 from jaxsp.gan.data import official, partition
 from jaxsp.gan.train import __main__ as script
 from jaxsp.gan.train import experiment, methods
-from jaxsp.gan.training import cost, loop, records
+from jaxsp.gan.training import cost, loop, plots, records
 
 ROOT = pathlib.Path(__file__).parents[3]
 # The smallest run there is: points need no classifier for their scores.
@@ -92,6 +92,7 @@ BAD = [
     ("--method=md_gan --batches_k=lg", "--batches_k=lg", "write log"),
     ("--method=md_gan --moments=travl", "--moments=travl", "did you mean travel?"),
     ("--method=fl_gan --sync_every=3 --sync_epochs=1", "--sync_every=3", "one of"),
+    ("--method=md_gan --skip_not_finite=3", "--skip_not_finite=3", "no transf"),
     ("--workers=1501", "--workers=1501", "1500"),
     ("--batch_size=188", "--batch_size=188", "--batch_size=187"),
     ("--workdir=file", "--workdir", "file is a file"),
@@ -459,6 +460,38 @@ def test_a_run_is_repeated_from_its_settings(call, tmp_path, method):
         for name in ("one", "other")
     )
     assert [r | {"seconds": 0} for r in one] == [r | {"seconds": 0} for r in other]
+
+
+@pytest.mark.parametrize("method", ["cp_oadam", "dp_oadam", "dposg", "fl_gan"])
+def test_a_bad_batch_of_one_worker_is_skipped_by_all(monkeypatch, tmp_path, method):
+    """Every second example of the first worker overflows."""
+    whole = data.load("mixture_ring")
+    train_ = whole.train[:200].copy()
+    train_[:50:2] = 3e38
+    labels = whole.train_labels[:200]
+    few = dataclasses.replace(whole, train=train_, train_labels=labels)
+    monkeypatch.setattr(plots, "plot_samples", lambda *args: None)  # of such numbers
+    parts = [np.arange(50), np.arange(50, 200)]
+    monkeypatch.setattr(data, "load", lambda *args: few)
+    monkeypatch.setattr(partition, "parse", lambda *args: lambda *a, **k: parts)
+    monkeypatch.setattr(scores, "evaluator", lambda *args, **kwargs: None)
+    given = dict(method=method, dataset="mixture_ring", model="mlp:4", workers=2)
+    given |= dict(batch_size=1, steps=12, eval_every=6, workdir=str(tmp_path / "run"))
+    config = train.Config(**given)
+    with pytest.raises(loop.TrainingDivergedError):
+        train.run(config, progress=False)
+    config = dataclasses.replace(
+        config, skip_not_finite=12, workdir=str(tmp_path / "skipped")
+    )
+    result = train.run(config, progress=False)
+    assert result.step == 12
+    skipped = np.asarray(result.state.opt_state.skipped)
+    assert 0 < skipped[0] < 12
+    assert (skipped == skipped[0]).all()
+    for leaf in jax.tree.leaves(result.state.params):
+        assert np.isfinite(leaf).all()
+    taken = [r["loss_generator"] is not None for r in result.history[1:]]
+    assert sum(taken) == 12 - skipped[0]  # of a step that was left out there is none
 
 
 def test_divergence_takes_one_line(call, tmp_path):
