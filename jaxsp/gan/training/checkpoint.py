@@ -73,16 +73,20 @@ def open_run(
         yield Checkpoints(None), program.init(key), Progress(**workers), None
         return
     workdir, main = pathlib.Path(workdir), distributed.is_main()
-    with distributed.raise_together():
-        if main:
-            directory.check_directory(workdir, settings, resume, tuple(workers))
-            workdir.mkdir(parents=True, exist_ok=True)
-    directory.check_shared(workdir)
-    with distributed.raise_together():
-        if main and not (workdir / directory.CONFIG).exists():
-            # First of all: without it nobody could tell whose the rest is.
-            directory.write_config(workdir, settings, free)
-    with Checkpoints(workdir) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        with distributed.raise_together():
+            if main:
+                mine = (workdir, settings, resume, tuple(workers))
+                directory.check_directory(*mine)  # before anything is written there
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(directory.held(workdir))
+                directory.check_run(*mine)  # now that nobody else can
+        directory.check_shared(workdir)
+        with distributed.raise_together():
+            if main and not (workdir / directory.CONFIG).exists():
+                # First of all: without it nobody could tell whose the rest is.
+                directory.write_config(workdir, settings, free)
+        checkpoints = stack.enter_context(Checkpoints(workdir))
         state, progress, restarted = program.init(key), Progress(**workers), None
         step = checkpoints.whole(workdir)
         if step is not None:

@@ -1,16 +1,21 @@
-"""The directory of a run: whose it is, and whether all processes see it.
+"""The directory of a run: whose it is, who uses it, whether all processes see it.
 
-It holds `config.json` (what the run is), `metrics.jsonl`, pictures, and `checkpoints/`.
+It holds `config.json` (what the run is), `metrics.jsonl`, pictures, and `checkpoints/`,
+and `.lock`, a file on which the run that trains there holds the kernel's lock.
 """
 
 import contextlib
+import datetime
+import errno
+import fcntl
 import json
 import logging
 import os
 import pathlib
+import platform
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxsp import distributed
@@ -20,24 +25,31 @@ __all__ = [
     "CONFIG",
     "WorkdirError",
     "check_directory",
+    "check_run",
     "check_settings",
     "check_shared",
+    "held",
     "is_of_run",
     "note_changes",
     "read_data_dir",
     "read_settings",
     "write_config",
+    "written",
 ]
 
-CONFIG = "config.json"
 _log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+_LOCK = ".lock"
 _PATIENCE = 5.0  # seconds
+# What a file system says that has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What a run writes. A directory that holds any of these belongs to a run.
 _RUN_FILES = (CONFIG, "checkpoints", "metrics.jsonl", "samples.png", "curves.png")
 
 
 class WorkdirError(ValueError):
-    """A directory that cannot be used: it holds another run, or is no directory."""
+    """A directory that cannot be used: it is another run's, in use, or no directory."""
 
 
 def check_directory(
@@ -56,8 +68,8 @@ def check_directory(
       may_differ: names of settings that are not compared.
 
     Raises:
-      WorkdirError: if there is a run and not `resume`; if the run there has other
-        settings, or its files are not a run's; if `workdir` cannot be a directory.
+      WorkdirError: if a run trains there; as `check_run`; if `workdir` cannot be a
+        directory.
     """
     workdir = pathlib.Path(workdir)
     existing = next((p for p in (workdir, *workdir.parents) if p.exists()), workdir)
@@ -65,6 +77,23 @@ def check_directory(
         raise WorkdirError(f"{existing} is a file, not a directory.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise WorkdirError(f"no permission to write in {existing}.")
+    with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open() as file:
+        _lock(file, fcntl.LOCK_SH)
+    return check_run(workdir, settings, resume, may_differ)
+
+
+def check_run(
+    workdir: pathlib.Path,
+    settings: Mapping[str, Any],
+    resume: bool,
+    may_differ: Sequence[str] = (),
+) -> bool:
+    """As `check_directory`, of a directory that nobody else uses.
+
+    Raises:
+      WorkdirError: if there is a run and not `resume`; if the run there has other
+        settings, or its files are not a run's.
+    """
     found = [name for name in _RUN_FILES if (workdir / name).exists()]
     if not found:
         return False
@@ -78,6 +107,48 @@ def check_directory(
     fixed = {k: v for k, v in saved.items() if k not in may_differ}
     check_settings(workdir, settings, fixed)
     return True
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Hold a directory, so that no other run uses it while the block runs.
+
+    The lock is the kernel's, and ends with the process, however that ends. Where the
+    file system has none, a warning says so.
+
+    Raises:
+      WorkdirError: if another run holds it; the message says which.
+    """
+    with (workdir / _LOCK).open("a+") as file:
+        _lock(file, fcntl.LOCK_EX)
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()} since {now}")
+        file.flush()
+        yield
+
+
+def _lock(file, kind):
+    """Lock an open file until it is closed."""
+    deadline = time.monotonic() + 1.0  # a look at whether it is free takes a moment
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            file.seek(0)
+            raise WorkdirError(
+                f"{pathlib.Path(file.name).parent} is in use by another run "
+                f"({file.read() or 'which has just begun'}): wait until it has ended, "
+                "or choose another directory."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("%s: its file system has no locks (%s).", file.name, error)
+            return None
 
 
 def check_settings(
@@ -180,3 +251,9 @@ def write_config(
     text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
     with replacing(pathlib.Path(workdir) / CONFIG) as path:
         path.write_text(text + "\n")
+
+
+def written(workdir: str | os.PathLike) -> tuple[pathlib.Path, ...]:
+    """What a run has written that is to be looked at."""
+    found = sorted(pathlib.Path(workdir).iterdir())
+    return tuple(path for path in found if not path.name.startswith("."))

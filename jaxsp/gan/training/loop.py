@@ -23,7 +23,7 @@ from jaxsp._arguments import check_count
 from jaxsp.gan import data
 from jaxsp.gan.bars import ProgressBar
 from jaxsp.gan.program import Program
-from jaxsp.gan.training import checkpoint, inputs
+from jaxsp.gan.training import checkpoint, directory, inputs
 from jaxsp.gan.training.evaluation import Evaluation
 from jaxsp.gan.training.flights import Flights, first_not_finite
 from jaxsp.gan.training.records import Recorder
@@ -178,9 +178,9 @@ def train(
     Raises:
       ValueError: if the arguments do not fit each other, or `batch_size` exceeds a
         share.
-      checkpoint.WorkdirError: if `workdir` holds a run and not `resume`, or a run of
-        another configuration, or one that is further than `steps`, or if not all
-        processes see it. A `ValueError`.
+      checkpoint.WorkdirError: if another run trains in `workdir`; if it holds a run and
+        not `resume`, or a run of another configuration, or one that is further than
+        `steps`, or if not all processes see it. A `ValueError`.
       jaxsp.distributed.DistributedError: if another process has raised an error.
       TrainingDivergedError: if a loss or a parameter is not finite. Checkpoints stay.
 
@@ -250,7 +250,7 @@ def train(
             recorder.history,
             step,
             signals.seen if step < config.steps else None,
-            () if workdir is None else tuple(sorted(pathlib.Path(workdir).iterdir())),
+            () if workdir is None else directory.written(workdir),
         )
 
 

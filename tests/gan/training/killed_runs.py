@@ -29,7 +29,7 @@ from jaxsp.gan.training import loop, plots, records
 STEPS, EVERY, COUNT = 240, 10, 3
 
 
-def run(directory, method):
+def run(directory, method, seed=0, resume=True):
     """One run to its end; leaves the last state beside the directory."""
     jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -52,6 +52,7 @@ def run(directory, method):
         partition.iid(few.train_labels, COUNT, seed=0),
         loop.TrainConfig(
             steps=STEPS,
+            seed=seed,
             log_every=EVERY // 2,
             eval_every=10 * STEPS,
             checkpoint_every=EVERY,
@@ -59,21 +60,21 @@ def run(directory, method):
             progress=False,
         ),
         workdir=directory,
-        resume=True,
+        resume=resume,
     )
     leaves = map(np.asarray, jax.tree.leaves((result.state.params, result.state.ema)))
     np.savez(directory.with_suffix(".npz"), *leaves)
     (directory.with_suffix(".done")).touch()
 
 
-def start(directory, method):
+def start(directory, method, **kwargs):
     """A run in a process of its own."""
     if pid := os.fork():
         return pid
     try:
         plots.plot_samples = plots.plot_curves = lambda *args: None
         partition.plot = lambda *args: None
-        run(directory, method)
+        run(directory, method, **kwargs)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -104,7 +104,8 @@ def lines(path):
 
 
 def contents(path):
-    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != ".lock")
+    return {p: p.read_bytes() for p in files}
 
 
 # ------------------------------------------------------------------ one step
@@ -243,7 +244,7 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert seconds == sorted(seconds)
     pictures = {"curves.png", "partition.png", "samples.png", "samples_000000.png"}
     others = {"checkpoints", "config.json", "metrics.jsonl"}
-    assert set(os.listdir(tmp_path)) == pictures | others
+    assert set(os.listdir(tmp_path)) == pictures | others | {".lock"}
     assert {p.name for p in result.files} == pictures | others
     shown = {n: np.asarray(PIL.Image.open(tmp_path / n).convert("L")) for n in pictures}
     assert all(len(np.unique(picture)) > 20 for picture in shown.values())
