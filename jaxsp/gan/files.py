@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Files that are there completely or not at all, and are on the disk."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import pathlib
 import secrets
 from collections.abc import Iterator
 
-__all__ = ["replacing"]
+__all__ = ["make_directory", "replacing", "sync", "sync_tree"]
 
 
 @contextlib.contextmanager
@@ -45,19 +45,44 @@ def replacing(
         kind = "a directory" if target.is_dir() else "no regular file"
         raise ValueError(f"path must name a file to write; {path} is {kind}.")
     if parents:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
     unique = f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}"
     temporary = target.with_name(unique)
     try:
         yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(target.parent)  # the new name, too, is on the disk
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Return when a file, or the names in a directory, are on the disk."""
+    if not os.path.isdir(path):
+        with open(path, "r+b") as file:
+            os.fsync(file.fileno())
+        return
     with contextlib.suppress(OSError):  # not every system opens a directory
-        descriptor = os.open(target.parent, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # the new name, too, is on the disk
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_tree(directory: str | os.PathLike) -> None:
+    """Return when a directory is on the disk with all that it holds."""
+    for path, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            sync(os.path.join(path, name))
+        sync(path)
+
+
+def make_directory(directory: str | os.PathLike) -> None:
+    """Make a directory and its parents where there are none, with their names."""
+    directory = pathlib.Path(directory).absolute()
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync(path.parent)

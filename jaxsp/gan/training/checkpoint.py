@@ -1,18 +1,17 @@
 """Checkpoints of a run, and going on from them.
 
 `checkpoints/STEP/` in the run's directory is written by Orbax under a temporary name
-and then renamed, so that a checkpoint is there completely or not at all. Over many
-processes each writes the rows of its own workers, and process 0 commits. What is read
-back has checksums; a checkpoint that is damaged all the same is set aside, and the run
-goes on from the one before.
+and then renamed, so that a checkpoint is there completely or not at all; all of it is
+on the disk before it has its name. Over many processes each writes the rows of its own
+workers, and process 0 commits. What is read back has checksums; a checkpoint that is
+damaged all the same is set aside, and the run goes on from the one before.
 """
 
 import contextlib
-import json
+import itertools
 import logging
 import os
 import pathlib
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,16 +20,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxsp import distributed
+from jaxsp.gan import files
 from jaxsp.gan.program import Program
-from jaxsp.gan.training import directory, shards
+from jaxsp.gan.training import directory, notes, shards
 from jaxsp.gan.training.directory import WorkdirError
 from jaxsp.gan.training.progress import Progress
 
 __all__ = ["Checkpoints", "WorkdirError", "open_run", "read_generator"]
 
 _log = logging.getLogger(__name__)
-
-_CHECKPOINTS = "checkpoints"
 
 
 class DamagedError(WorkdirError):
@@ -76,17 +74,14 @@ def open_run(
     with contextlib.ExitStack() as stack:
         with distributed.raise_together():
             if main:
-                mine = (workdir, settings, resume, tuple(workers))
-                directory.check_directory(*mine)  # before anything is written there
-                workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(directory.held(workdir))
-                directory.check_run(*mine)  # now that nobody else can
+                directory.check_run(workdir, settings, resume, tuple(workers))
         directory.check_shared(workdir)
         with distributed.raise_together():
             if main and not (workdir / directory.CONFIG).exists():
                 # First of all: without it nobody could tell whose the rest is.
                 directory.write_config(workdir, settings, free)
-        checkpoints = stack.enter_context(Checkpoints(workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir, settings))
         state, progress, restarted = program.init(key), Progress(**workers), None
         step = checkpoints.whole(workdir)
         if step is not None:
@@ -117,18 +112,35 @@ def open_run(
         yield checkpoints, state, progress, restarted
 
 
+class _OnDisk(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A temporary directory of Orbax that power loss does not take half of."""
+
+    async def finalize(self):
+        files.sync_tree(self.get())
+        await super().finalize()  # writes a line or two of its own, and renames
+        final = self.get_final()
+        for path in (*final.iterdir(), final, final.parent):
+            files.sync(path)
+
+
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run: the last two, each whole; none without `workdir`.
 
-    Over many processes all must make it, and call its methods, alike.
+    Over many processes all must make it, and call its methods, alike. Each checkpoint
+    holds the `settings` of the run.
     """
 
-    def __init__(self, workdir: str | os.PathLike | None):
+    def __init__(
+        self, workdir: str | os.PathLike | None, settings: Mapping[str, Any] = {}
+    ):
         self._manager: Any = None
+        self._settings = settings
         if workdir is not None:
-            self._directory = pathlib.Path(workdir).resolve() / _CHECKPOINTS
+            self._directory = pathlib.Path(workdir).resolve() / directory.CHECKPOINTS
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False
+                max_to_keep=2,
+                enable_async_checkpointing=False,
+                temporary_path_class=_OnDisk,
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -155,8 +167,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         read without knowing it. Nothing is written where there is a checkpoint of this
         or a later step.
         """
-        note = {"progress": progress._asdict(), "layout": _layout(state)}
-        note["crc32"] = _checksum(note)
+        note = notes.make(self._settings, progress, _layout(state))
         self._manager.save(
             progress.step,
             args=ocp.args.Composite(
@@ -170,11 +181,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            said = f"{self.path(step)} is damaged: {_one_line(error)}"
-            raise DamagedError(said) from None
+            raise _damaged(self.path(step), error) from None
 
     def _note(self, step):
-        return _checked(self._read(step, note=ocp.args.JsonRestore()).note)
+        try:
+            return notes.read(self.path(step))
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path(step), error) from None
 
     def whole(self, workdir: pathlib.Path) -> int | None:
         """The step of the last checkpoint that is whole, or None where there is none.
@@ -195,9 +208,12 @@ class Checkpoints(contextlib.AbstractContextManager):
                 if distributed.is_main():
                     error = self._damage(step)
                     if error and len(self._manager.all_steps()) == 1:
-                        raise error
+                        raise DamagedError(
+                            f"{error}. It is the only checkpoint: put back a copy, or "
+                            "move it away to start at step 0."
+                        )
                 if error:
-                    aside = workdir / f"damaged_{step}"
+                    aside = _free(workdir / f"damaged_{step}")
                     self.path(step).rename(aside)
                     _log.warning("%s. It is now %s, and goes unused.", error, aside)
             if not distributed.anywhere(error is not None):
@@ -208,21 +224,21 @@ class Checkpoints(contextlib.AbstractContextManager):
         """What is wrong with a checkpoint, of which this process alone reads all."""
         path = self.path(step)
         try:
-            note = _checked(json.loads((path / "note" / "metadata").read_text()))
+            note = notes.read(path)
+            if notes.progress(note).step != step:
+                raise ValueError("it is the checkpoint of another step")
             state, _ = (shards.read(path / item) for item in ("shards", "summary"))
             if missing := sorted(set(note["layout"]) - set(state)):
                 raise ValueError(f"{', '.join(missing)} is missing")
         except PermissionError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return DamagedError(f"{path} is damaged: {_one_line(error)}")
+            return _damaged(path, error)
         return None
 
     def progress(self, step: int) -> Progress:
         """The progress saved with a checkpoint."""
-        saved = self._note(step)["progress"]
-        lists = {k: tuple(v) for k, v in saved.items() if isinstance(v, list)}
-        return Progress(**{**saved, **lists})  # JSON has no tuples
+        return notes.progress(self._note(step))
 
     def summary(self, step: int, like: Any = None) -> Any:
         """The summary saved with a checkpoint, of NumPy arrays.
@@ -269,18 +285,14 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-def _checksum(note: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
+def _free(path):
+    """The path, or where there is something the first of path_2, path_3, ..."""
+    others = (path.with_name(f"{path.name}_{i}") for i in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists())
 
 
-def _checked(note: dict[str, Any]) -> dict[str, Any]:
-    if note.pop("crc32", None) != _checksum(note):
-        raise ValueError("the checksum of note is another")
-    return note
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:300]
+def _damaged(path, error):
+    return DamagedError(f"{path} is damaged: {' '.join(str(error).split())[:300]}")
 
 
 def _layout(tree):
@@ -304,18 +316,20 @@ def read_generator(
     """
     path = pathlib.Path(path).expanduser()
     run, step = path, None
-    if path.parent.name == _CHECKPOINTS and path.name.isdecimal():
+    if path.parent.name == directory.CHECKPOINTS and path.name.isdecimal():
         run, step = path.parents[1], int(path.name)
-    if not (run / _CHECKPOINTS).is_dir():
+    if not (run / directory.CHECKPOINTS).is_dir():
         raise WorkdirError(
             f"{path} is neither the directory of a run nor a checkpoint of one "
-            f"(RUN/{_CHECKPOINTS}/STEP)."
+            f"(RUN/{directory.CHECKPOINTS}/STEP)."
         )
     settings = directory.read_settings(run)
     with Checkpoints(run) as checkpoints:
         step = checkpoints.latest if step is None else step
         if step is None or not checkpoints.path(step).is_dir():
-            raise WorkdirError(f"there is no checkpoint in {run / _CHECKPOINTS}.")
+            raise WorkdirError(
+                f"there is no checkpoint in {run / directory.CHECKPOINTS}."
+            )
         leaves = checkpoints.summary(step).items()
     mine = "generator/"
     generator = {k.removeprefix(mine): v for k, v in leaves if k.startswith(mine)}

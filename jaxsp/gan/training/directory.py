@@ -19,10 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxsp import distributed
-from jaxsp.gan.files import replacing
+from jaxsp.gan.files import make_directory, replacing
+from jaxsp.gan.training import notes
 
 __all__ = [
+    "CHECKPOINTS",
     "CONFIG",
+    "METRICS",
     "WorkdirError",
     "check_directory",
     "check_run",
@@ -40,12 +43,14 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 _LOCK = ".lock"
 _PATIENCE = 5.0  # seconds
 # What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What a run writes. A directory that holds any of these belongs to a run.
-_RUN_FILES = (CONFIG, "checkpoints", "metrics.jsonl", "samples.png", "curves.png")
+_RUN_FILES = (CONFIG, CHECKPOINTS, METRICS, "samples.png", "curves.png")
 
 
 class WorkdirError(ValueError):
@@ -72,14 +77,18 @@ def check_directory(
         directory.
     """
     workdir = pathlib.Path(workdir)
+    _check_place(workdir)
+    with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open() as file:
+        _lock(file, fcntl.LOCK_SH)
+    return check_run(workdir, settings, resume, may_differ)
+
+
+def _check_place(workdir):
     existing = next((p for p in (workdir, *workdir.parents) if p.exists()), workdir)
     if not existing.is_dir():
         raise WorkdirError(f"{existing} is a file, not a directory.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise WorkdirError(f"no permission to write in {existing}.")
-    with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open() as file:
-        _lock(file, fcntl.LOCK_SH)
-    return check_run(workdir, settings, resume, may_differ)
 
 
 def check_run(
@@ -111,14 +120,17 @@ def check_run(
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Hold a directory, so that no other run uses it while the block runs.
+    """Hold a directory, made where there is none, so that no other run uses it.
 
     The lock is the kernel's, and ends with the process, however that ends. Where the
     file system has none, a warning says so.
 
     Raises:
-      WorkdirError: if another run holds it; the message says which.
+      WorkdirError: if another run holds it; the message says which. If it cannot be a
+        directory.
     """
+    _check_place(workdir)
+    make_directory(workdir)
     with (workdir / _LOCK).open("a+") as file:
         _lock(file, fcntl.LOCK_EX)
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
@@ -196,20 +208,34 @@ def check_shared(workdir: pathlib.Path) -> None:
         raise distributed.in_all(error)
 
 
-def read_settings(workdir: pathlib.Path, part: str = "settings") -> dict[str, Any]:
-    """A part of `config.json`; a WorkdirError if it cannot be read."""
-    try:
-        return dict(json.loads((workdir / CONFIG).read_text())[part])
-    except (OSError, ValueError, KeyError, TypeError):
+def read_settings(workdir: pathlib.Path) -> dict[str, Any]:
+    """The settings of a run.
+
+    They are those of its last checkpoint, which have a checksum, or where none has any
+    those in `config.json`.
+
+    Raises:
+      WorkdirError: if nothing tells them.
+    """
+    saved = notes.last_settings(workdir / CHECKPOINTS) or _config(workdir)
+    if saved is None:
         raise WorkdirError(
-            f"{workdir} holds no readable {CONFIG}, so there is no telling which run "
-            "this is: choose another directory."
-        ) from None
+            f"{workdir / CONFIG} cannot be read, and no checkpoint says which run this "
+            "is: put back a copy of it, or choose another directory."
+        )
+    return saved
+
+
+def _config(workdir, part="settings"):
+    """A part of `config.json`, or None if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads((workdir / CONFIG).read_bytes())[part])
+    return None
 
 
 def note_changes(workdir: pathlib.Path, free: Mapping[str, Any]) -> None:
     """Say in one line which texts in `free`, of version and device, are others now."""
-    before = read_settings(workdir, "free")
+    before = _config(workdir, "free") or {}
     changed = [
         f"{name} {before[name]} -> {value}"
         for name, value in free.items()
@@ -227,10 +253,8 @@ def note_changes(workdir: pathlib.Path, free: Mapping[str, Any]) -> None:
 
 def read_data_dir(workdir: pathlib.Path) -> str | None:
     """The directory that the data of a run were read from, if it is still there."""
-    with contextlib.suppress(WorkdirError):
-        found = read_settings(workdir, "free").get("data_dir")
-        return found if isinstance(found, str) and os.path.isdir(found) else None
-    return None
+    found = (_config(workdir, "free") or {}).get("data_dir")
+    return found if isinstance(found, str) and os.path.isdir(found) else None
 
 
 def is_of_run(path: pathlib.Path) -> bool:
@@ -249,7 +273,10 @@ def write_config(
 ) -> None:
     """Write `config.json`: what must stay when the run goes on, and what may change."""
     text = json.dumps({"settings": dict(settings), "free": dict(free)}, indent=2)
-    with replacing(pathlib.Path(workdir) / CONFIG) as path:
+    workdir = pathlib.Path(workdir)
+    if (workdir / CHECKPOINTS).exists() and _config(workdir) is None:
+        _log.warning("%s cannot be read, and is written again.", workdir / CONFIG)
+    with replacing(workdir / CONFIG) as path:
         path.write_text(text + "\n")
 
 

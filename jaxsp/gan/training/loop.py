@@ -213,7 +213,7 @@ def train(
         run = checkpoint.open_run(workdir, settings, free, resume, program, init_key)
         checkpoints, state, progress, restarted = stack.enter_context(run)
         step, enough = progress.step, False
-        recorder = Recorder(program, dataset, evaluation, callback, workdir, step)
+        recorder = Recorder(program, dataset, evaluation, callback, workdir, progress)
         shown = config.progress and distributed.is_main()
         bar = ProgressBar(config.steps, start=step, enabled=shown, each_tenth=True)
         stack.callback(bar.close)
@@ -223,7 +223,7 @@ def train(
             recorder.draw_partition(parts)
             _check_finite(program, state, step, checkpoints)
             enough = recorder.record(progress, state, True, restarted)
-            _save(program, state, progress, checkpoints)
+            _save(program, state, progress, checkpoints, recorder)
         while step < config.steps and not (signals.seen or enough):
             everies = [getattr(config, name) for name in _GRID]
             end = min(config.steps, *(step - step % every + every for every in everies))
@@ -240,10 +240,10 @@ def train(
             if logs or scores:  # a last line must not change those of a longer run
                 progress = progress._replace(losses=(0.0, 0.0), losses_steps=0)
             if saves:
-                _save(program, state, progress, checkpoints)
+                _save(program, state, progress, checkpoints, recorder)
             x, y = losses[:, -1].mean(axis=0)
             bar.update(step, G=x, D=y, **recorder.headline)
-        _save(program, state, progress, checkpoints)
+        _save(program, state, progress, checkpoints, recorder)
         return Result(
             state,
             program.generator(state),
@@ -266,11 +266,11 @@ def _check_finite(program, state, step, checkpoints):
         raise _diverged("a parameter is not finite", step, checkpoints)
 
 
-def _save(program, state, progress, checkpoints):
+def _save(program, state, progress, checkpoints, recorder):
     """Save the state, unless it is there or nothing is saved."""
     if checkpoints.lacks(progress.step):
         _check_finite(program, state, progress.step, checkpoints)
-        progress = progress.with_bits(program.bits(state))
+        progress = recorder.keep(progress.with_bits(program.bits(state)))
         checkpoints.save(state, program.summary(state), progress)
 
 

@@ -22,6 +22,7 @@ class Progress(NamedTuple):
         counts them.
       workers: how many workers.
       data_crc32: a checksum of their data.
+      metrics_crc32: a checksum of the metrics until this step, of a checkpoint.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Progress(NamedTuple):
     bits: tuple[int | None, int | None] = (0, 0)
     workers: int = 0
     data_crc32: int = 0
+    metrics_crc32: int | None = None
 
     def after(self, losses: np.ndarray, seconds: float) -> "Progress":
         """The progress after steps with such losses, (workers, steps, 2)."""

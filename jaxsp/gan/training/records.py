@@ -6,9 +6,11 @@ written. Lines are appended to the file of metrics one at a time.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +19,10 @@ import numpy as np
 from jaxsp import distributed
 from jaxsp.gan import data
 from jaxsp.gan.data import partition
-from jaxsp.gan.files import replacing
+from jaxsp.gan.files import replacing, sync
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
+from jaxsp.gan.training.directory import METRICS, WorkdirError
 from jaxsp.gan.training.evaluation import Evaluation, draw_samples
 from jaxsp.gan.training.progress import Progress
 
@@ -30,7 +33,8 @@ __all__ = [
     "write_record",
 ]
 
-_METRICS = "metrics.jsonl"
+_log = logging.getLogger(__name__)
+
 # Of these scores the first two that there are stand beside the losses, so called.
 _HEADLINE = {"modes_covered": "modes", "high_quality": "HQ"}
 _HEADLINE |= {"fid": "FID", "frechet_distance": "FD"}
@@ -41,8 +45,8 @@ class Recorder:
 
     Over many processes all must call its methods.
 
-    Training begins at step `start`: later records in the file in `workdir`, if any, are
-    removed.
+    Training goes on from `progress`: later records in the file in `workdir`, if any,
+    are removed.
 
     Attributes:
       history: all records; none but in process 0.
@@ -56,7 +60,7 @@ class Recorder:
         evaluation: Evaluation,
         callback: Callable[[dict[str, Any]], Any] | None,
         workdir: str | os.PathLike | None,
-        start: int,
+        progress: Progress,
     ):
         self._program, self._dataset = program, dataset
         self._evaluation, self._callback = evaluation, callback
@@ -68,10 +72,20 @@ class Recorder:
                 self._workdir = pathlib.Path(workdir)
                 # What a checkpoint knows nothing of goes: later steps, and that other
                 # workers go on from this one, which is written again if they do again.
+                start = progress.step
                 self.history = keep_records(
-                    self._workdir / _METRICS,
+                    self._workdir / METRICS,
                     lambda r: (r["step"], "workers" in r) < (start, start > 0),
+                    progress.metrics_crc32 if start else None,
                 )
+        self._crc32 = _checksum(self.history)
+
+    def keep(self, progress: Progress) -> Progress:
+        """The progress for a checkpoint; the metrics until then are on the disk."""
+        with distributed.raise_together():
+            if self._workdir is not None:
+                sync(self._workdir / METRICS)
+        return progress._replace(metrics_crc32=self._crc32)
 
     def draw_partition(self, parts: Sequence[np.ndarray]) -> None:
         """Draw which of the indices each worker holds."""
@@ -123,8 +137,9 @@ class Recorder:
         """The line, with scores and pictures of the generator `x`; whether to stop."""
         if x is not None:
             line |= self._evaluation.scores(x)
-        path = self._workdir and self._workdir / _METRICS
+        path = self._workdir and self._workdir / METRICS
         self.history.append(write_record(path, line))
+        self._crc32 = _checksum(self.history[-1:], self._crc32)
         known = [name for name in _HEADLINE if line.get(name) is not None]
         found = {_HEADLINE[name]: line[name] for name in known[:2]}
         self.headline = found or self.headline
@@ -162,13 +177,29 @@ def write_record(
 
 
 def keep_records(
-    path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]
+    path: pathlib.Path, keep: Callable[[dict[str, Any]], bool], crc32: int | None = None
 ) -> list[dict[str, Any]]:
-    """Remove from a file, which need not exist, what is not to be kept; the rest."""
+    """Remove from a file, which need not exist, what is not to be kept; the rest.
+
+    Raises:
+      WorkdirError: if there is a checksum of the rest, and that is another.
+    """
     records = [r for r in read_metrics(path) if keep(r)] if path.exists() else []
+    if crc32 not in (None, _checksum(records)):
+        if path.exists():
+            raise WorkdirError(
+                f"{path} is damaged: put back a copy of it, or move it away to go on "
+                "without the records until now."
+            )
+        _log.warning("%s is gone, and its records with it.", path)
     with replacing(path) as temporary:
         temporary.write_text("".join(map(_line, records)))
     return records
+
+
+def _checksum(records, before=0):
+    """A checksum of the lines of records, or of more that follow."""
+    return zlib.crc32("".join(map(_line, records)).encode(), before)
 
 
 def _line(record):
@@ -182,8 +213,8 @@ def _line(record):
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, in order, without what is no whole line."""
     records = []
-    for line in pathlib.Path(path).read_text().splitlines():
+    for line in pathlib.Path(path).read_bytes().splitlines():
         # A machine that loses power may leave half a last line.
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError):
             records.append(json.loads(line))
-    return records
+    return [r for r in records if isinstance(r, dict) and type(r.get("step")) is int]

@@ -77,7 +77,7 @@ def test_there_is_no_generator_where_there_is_no_checkpoint(tmp_path):
     with pytest.raises(checkpoint.WorkdirError, match="neither"):
         checkpoint.read_generator(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
+    with pytest.raises(checkpoint.WorkdirError, match=r"config\.json cannot be read"):
         checkpoint.read_generator(tmp_path)
     directory.write_config(tmp_path, SETTINGS, {})
     for path in (tmp_path, tmp_path / "checkpoints" / "3"):
@@ -216,7 +216,7 @@ def test_what_belongs_to_a_run_is_not_taken_over(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(checkpoint.WorkdirError, match=f"another run.*{name}"):
         directory.check_directory(tmp_path, SETTINGS, False)
-    with pytest.raises(checkpoint.WorkdirError, match=r"no readable config\.json"):
+    with pytest.raises(checkpoint.WorkdirError, match=r"config\.json cannot be read"):
         directory.check_directory(tmp_path, SETTINGS, True)
     assert (tmp_path / name).read_text() == "{}"
 
