@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import platform
 import re
 import shlex
@@ -32,8 +31,8 @@ from typing import Any
 import jax
 
 from jaxsp.gan import command, train
-from jaxsp.gan.command import BadFlagError, flag
-from jaxsp.gan.files import replacing
+from jaxsp.gan.command import BadFlagError, flag, naming
+from jaxsp.gan.files import local_path, replacing
 from jaxsp.gan.train import methods
 from jaxsp.gan.training import loop, plots
 from jaxsp.gan.training.records import read_metrics
@@ -161,7 +160,9 @@ def compare(
             f"--budget={config.budget}: standalone sends nothing and would never end; "
             "write steps:2000 or seconds:60."
         )
-    directory = pathlib.Path(config.workdir or "runs/comparison").expanduser()
+    directory = "runs/comparison" if config.workdir is None else config.workdir
+    with naming("workdir", config.workdir, ValueError):
+        directory = local_path("workdir", directory)
     if (directory / "plots.md").exists() and not config.resume:
         raise BadFlagError(
             f"--workdir={directory} holds another comparison: choose another "

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 
-__all__ = ["make_directory", "replacing", "sync", "sync_tree"]
+__all__ = ["local_path", "make_directory", "replacing", "sync", "sync_tree"]
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def replacing(
       raises an error it is removed, and `path` stays as it was.
 
     Raises:
-      ValueError: if `path` exists and is not a regular file.
+      ValueError: if `path` exists and is not a regular file, or is as `local_path`
+        refuses it.
       OSError: if it cannot be written.
 
     Example:
@@ -40,7 +42,7 @@ def replacing(
       ...     file.read_text()
       '{}'
     """
-    target = pathlib.Path(path).resolve()
+    target = local_path("path", path).resolve()
     if target.exists() and not target.is_file():
         kind = "a directory" if target.is_dir() else "no regular file"
         raise ValueError(f"path must name a file to write; {path} is {kind}.")
@@ -55,6 +57,32 @@ def replacing(
     finally:
         temporary.unlink(missing_ok=True)
     sync(target.parent)  # the new name, too, is on the disk
+
+
+def local_path(name: str, path: str | os.PathLike) -> pathlib.Path:
+    """A path in the file systems of this machine, with `~` written out.
+
+    Args:
+      name: what the caller calls it, for the message.
+      path: what the user gave.
+
+    Raises:
+      ValueError: if it is empty, or the address of a store: nothing here could lock
+        files there, or replace one at once.
+
+    Example:
+      >>> local_path("workdir", "runs/first").name
+      'first'
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ValueError(f"{name} must be a path, got an empty text.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError(
+            f"{name} must be a path on this machine, got {text!r}: mount the store (a "
+            "bucket by gcsfuse, for example), and give the directory where it is."
+        )
+    return pathlib.Path(path).expanduser()
 
 
 def sync(path: str | os.PathLike) -> None:

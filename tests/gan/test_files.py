@@ -1,6 +1,7 @@
 """A file is written completely or not at all."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -81,3 +82,22 @@ def test_only_files_are_replaced(tmp_path):
     ):
         with pytest.raises(ValueError, match=message), files.replacing(path):
             pass
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://a", pathlib.Path("gs://b")])
+def test_the_address_of_a_store_is_no_path(path):
+    with pytest.raises(
+        ValueError, match=r"^workdir must be a path .*: mount the store"
+    ):
+        files.local_path("workdir", path)
+    with pytest.raises(ValueError, match="mount the store"), files.replacing(path):
+        pass
+
+
+def test_a_path_of_this_machine_is_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.local_path("workdir", "~/run") == tmp_path / "run"
+    for path in ("C:/runs", "a:b/c", "runs/a", "/tmp"):
+        assert files.local_path("workdir", path) == pathlib.Path(path)
+    with pytest.raises(ValueError, match="workdir must be a path, got an empty text"):
+        files.local_path("workdir", "")

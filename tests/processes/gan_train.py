@@ -186,6 +186,14 @@ def main(directory):
         saw["signalled"] = [result.step, result.signal, checkpoints.latest]
     keep("continued", workers, fit(gossip, workers, workdir=workdir, resume=True))
 
+    lost = directory / "lost"
+
+    def lose(record):
+        """Takes away the directory of checkpoints half-way."""
+        if record["step"] == 3:
+            (lost / "checkpoints").rename(lost / "gone")
+            (lost / "checkpoints").touch()
+
     # What ends it ends it everywhere, and what is wrong is said everywhere.
     stopped = fit(gossip, workers, callback=lambda record: record["step"] == 3)
     other = program_of(gossip, workers, 7 if mine == 3 else 8)
@@ -195,6 +203,7 @@ def main(directory):
         "failed": caught(lambda: fit(gossip, workers, score=lambda samples: 1 / 0)),
         "unequal": caught(lambda: fit(gossip, workers, other)),
         "taken": caught(lambda: fit(gossip, workers, workdir=workdir)),
+        "lost": caught(lambda: fit(gossip, workers, workdir=lost, callback=lose)),
         "own": caught(lambda: fit(gossip, workers, workdir=directory / f"own-{mine}")),
     }
     (directory / f"saw-{mine}.json").write_text(json.dumps(saw))

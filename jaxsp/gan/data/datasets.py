@@ -224,7 +224,7 @@ def cached_labels(
 def _places(name, data_dir):
     """The TFDS directory, where the data set lies there, if it does, and its cache."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(named).expanduser().absolute()
+    root = files.local_path("data_dir", named).absolute()
     directory = prepared.find(name, root)
     source = prepared.fingerprint(directory) if directory else "official"
     return root, directory, cache_dir() / f"{name}-{source}-{_FORMAT}"

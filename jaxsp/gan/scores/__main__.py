@@ -27,7 +27,7 @@ from flax import traverse_util
 from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.bars import track
 from jaxsp.gan.command import BadFlagError, flag, naming
-from jaxsp.gan.files import replacing
+from jaxsp.gan.files import local_path, replacing
 from jaxsp.gan.training import checkpoint, directory
 from jaxsp.gan.training.evaluation import draw_samples
 
@@ -132,7 +132,7 @@ def score(
     data_dir = config.data_dir or directory.read_data_dir(run)
     with (
         naming("dataset", settings["dataset"], ValueError),
-        naming("data_dir", data_dir, OSError, ImportError),
+        naming("data_dir", data_dir, ValueError, OSError, ImportError),
     ):
         loaded = data.load(settings["dataset"], data_dir)
     gan = _network(loaded, parameters, settings)
@@ -206,7 +206,8 @@ def _writable(
     flag: str, value: str | pathlib.Path, config: Config, *others: pathlib.Path
 ) -> pathlib.Path:
     """A path at which nothing is lost that is needed: no device, nor of a run."""
-    path = pathlib.Path(value).expanduser()
+    with naming(flag, value, ValueError):
+        path = local_path(flag, value)
     real = path.resolve()
     if real.exists() and not real.is_file():
         kind = "a directory" if real.is_dir() else "not a regular file"

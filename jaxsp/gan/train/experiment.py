@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxsp import distributed
 from jaxsp.gan import command, data, md_gan, models, scores, step
 from jaxsp.gan.command import BadFlagError, naming
 from jaxsp.gan.data import partition
+from jaxsp.gan.files import local_path
 from jaxsp.gan.train import methods
 from jaxsp.gan.train.config import Config
 from jaxsp.gan.training import checkpoint, cost, loop
@@ -62,8 +62,11 @@ def run(
       distributed.DistributedError: if another process has raised an error.
       loop.TrainingDivergedError: if a loss or a parameter is no longer finite.
     """
-    directory = config.workdir or f"runs/{config.dataset}-{config.method}"
-    directory = pathlib.Path(directory).expanduser()
+    directory = config.workdir
+    if directory is None:
+        directory = f"runs/{config.dataset}-{config.method}"
+    with naming("workdir", config.workdir, ValueError):
+        directory = local_path("workdir", directory)
     weights, going_on, evaluate = None, False, None
     with distributed.raise_together():
         config, workers, split = read(config)
@@ -76,7 +79,7 @@ def run(
                 going_on = check_directory(
                     directory, _settings(config), config.resume, ("workers",)
                 )
-    with naming("data_dir", config.data_dir, OSError, ImportError):
+    with naming("data_dir", config.data_dir, ValueError, OSError, ImportError):
         load = data.outline if config.dry_run else data.load
         loaded: Any = load(config.dataset, config.data_dir)
         loaded, read_labels = loaded if config.dry_run else (loaded, True)

@@ -116,9 +116,11 @@ class _OnDisk(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A temporary directory of Orbax that power loss does not take half of."""
 
     async def finalize(self):
+        final = self.get_final()
+        if final.parent.name != directory.CHECKPOINTS:  # an item, renamed before
+            return await super().finalize()
         files.sync_tree(self.get())
         await super().finalize()  # writes a line or two of its own, and renames
-        final = self.get_final()
         for path in (*final.iterdir(), final, final.parent):
             files.sync(path)
 
@@ -167,6 +169,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         read without knowing it. Nothing is written where there is a checkpoint of this
         or a later step.
         """
+        with distributed.raise_together():  # within Orbax the others would wait
+            here = self._directory
+            if not (here.is_dir() and os.access(here, os.W_OK | os.X_OK)):
+                raise WorkdirError(f"{here} is no directory that can be written in.")
         note = notes.make(self._settings, progress, _layout(state))
         self._manager.save(
             progress.step,
@@ -313,8 +319,9 @@ def read_generator(
 
     Raises:
       WorkdirError: if there is no run or no checkpoint.
+      ValueError: if `path` is the address of a store.
     """
-    path = pathlib.Path(path).expanduser()
+    path = files.local_path("path", path)
     run, step = path, None
     if path.parent.name == directory.CHECKPOINTS and path.name.isdecimal():
         run, step = path.parents[1], int(path.name)

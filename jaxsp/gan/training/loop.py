@@ -9,6 +9,7 @@ what the checkpoint's parameters come down to.
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -22,6 +23,7 @@ from jaxsp import distributed
 from jaxsp._arguments import check_count
 from jaxsp.gan import data
 from jaxsp.gan.bars import ProgressBar
+from jaxsp.gan.files import local_path
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import checkpoint, directory, inputs
 from jaxsp.gan.training.evaluation import Evaluation
@@ -50,7 +52,7 @@ class TrainConfig:
         the means of the losses; parameters must be finite all the same.
 
     Raises:
-      ValueError: if a number is out of range.
+      ValueError: if a number is out of range, or JSON cannot hold the description.
     """
 
     steps: int = 2_000
@@ -65,6 +67,15 @@ class TrainConfig:
 
     def __post_init__(self):
         check_count("seed", self.seed, minimum=0)
+        if self.seed >= 2**32:  # of which JAX would take the last 32 bits
+            raise ValueError(f"seed must be below 2**32, got {self.seed}.")
+        try:
+            json.dumps(self.description, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "description must be what JSON can hold, such as finite numbers and "
+                f"texts by name, got {self.description!r}: {error}."
+            ) from None
         for name in (*_GRID, "steps", "eval_samples"):
             check_count(name, getattr(self, name))
 
@@ -199,6 +210,8 @@ def train(
       >>> [record["step"] for record in result.history]
       [0, 5, 10]
     """
+    if workdir is not None:
+        workdir = local_path("workdir", workdir)
     alike = {"config": config, "workdir": workdir is None, "resume": resume}
     shares, sizes = inputs.prepare(program, dataset, parts, alike)
     settings, free = _settings(program, config, shares, sizes)

@@ -1,5 +1,6 @@
 """Whatever happens to a file, a run goes on with the same numbers or says which."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -33,7 +34,9 @@ def program():
 def fit(**kwargs):
     """A run of a moment."""
     full = data.load("mixture_ring")
-    few = full._replace(train=full.train[:40], train_labels=full.train_labels[:40])
+    few = dataclasses.replace(
+        full, train=full.train[:40], train_labels=full.train_labels[:40]
+    )
     parts = partition.iid(few.train_labels, WORKERS.count, seed=0)
     return loop.train(program(), few, parts, CONFIG, **kwargs)
 
@@ -183,7 +186,7 @@ def test_what_is_no_checkpoint_is_no_harm(run, caplog, kind):
 
 
 class Disk:
-    """What power loss would leave of a directory, at every sixtieth `fsync`."""
+    """What power loss would leave of a directory, now and then."""
 
     def __init__(self, watched, copies):
         self._watched, self._copies = watched, copies
@@ -195,7 +198,7 @@ class Disk:
         self._synced[found.st_ino] = found.st_size, found.st_mtime_ns
         self.unsynced_names.discard(found.st_ino)
         self._count += 1
-        if self._count % 60 == 0:
+        if self._count % 25 == 0:
             shutil.copytree(
                 self._watched, self._copies / str(self._count), copy_function=self._copy
             )

@@ -219,7 +219,7 @@ def test_records_what_happened(fit_and_draw, tmp_path):
     assert [r["step"] for r in seen] == [0, 5, 10, 15, 20]
     assert seen == result.history == records.read_metrics(tmp_path / "metrics.jsonl")
     assert (result.step, result.signal) == (20, None)
-    where = f"{len(os.listdir(tmp_path))} files in {tmp_path}"
+    where = f"{len(result.files)} files in {tmp_path}"
     assert repr(result) == f"Result(step=20, 5 records, {where})"
     names = {"step", "seconds", "loss_generator", "loss_discriminator"}
     names |= {"bits_up", "bits_down", "consensus_distance", "consensus_relative"}
@@ -546,6 +546,9 @@ def test_arguments_that_do_not_fit_are_refused(fit, tmp_path, kwargs, message):
         ("steps", 0),
         ("batch_size", 2.0),
         ("seed", -1),
+        ("seed", 2**32),
+        ("description", {"rate": float("nan")}),
+        ("description", {"rate": object()}),
         ("log_every", True),
         ("steps_per_call", 0),
         ("ema_decay", 1.0),
@@ -557,7 +560,7 @@ def test_bad_settings_are_refused(field, value):
         adam = optax.adam(1e-3)
         makes.append(functools.partial(program_of, md_gan.MDGan(adam, adam)))
     for make in makes:
-        with pytest.raises(ValueError, match=f"{field} must be .*got {value}"):
+        with pytest.raises(ValueError, match=rf"{field} must be .*got {value}"):
             make(**{field: value})
 
 
@@ -680,7 +683,7 @@ def test_a_signal_at_the_very_end_leaves_a_checkpoint(fit, tmp_path, monkeypatch
 
 
 def test_a_run_that_was_killed_at_its_start_goes_on(fit, tmp_path, monkeypatch):
-    def killed(workdir):
+    def killed(workdir, settings):
         (workdir / "checkpoints").mkdir()
         raise KeyboardInterrupt
 

@@ -185,6 +185,8 @@ def test_what_is_wrong_is_said_by_all(four):
         kind = "DistributedError" if process else "WorkdirError"
         assert saw["taken"][0] == kind
         assert "signalled holds another run" in saw["taken"][1]
+        assert saw["lost"][0] == "WorkdirError"  # all see the directory
+        assert "checkpoints is no directory that can be written" in saw["lost"][1]
         assert saw["own"][0] == "WorkdirError"
         assert f"own-{process} must be a directory that all" in saw["own"][1]
         assert "process 1 does not see there" in saw["own"][1]
