@@ -95,7 +95,7 @@ class Run:
             workers.map(work, in_axes=(0,) * 5 + (None,) * 3), donate_argnums=(0, 1)
         )
         self.update = jax.jit(update, donate_argnums=(0, 1, 2))
-        self.renew = jax.jit(workers.map(optimizers[1].init))
+        self.renew_all = jax.jit(workers.map(optimizers[1].init))
         self.judge_one = judge.make_judge(gan, losses, workers, shared_generator=True)
         self.probabilities = losses.reads is not None
 
@@ -156,6 +156,13 @@ class Run:
         row = np.arange(self.workers.count) % len(jax.tree.leaves(y)[0])
         y = self.workers.shard(jax.tree.map(lambda leaf: leaf[row], y))
         return self._start(x, y, summary.generator, step)
+
+    def renew(self, y):
+        """New states of the discriminators' optimizers, placed as a step places them.
+
+        Placed otherwise the step would be compiled twice.
+        """
+        return self.workers.shard(self.renew_all(y))
 
     def _start(self, x, y, ema, step):
         """The state at `step` of a generator and stacked discriminators."""

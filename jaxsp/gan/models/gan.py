@@ -92,11 +92,16 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
     """
     check_gan(gan)
     check_key("key", key)
-    x_key, y_key = jax.random.split(key)
-    latent = jnp.zeros((1, gan.latent_size))
-    x = _params(gan.generator, "generator", x_key, latent)
-    sample = jnp.zeros((1, *gan.sample_shape))
-    return MinMax(x, _params(gan.discriminator, "discriminator", y_key, sample))
+
+    @jax.jit  # one program, where each layer's operations would be many
+    def draw(key):
+        x_key, y_key = jax.random.split(key)
+        latent = jnp.zeros((1, gan.latent_size))
+        x = _params(gan.generator, "generator", x_key, latent)
+        sample = jnp.zeros((1, *gan.sample_shape))
+        return MinMax(x, _params(gan.discriminator, "discriminator", y_key, sample))
+
+    return draw(key)
 
 
 def _params(module: nn.Module, name: str, key: jax.Array, example: jax.Array):

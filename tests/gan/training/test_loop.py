@@ -108,6 +108,24 @@ def contents(path):
     return {p: p.read_bytes() for p in files}
 
 
+@pytest.mark.parametrize("kind", ["method", "md_gan"])
+@pytest.mark.parametrize("devices", [1, COUNT])
+def test_after_the_first_step_nothing_is_compiled(mixture, caplog, kind, devices):
+    """What a first step returns is placed as what it got, so that a second is quick."""
+    workers = jaxsp.Workers(COUNT, jax.devices()[:devices])
+    method = (
+        METHOD if kind == "method" else md_gan.MDGan(optax.adam(1e-3), optax.adam(1e-3))
+    )
+    program = program_of(method, workers)
+    parts = np.arange(300).reshape(COUNT, -1)
+    stacked = workers.shard(partition.stack(mixture.train, parts))
+    state, key = program.init(jax.random.key(0)), jax.random.key(1)
+    for index in range(3):
+        with jax.log_compiles(index > 0), caplog.at_level("WARNING"):
+            state, _ = program.step(state, *stacked, key, 1)
+    assert [r.message[:90] for r in caplog.records if "Compiling" in r.message] == []
+
+
 # ------------------------------------------------------------------ one step
 
 
