@@ -85,8 +85,16 @@ def read(name: str, directory: pathlib.Path) -> tuple[np.ndarray, ...]:
     with _blaming(directory / "dataset_info.json", directory / "features.json"):
         builder: Any = tfds.builder_from_directory(directory)
         splits = {split: builder.info.splits[split] for split in ("train", "test")}
-        shards = {
-            split: dict(zip(info.filepaths, info.shard_lengths, strict=True))
+        shards = {  # the format is another than the first one in converted sets
+            split: dict(
+                zip(
+                    info.filename_template.replace(
+                        filetype_suffix="array_record"
+                    ).sharded_filepaths(info.num_shards),
+                    info.shard_lengths,
+                    strict=True,
+                )
+            )
             for split, info in splits.items()
         }
     return tuple(
