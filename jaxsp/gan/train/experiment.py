@@ -192,6 +192,11 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
     if (config.decay_steps or math.inf) < (config.steps or 0):
         notes.append(f"from step {config.decay_steps} on the learning rate is 0")
     own, found = methods.own_flags(config), {}
+    if config.method in methods.ADAM_FORMS:
+        notes.append(
+            f"the plain steps of {config.method} are slow on GANs; "
+            f"--method={methods.ADAM_FORMS[config.method]} makes steps of Adam"
+        )
     if config.method == "standalone" and config.workers != 1:
         notes.append("--method=standalone has one worker, which holds all data")
         found["workers"] = 1

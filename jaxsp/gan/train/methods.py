@@ -17,8 +17,8 @@ from jaxsp.gan import fl_gan, losses, md_gan, names
 from jaxsp.gan.command import BadFlagError, naming
 from jaxsp.transforms import alternating, apply_if_all_finite
 
-__all__ = ["BUILDERS", "LOSSES", "METHODS", "game", "make", "own_flags"]
-__all__ += ["topology_of", "with_defaults"]
+__all__ = ["ADAM_FORMS", "BUILDERS", "LOSSES", "METHODS", "game", "make"]
+__all__ += ["own_flags", "topology_of", "with_defaults"]
 
 # A pair is what images take and what points do. Learning rates of optimistic Adam, of
 # Adam of players who take turns (with 2e-3 the discriminators of md_gan win on images),
@@ -65,6 +65,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "qsgda": _EXTRA | _CODES,
     "diana_sgda": _EXTRA | _CODES,
     "ef21_sgda": _EXTRA | _LARGEST,
+}
+# What makes steps of Adam in the place of plain ones, which GANs hardly follow.
+ADAM_FORMS = {
+    "extra_step": "cp_oadam",
+    "decentralized_extra_step": "dp_oadam",
+    "dposg": "dp_oadam",
+    "extra_step_local_sgd": "local_extra_adam",
+    "dqgan": "dqgan_adam",
+    **dict.fromkeys(("masha1", "masha2", "pp_masha1"), "dqgan_adam"),
+    **dict.fromkeys(("qsgda", "diana_sgda"), "cp_oadam_gq"),
+    "ef21_sgda": "dqgan_adam",
 }
 
 

@@ -187,6 +187,18 @@ def test_what_a_method_does_not_read_is_noted(capsys):
     ]
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_methods_of_plain_steps_name_their_adam_form(method, capsys):
+    plain = "b1" not in methods.METHODS[method]
+    train.read(train.Config(method=method, workers=1 if method == "standalone" else 8))
+    out = capsys.readouterr().out
+    assert ("steps of Adam" in out) == plain
+    if plain:
+        named = re.search(r"--method=(\w+) makes steps of Adam", out)
+        assert named is not None
+        assert "b1" in methods.METHODS[named[1]]
+
+
 @pytest.mark.parametrize(("method", "calls"), [("cp_oadam", 1), ("md_gan", 3)])
 def test_the_learning_rate_warms_up_and_falls_to_zero(method, calls):
     """Of a discriminator that makes three steps, by the steps of the generator."""
