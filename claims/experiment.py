@@ -13,7 +13,7 @@ from jax import flatten_util, lax
 
 import jaxsp
 
-__all__ = ["Measured", "Panel", "best", "distances"]
+__all__ = ["Measured", "MissingDataError", "Panel", "best", "distances"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Measured:
     values: Mapping[str, float]
     panels: Sequence[Panel] = ()
     pictures: Sequence[pathlib.Path] = ()
+
+
+class MissingDataError(Exception):
+    """Data that an experiment needs are not on this machine; one line says which."""
 
 
 def distances(

@@ -112,7 +112,7 @@ def write(
         for name, experiment in written["experiments"].items():
             path = output / f"{paper}.{name}.json"
             found = json.loads(path.read_text()) if path.exists() else None
-            parts += _experiment(paper, name, experiment, found)
+            parts += _experiment(paper, name, experiment, found, output)
             none = [None] * len(experiment["claims"])
             for verdict in found["verdicts"] if found else none:
                 counts[verdict or "not run"] += 1
@@ -137,7 +137,7 @@ def write(
     return page
 
 
-def _experiment(paper, name, experiment, found):
+def _experiment(paper, name, experiment, found, output):
     """The lines of one experiment."""
     yield f'<h3 id="{paper}.{name}">{_text(experiment["title"])}</h3>'
     yield f"<p>{_text(experiment['setup'])}</p>"
@@ -156,8 +156,9 @@ def _experiment(paper, name, experiment, found):
         return
     for picture in found["pictures"]:
         vector = picture.removesuffix(".png") + ".svg"
+        target = vector if (output / vector).exists() else picture
         yield (
-            f'<a href="{vector}"><img src="{picture}" '
+            f'<a href="{target}"><img src="{picture}" '
             f'alt="figure of {_text(experiment["title"])}"></a>'
         )
     yield (

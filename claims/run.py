@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import page
 import yaml
-from experiment import Measured
+from experiment import Measured, MissingDataError
 
 from jaxsp.gan.files import replacing
 
@@ -162,7 +162,7 @@ def chosen(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line names; 1 if an experiment raised an error."""
+    """Run what the command line names; 1 if an experiment could not be run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -186,6 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{index + 1}/{len(experiments)} {paper}.{name}", end=" ", flush=True)
         try:
             found = run(paper, name, arguments.full, arguments.seeds, arguments.output)
+        except MissingDataError as error:
+            print(f"not run: {error}", flush=True)
+            failed += 1
+            continue
         except Exception:
             traceback.print_exc()
             failed += 1
