@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from esl_gan import gan as gan  # its experiment on GANs
 from experiment import Measured, Panel, best, distances
 from jax import lax
 

@@ -50,7 +50,7 @@ def test_a_run_by_a_method_scores_the_mean_as_it_stands(gan_runs):
     assert run.samples.exists()
 
 
-@pytest.mark.parametrize("name", ["md_gan.scores"])
+@pytest.mark.parametrize("name", ["md_gan.scores", "esl.gan"])
 def test_missing_data_are_said_in_one_line(
     gan_runs, name, monkeypatch, tmp_path, capsys
 ):
