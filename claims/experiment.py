@@ -1,6 +1,7 @@
 """What an experiment gives back, and the loop that most of them share."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from jax import flatten_util, lax
 
 import jaxsp
 
-__all__ = ["Measured", "MissingDataError", "Panel", "best", "distances"]
+__all__ = ["Measured", "MissingDataError", "Panel", "best", "distances", "double"]
+__all__ += ["points"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,17 @@ class Measured:
 
 class MissingDataError(Exception):
     """Data that an experiment needs are not on this machine; one line says which."""
+
+
+def double(experiment: Callable[[int, bool], Measured]) -> Callable[..., Measured]:
+    """An experiment in double precision."""
+
+    @functools.wraps(experiment)
+    def run(seed, full):
+        with jax.enable_x64(True):
+            return experiment(seed, full)
+
+    return run
 
 
 def distances(
@@ -141,6 +154,33 @@ def distances(
     found = found / float(optax.tree.norm(problem.z_star, squared=True))
     found = np.concatenate([np.ones((len(found), 1)), found], axis=1)
     return found if np.ndim(rates) else found[0]
+
+
+def points(problem: jaxsp.problems.Problem, method: Any, steps: int) -> np.ndarray:
+    """Where each worker takes its operator, step by step.
+
+    Args:
+      problem: the game, of as many workers as its data have; $z^0 = 0$.
+      method: a method of one oracle call over the axis `"workers"`.
+      steps: how many of its steps.
+
+    Returns:
+      The parameters before every step, [workers, steps, numbers].
+    """
+    count = len(jax.tree.leaves(problem.data)[0])
+    workers = jaxsp.Workers(count, jax.devices()[:1])
+
+    def run(data):
+        def step(carry, _):
+            z, state = carry
+            updates, state = method.update(problem.operator(z, data), state, z)
+            moved = optax.apply_updates(z, updates)
+            return (moved, state), flatten_util.ravel_pytree(z)[0]
+
+        zero = jax.tree.map(jnp.zeros_like, problem.z_star)
+        return lax.scan(step, (zero, method.init(zero)), length=steps)[1]
+
+    return np.asarray(jax.jit(workers.map(run))(problem.data))
 
 
 def best(curves: np.ndarray, tail: int = 1) -> int:

@@ -1,6 +1,5 @@
 """The experiments of `masha.yaml`: compressed extragradient around a snapshot."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import Measured, Panel, best, distances
+from experiment import Measured, Panel, best, distances, double
 
 import jaxsp
 from jaxsp import compressors, methods, problems
@@ -17,17 +16,6 @@ _AXIS = "workers"
 _X = "iterations"
 _Y = r"$|z - z^*|^2 / |z^0 - z^*|^2$"
 _SHARE = 0.3  # what compressors keep
-
-
-def _double(experiment: Callable[[int, bool], Measured]) -> Callable[..., Measured]:
-    """An experiment in double precision."""
-
-    @functools.wraps(experiment)
-    def run(seed, full):
-        with jax.enable_x64(True):
-            return experiment(seed, full)
-
-    return run
 
 
 def _game(seed, workers=10, dim=100):
@@ -60,7 +48,7 @@ def _lines(curves):
     return {name: (10 * np.arange(len(curve)), curve) for name, curve in curves.items()}
 
 
-@_double
+@double
 def bilinear(seed: int, full: bool) -> Measured:
     """The paper's comparison, every method with the best of its steps."""
     problem, steps = _game(seed), 20_000 if full else 3_000
@@ -92,7 +80,7 @@ def bilinear(seed: int, full: bool) -> Measured:
     return Measured(values, [panel])
 
 
-@_double
+@double
 def common_solution(seed: int, full: bool) -> Measured:
     """Compressed operators, where workers agree at the solution and where not."""
     problem, steps = _game(seed), 12_000 if full else 4_000
@@ -112,7 +100,7 @@ def common_solution(seed: int, full: bool) -> Measured:
     return Measured(values, [panel])
 
 
-@_double
+@double
 def variants(seed: int, full: bool) -> Measured:
     """Both ways, with partial participation, and with minibatches."""
     workers, terms, steps = 10, 8, 30_000 if full else 4_000
@@ -151,7 +139,7 @@ def variants(seed: int, full: bool) -> Measured:
     return Measured(values, [panel])
 
 
-@_double
+@double
 def feedback(seed: int, full: bool) -> Measured:
     """The game on which Top-1 without feedback grows, and with it converges."""
     del seed, full  # nothing is random

@@ -52,8 +52,8 @@ def test_verdicts_count_seeds(run):
     assert run.judge(near, [4.9e-4, 2.1e-3]) == "not held"
 
 
-def test_short_claims_of_two_papers_hold(run, tmp_path):
-    names = ["masha.feedback", "esl.robust_regression"]
+def test_short_claims_of_three_papers_hold(run, tmp_path):
+    names = ["masha.feedback", "esl.robust_regression", "dposg.one_worker"]
     assert run.main([*names, f"--output={tmp_path}"]) == 0
     for name in names:
         found = json.loads((tmp_path / f"{name}.json").read_text())
@@ -61,7 +61,7 @@ def test_short_claims_of_two_papers_hold(run, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     page = (tmp_path / "index.html").read_text()
-    assert page.count("✓ held") == 4
+    assert page.count("✓ held") == 5
     assert "grows by 1 + 11γ/6" in page
     assert "Not run." in page  # what was left out says so
 
