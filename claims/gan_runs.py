@@ -77,7 +77,7 @@ def by_command(**settings: Any) -> Run:
         )
         with contextlib.redirect_stdout(io.StringIO()):
             result: Any = command.run(config, progress=False)
-        return Run(result.history, _kept(workdir))
+        return _ended(result, workdir)
 
 
 def by_method(
@@ -116,14 +116,16 @@ def by_method(
     with tempfile.TemporaryDirectory() as directory:
         workdir = pathlib.Path(directory, "run")
         result = train(program, dataset, parts, config, score=evaluate, workdir=workdir)
-        return Run(result.history, _kept(workdir))
+        return _ended(result, workdir)
 
 
-def _kept(workdir):
-    """The run's samples, out of its directory."""
+def _ended(result, workdir):
+    """What a run has come to, with its samples out of its directory."""
+    if result.signal is not None:  # which training has kept for itself
+        raise KeyboardInterrupt(result.signal.name)
     descriptor, name = tempfile.mkstemp(".png", dir=_directory().name)
     os.close(descriptor)
-    return pathlib.Path(shutil.copy(workdir / "samples.png", name))
+    return Run(result.history, pathlib.Path(shutil.copy(workdir / "samples.png", name)))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """GAN runs for the claims: what they give back, and what they say without data."""
 
 import pathlib
+import signal
 
 import numpy as np
 import optax
@@ -48,6 +49,19 @@ def test_a_run_by_a_method_scores_the_mean_as_it_stands(gan_runs):
     assert list(run.line("high_quality")[0]) == [2, 4]
     assert [r["consensus_distance"] < 1e-4 for r in run.records] == [True] * 3
     assert run.samples.exists()
+
+
+def test_a_signal_ends_all_and_leaves_no_half_run(gan_runs, monkeypatch):
+    real = gan_runs.command.run
+
+    def stopped(config, progress):
+        return real(config, progress, lambda record: signal.raise_signal(15))
+
+    monkeypatch.setattr(gan_runs.command, "run", stopped)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        gan_runs.by_command(
+            dataset="mixture_ring", workers=2, steps=20, eval_every=10, batch_size=4
+        )
 
 
 @pytest.mark.parametrize("name", ["md_gan.scores", "esl.gan"])
