@@ -18,6 +18,7 @@ from jaxsp.comm.channels import Channel, Route, as_channel
 from jaxsp.comm.collectives import all_reduce, gather, pack, transpose
 from jaxsp.comm.traffic import Traffic, dense_bits
 from jaxsp.compressors import Compressor
+from jaxsp.compressors.compressor import check_round_trip
 
 __all__ = [
     "Exchange",
@@ -109,6 +110,10 @@ def exchange(
     vectors, restore = _vectors(up, tree)
     if not vectors:
         return Exchange(tree, tree, residual, previous), traffic
+    for x in vectors:
+        check_round_trip(up.for_worker(0, count), x.shape, x.dtype)
+        if channel.down is not None:
+            check_round_trip(channel.down, x.shape, x.dtype)
     if jax.tree.leaves(residual):
         remainders = _vectors(up, residual)[0]
     else:
@@ -126,6 +131,8 @@ def exchange(
 def encode(compressor: Compressor, key: jax.Array, tree: Any) -> list[Any]:
     """A tree's payloads: of the packed model, or of each leaf."""
     vectors, _ = _vectors(compressor, tree)
+    for x in vectors:
+        check_round_trip(compressor, x.shape, x.dtype)
     return [
         compressor.compress(jax.random.fold_in(key, i), x)
         for i, x in enumerate(vectors)

@@ -1,6 +1,7 @@
 """The protocol: what a compressor is, and the two ways to make another of one."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -180,7 +181,33 @@ def number_kept(fraction: float, d: int) -> int:
     return max(1, round(fraction * d))
 
 
-def check_input(key: Any, x: Any) -> jax.Array:
+@functools.lru_cache(maxsize=256)
+def check_round_trip(
+    compressor: Compressor, shape: tuple[int, ...], dtype: Any
+) -> None:
+    """Refuse a compressor that does not give back what it is given, by shapes alone."""
+    like = jax.ShapeDtypeStruct(shape, dtype)
+
+    def round_trip(x):
+        return compressor.decompress(compressor.compress(jax.random.key(0), x), like)
+
+    try:
+        found = jax.eval_shape(round_trip, like)
+    except TypeError as error:
+        raise ValueError(
+            f"the compressor {compressor} must have compress(key, x) and "
+            f"decompress(payload, like), which failed: {str(error).splitlines()[0]}"
+        ) from error
+    # A weak type is the same type.
+    if getattr(found, "shape", None) != shape or found.dtype != dtype:
+        raise ValueError(
+            f"the compressor {compressor} must decompress to an array like the one "
+            f"given, {np.dtype(dtype).name} of shape {shape}, got "
+            f"{_arguments.shown(found)}."
+        )
+
+
+def check_input(key: Any, x: Any, most: float = 2**31 - 1) -> jax.Array:
     """An array that can be compressed, with a key."""
     _arguments.check_key("key", key)
     x = jnp.asarray(x)
@@ -193,6 +220,11 @@ def check_input(key: Any, x: Any) -> jax.Array:
         raise ValueError(
             f"x must have at least one number, got shape {x.shape}: leave empty arrays "
             "out with optax.masked."
+        )
+    if x.size > most:  # places are numbers of 32 bits
+        raise ValueError(
+            f"x must have at most {most} numbers for this compressor, got {x.size}: "
+            "write jaxsp.compressors.blockwise(..., 2**20), or per_leaf(...)."
         )
     return x
 

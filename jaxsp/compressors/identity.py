@@ -1,5 +1,7 @@
 """No compression."""
 
+import math
+
 from jaxsp.compressors.compressor import Compressor, check_input
 
 
@@ -17,7 +19,7 @@ def identity() -> Compressor:
     """
     return Compressor(
         name="identity()",
-        compress=check_input,
+        compress=lambda key, x: check_input(key, x, math.inf),
         decompress=lambda payload, like: payload.reshape(like.shape),
         q=lambda d: 1.0,
         delta=lambda d: 1.0,

@@ -69,14 +69,14 @@ def low_rank(rank: int) -> Compressor:
     rank = _arguments.check_count("rank", rank)
 
     def compress(key, x):
-        x = check_input(key, x)
+        x = check_input(key, x, math.inf)
         n, m = _shape(x.shape)
         if rank * (n + m) >= x.size:
             return x
         return _factors(x, jax.random.normal(key, (m, rank), compute_dtype(x.dtype)))
 
     def warm(key, x, previous):
-        x = check_input(key, x)
+        x = check_input(key, x, math.inf)
         n, m = _shape(x.shape)
         if rank * (n + m) >= x.size:
             return x

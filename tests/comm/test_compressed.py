@@ -200,3 +200,44 @@ def test_four_bits_both_ways_send_at_most_a_byte_a_parameter():
     state = jax.eval_shape(team.map(average.init), w)
     text = jax.jit(team.map(average.update)).lower(w, state).compile().as_text()
     assert collective_bytes(text) == 7 * d
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            compressors.Compressor(
+                "mine", lambda key, x: x, lambda payload, like: payload[:2], q=float
+            ),
+            r"the compressor mine .* float32 of shape \(6,\), got .*shape=\(2,\)",
+        ),
+        (
+            compressors.Compressor(
+                "mine",
+                lambda key, x: x,
+                lambda payload, like: payload.astype(jnp.bfloat16),
+                q=float,
+            ),
+            r"the compressor mine .* float32 of shape \(6,\), got .*bfloat16",
+        ),
+        (
+            compressors.Compressor("mine", lambda x: x, lambda payload: 1, q=float),
+            r"the compressor mine must have compress\(key, x\) and decompress\(payload",
+        ),
+        (
+            compressors.Compressor(
+                "mine", lambda key, x: x, lambda payload, like: (payload, 1), q=float
+            ),
+            "the compressor mine must decompress to an array",
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_compressor_of_ones_own_that_does_not_fit_is_named(own, message, way):
+    workers = jaxsp.Workers(2, jax.devices()[:1])
+    ways = {"up": compressors.identity()} | {way: own}
+    channel = jaxsp.channel(workers.axis_name, **ways, key=jax.random.key(0))
+    tx = jaxsp.average(channel)
+    z = jnp.ones((2, 6), jnp.float32)
+    with pytest.raises(ValueError, match=message):
+        workers.map(lambda z: tx.update(z, tx.init(z))[0])(z)

@@ -656,3 +656,30 @@ def test_refuses_arrays_that_cannot_be_compressed(compressor):
         compressor.compress(KEY, jnp.zeros((0, 2)))
     with pytest.raises(ValueError, match="key must be a typed key"):
         compressor.compress(jnp.zeros(2, jnp.uint32), jnp.ones(3))
+
+
+BEYOND = jax.ShapeDtypeStruct((2**31 + 8,), jnp.bfloat16)
+INDEXING = [
+    compressors.top_k(1e-6),
+    compressors.rand_k(1e-6),
+    compressors.perm_k().for_worker(0, 4),
+    compressors.sign(),
+    compressors.natural(),
+    compressors.dithering(4),
+    compressors.quantize(4),
+    compressors.ternary(),
+]
+
+
+@names("compressor", INDEXING)
+def test_more_numbers_than_places_are_refused(compressor):
+    with pytest.raises(ValueError, match=r"at most 2147483647 .* 2147483656: .*blockw"):
+        compressor.bits(BEYOND)
+
+
+def test_blocks_take_more_numbers_than_places():
+    blocks = compressors.blockwise(compressors.top_k(1e-3), 2**20)
+    payload = jax.eval_shape(blocks.compress, KEY, BEYOND)
+    out = jax.eval_shape(lambda p: blocks.decompress(p, BEYOND), payload)
+    assert (out.shape, out.dtype) == (BEYOND.shape, BEYOND.dtype)
+    assert compressors.identity().bits(BEYOND) == 16 * (2**31 + 8)
