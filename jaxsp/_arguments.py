@@ -276,6 +276,8 @@ def check_transformation(
             f"{name} must be an optax transformation, such as optax.adam(1e-3), got "
             f"{shown(value)}{hint}."
         )
+    if isinstance(getattr(value.update, "__self__", None), optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(value.init, value.update)
     return optax.with_extra_args_support(value)
 
 

@@ -162,7 +162,8 @@ def bits_sent(state: optax.OptState) -> BitsSent:
       The bits up and down, for each worker.
 
     Raises:
-      ValueError: if nothing in the state counts, or in a compiled function.
+      ValueError: if nothing in the state counts, or inside of `optax.MultiSteps` alone,
+        or in a compiled function.
 
     Example:
       >>> import jax.numpy as jnp

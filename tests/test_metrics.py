@@ -75,3 +75,25 @@ def test_an_axis_that_nobody_has_bound_is_named():
     for tx in (jaxsp.average("workers"), jaxsp.sync(1, "workers"), gossip):
         with pytest.raises(ValueError, match=r"'workers' is not the axis .* Workers"):
             tx.update(params, tx.init(params), params)
+
+
+def test_what_is_sent_inside_of_multi_steps_is_not_counted_wrongly():
+    """optax sends at every step and keeps the count of each third: 1/3 of it."""
+    workers = jaxsp.Workers(4, jax.devices()[:1])
+    average, sgd = jaxsp.average(workers.axis_name), optax.sgd(0.1)
+    inside = optax.MultiSteps(optax.chain(average, sgd), 3)
+    around = optax.chain(average, optax.MultiSteps(sgd, 3).gradient_transformation())
+
+    def six_steps(tx):
+        def run(z):
+            def step(state, _):
+                return tx.update(z, state, z)[1], None
+
+            return jax.lax.scan(step, tx.init(z), length=6)[0]
+
+        return jax.jit(workers.map(run))(jnp.ones((4, 5), jnp.float32))
+
+    with pytest.raises(ValueError, match=r"inside of optax\.MultiSteps, which sends"):
+        jaxsp.metrics.bits_sent(six_steps(inside))
+    sent = 6 * 2 * 3 * 5 * 32 // 4
+    assert jaxsp.metrics.bits_sent(six_steps(around)).up.tolist() == [sent] * 4

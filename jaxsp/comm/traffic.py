@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxsp.comm.axis import AxisName, worker_index
 
@@ -47,11 +48,26 @@ def find_traffic(state: Any) -> list[Traffic]:
 
     Returns:
       The counters, in the order of the tree.
+
+    Raises:
+      ValueError: if one is inside of `optax.MultiSteps`, which sends at every step and
+        keeps the count of the last alone.
     """
 
     def counts(x):
         return isinstance(x, Traffic)
 
+    def several(x):
+        return isinstance(x, optax.MultiStepsState)
+
+    for found in jax.tree.leaves(state, is_leaf=several):
+        if several(found) and find_traffic(found.inner_opt_state):
+            raise ValueError(
+                "state must not count inside of optax.MultiSteps, which sends at every "
+                "step and keeps one count of several: write optax.chain("
+                "jaxsp.average(...), optax.MultiSteps(optimizer, k)"
+                ".gradient_transformation()), or draw larger batches."
+            )
     return [x for x in jax.tree.leaves(state, is_leaf=counts) if counts(x)]
 
 

@@ -92,6 +92,7 @@ def _start(method, workers, z, ema, step):
     """The state at `step` of workers that all hold the parameters `z`."""
     params = workers.replicate(z)
     opt_state = jax.jit(workers.map(method.init))(params)
+    comm.find_traffic(opt_state)  # or an error, before anything is trained
     step = jnp.full(workers.count, step, jnp.int32)
     return workers.shard(TrainState(step, params, opt_state, workers.replicate(ema)))
 
