@@ -189,3 +189,15 @@ def test_another_mesh_in_the_context_is_refused(workers):
         with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"set_mesh.*outside"):
             fn(x)
         np.testing.assert_array_equal(fn(x), 2 * np.ones(8))
+
+
+def test_the_workers_own_mesh_in_the_context_is_fine(workers):
+    axis = "devices" if workers.mode == "blocks" else "workers"
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh(
+        (len(workers.devices),), (axis,), axis_types=kinds, devices=workers.devices
+    )
+    mean = workers.map(lambda x: comm.mean(x, comm.no_traffic(), workers.axis_name)[0])
+    for fn in (mean, jax.jit(mean)):
+        with jax.set_mesh(mesh):
+            np.testing.assert_array_equal(fn(jnp.arange(8.0)), np.full(8, 3.5))
