@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
@@ -182,18 +183,19 @@ def box(tree: Any, lower: Any, upper: Any) -> Any:
 def _simplex(v, total):
     """Every row on the simplex, by optax in float32 at least."""
     dtype = jnp.result_type(v)
-    v = jnp.asarray(v, jnp.promote_types(dtype, jnp.float32))
+    v = jnp.asarray(v, np.promote_types(dtype, np.float32))
     # A shift moves no projection, and relative to the largest entry sums stay accurate.
     v = v - v.max(-1, keepdims=True)
     project = optax.projections.projection_simplex
-    rows = jax.vmap(project, (0, None))(v.reshape(-1, v.shape[-1]), total)
+    with jax.numpy_dtype_promotion("standard"):  # which optax counts on
+        rows = jax.vmap(project, (0, None))(v.reshape(-1, v.shape[-1]), total)
     return rows.reshape(v.shape).astype(dtype)
 
 
 def _ravel(tree):
     """The tree as one vector of float32 or more, and the way back."""
     flat, unravel = ravel_pytree(tree)
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
+    wide = np.promote_types(flat.dtype, np.float32)
     return flat.astype(wide), lambda v: unravel(v.astype(flat.dtype))
 
 

@@ -301,7 +301,7 @@ def _weighted_permutations(topology, x, axis_name):
     """`diag(w_0) x + Σ_r diag(w_r) P_r x` for one array."""
     # In half precision the weights of a row need not sum to 1, and the mean would drift
     # from mixing to mixing: what travels is x, what is added up is wider.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, np.float32)
     mixed = _scaled(topology.self_weights, x.astype(wide), axis_name)
     for sources, weights in _rounds(topology, axis_name):
         received = permute(x, sources, axis_name)  # P_r x

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsp import compressors
 from jaxsp.comm.axis import (
@@ -198,7 +199,7 @@ def _keys(channel, vectors):
 def _weighted_mean(compressor, payloads, weights, like):
     """`(1/M) Σ w_m C_m` of payloads that are stacked over workers."""
     count = len(weights)
-    wide = jax.ShapeDtypeStruct(like.shape, jnp.promote_types(like.dtype, jnp.float32))
+    wide = jax.ShapeDtypeStruct(like.shape, np.promote_types(like.dtype, np.float32))
 
     def add(total, received):
         m, payload = received

@@ -231,7 +231,7 @@ def check_input(key: Any, x: Any, most: float = 2**31 - 1) -> jax.Array:
 
 def compute_dtype(dtype: Any) -> np.dtype:
     """The type to compute in: float32, or float64 for itself."""
-    return np.dtype(jnp.promote_types(dtype, jnp.float32))
+    return np.dtype(np.promote_types(dtype, np.float32))
 
 
 def nan_unless_finite(values: jax.Array, x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ def identity() -> Compressor:
     return Compressor(
         name="identity()",
         compress=lambda key, x: check_input(key, x, math.inf),
-        decompress=lambda payload, like: payload.reshape(like.shape),
+        decompress=lambda payload, like: payload.reshape(like.shape).astype(like.dtype),
         q=lambda d: 1.0,
         delta=lambda d: 1.0,
     )

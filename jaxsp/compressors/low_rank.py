@@ -88,7 +88,7 @@ def low_rank(rank: int) -> Compressor:
 
     def decompress(payload, like):
         if not isinstance(payload, Factors):
-            return payload.reshape(like.shape)
+            return payload.reshape(like.shape).astype(like.dtype)
         dtype = compute_dtype(like.dtype)
         left, right = payload.left.astype(dtype), payload.right.astype(dtype)
         matrix = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST)

@@ -72,7 +72,9 @@ def top_k(fraction: float) -> Compressor:
         zeros = jnp.zeros(math.prod(like.shape), like.dtype)
         indices = payload.indices.astype(jnp.uint32)
         full = zeros.at[indices].set(
-            payload.values, indices_are_sorted=True, unique_indices=True
+            payload.values.astype(like.dtype),
+            indices_are_sorted=True,
+            unique_indices=True,
         )
         return full.reshape(like.shape)
 

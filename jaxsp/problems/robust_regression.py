@@ -118,7 +118,7 @@ def robust_regression(
     targets = features @ true + 1.0 + noise * rng.normal(size=(workers, samples))
 
     def loss(w, r, data):
-        residual = (data.features + r) @ w - data.targets
+        residual = (data.features + r[None]) @ w - data.targets
         fit = 0.5 * jnp.mean(jnp.square(residual))
         return fit + lam / 2 * (w @ w) - beta / 2 * (r @ r)
 

@@ -158,7 +158,7 @@ def gossip(
 def _combine(coefficients, *terms):
     """`Σ c x` in float32 at least, so that coefficients keep their sum of 1."""
     dtype = terms[0].dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, np.float32)
     pairs = zip(coefficients, terms, strict=True)
     terms = [jnp.asarray(c, wide) * x.astype(wide) for c, x in pairs]
     return sum(terms, start=jnp.zeros((), wide)).astype(dtype)

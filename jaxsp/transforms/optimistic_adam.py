@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxsp import _arguments
@@ -75,7 +76,7 @@ def optimistic_adam(
 
     def widened(tree):  # where float16 holds neither a small square nor epsilon
         return jax.tree.map(
-            lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), "float32")),
+            lambda x: jnp.asarray(x, np.promote_types(jnp.result_type(x), np.float32)),
             tree,
         )
 

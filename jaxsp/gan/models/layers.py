@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
@@ -20,7 +21,7 @@ from jaxsp.gan.models.spectral import spectral_normalize
 
 def param_dtype(dtype):
     """Parameters are kept in float32 at least, whatever the computation runs in."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return np.promote_types(dtype, np.float32)
 
 
 def he(gain: float = 1.0):
@@ -36,7 +37,8 @@ def output(h: jax.Array, sample_shape: tuple[int, ...], dtype) -> jax.Array:
 
 def layer_norm(h: jax.Array, dtype) -> jax.Array:
     """Normalizes over the channels of a pixel."""
-    return nn.LayerNorm(dtype=dtype, param_dtype=param_dtype(dtype))(h)
+    with jax.numpy_dtype_promotion("standard"):  # which flax counts on
+        return nn.LayerNorm(dtype=dtype, param_dtype=param_dtype(dtype))(h)
 
 
 def heads(h: jax.Array, num_classes: int, dtype):
