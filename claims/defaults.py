@@ -15,7 +15,7 @@ def mixtures(seed: int, full: bool) -> Measured:
     told: dict[str, Any] = {"eval_every": 3_000}
     names, methods = ("ring", "grid"), tuple(_METHODS)
     if not full:  # fewer steps, in which the rate falls to 0 all the same
-        told = {"steps": 6_000, "decay_steps": 6_000, "eval_every": 1_000}
+        told = {"steps": 10_000, "decay_steps": 10_000, "eval_every": 1_000}
         names, methods = ("ring",), ("dqgan_adam",)
     panels, values, pictures = [], {}, []
     for name in names:
