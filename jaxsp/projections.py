@@ -170,7 +170,8 @@ def box(tree: Any, lower: Any, upper: Any) -> Any:
 
     def check(low, high):
         traced = isinstance(low, Tracer) or isinstance(high, Tracer)
-        if not traced and not jnp.all(jnp.asarray(low) <= jnp.asarray(high)):
+        # NumPy compares where all is compiled too; to JAX numbers are traced there.
+        if not traced and not np.all(np.asarray(low) <= np.asarray(high)):
             raise ValueError(
                 f"lower must be at most upper, got lower={low} and upper={high}."
             )

@@ -93,6 +93,8 @@ def test_box():
     v = jnp.array([-2.0, 0.5, 3.0])
     np.testing.assert_array_equal(projections.box(v, -1.0, 1.0), [-1, 0.5, 1])
     np.testing.assert_array_equal(projections.box(v, 0.0, math.inf), [0, 0.5, 3])
+    compiled = jax.jit(lambda v: projections.box(v, -1.0, 1.0))
+    np.testing.assert_array_equal(compiled(v), [-1, 0.5, 1])
     tree = {"a": v, "b": v[:2]}
     lower = {"a": jnp.array([-3.0, 1.0, 0.0]), "b": 0.0}
     p = projections.box(tree, lower, 2.0)
