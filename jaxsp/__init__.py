@@ -1,8 +1,8 @@
 """Distributed saddle-point optimization, games and GAN training in JAX.
 
 A method is an optax transformation that sees one worker; `Workers` runs it on all of
-them. `jaxsp.gan`, which needs the extra `jaxsp[gan]`, is imported when it is first
-used.
+them. `jaxsp.gan` and `jaxsp.robust`, which need the extras `jaxsp[gan]` and
+`jaxsp[robust]`, are imported when they are first used.
 """
 
 import importlib
@@ -34,7 +34,7 @@ from jaxsp.transforms import (
 from jaxsp.workers import Workers
 
 if TYPE_CHECKING:
-    from jaxsp import gan
+    from jaxsp import gan, robust
 
 __version__ = "0.1.0"
 
@@ -58,6 +58,7 @@ __all__ = [
     "metrics",
     "problems",
     "projections",
+    "robust",
     "saddle",
     "sync",
     "theory",
@@ -67,6 +68,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "gan":
-        return importlib.import_module("jaxsp.gan")
+    if name in ("gan", "robust"):
+        return importlib.import_module(f"jaxsp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,6 +46,7 @@ ROOMS = [
 ]
 # What the library calls itself, inside a step, with what has been checked before.
 INNER = {"gan.step.to_batch", "gan.step.moving_average", "gan.step.bits"}
+INNER |= {"gan.step.fetch_losses"}
 INNER |= {f"comm.channels.{f}" for f in ("check_contractive", "check_unbiased")}
 INNER |= {"comm.channels.check_key", "comm.channels.as_channel"}
 INNER |= {"gan.step.draw_keys", "comm.channels.Route"}

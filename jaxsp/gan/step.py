@@ -41,6 +41,7 @@ __all__ = [
     "TrainState",
     "bits",
     "draw_keys",
+    "fetch_losses",
     "init_state",
     "make_step",
     "moving_average",
@@ -312,7 +313,7 @@ def program(
         "anew",
         roles=roles,
         traffic=traffic,
-        fetch=lambda values: _fetch_losses(values, workers),
+        fetch=lambda values: fetch_losses(values, workers),
         judge=judge_all,
         probabilities=losses.reads is not None,
     )
@@ -342,7 +343,7 @@ def _counters_after(steps, init, one_step):
     return jax.jit(lambda: lax.scan(body, counters(init(key)), length=steps)[0])()
 
 
-def _fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
+def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
     """`Program.fetch`: one message, and few programs for all numbers of calls."""
     if not workers.spans_processes:
         return [np.asarray(value) for value in values]

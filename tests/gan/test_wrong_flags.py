@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import sys
 import typing
 
 import numpy as np
@@ -13,12 +14,24 @@ from jaxsp.gan.scores import __main__ as scores_command
 from jaxsp.gan.train import __main__ as train_command
 from jaxsp.gan.train.methods import METHODS
 from jaxsp.gan.training import loop
+from jaxsp.robust import training
 
-PATH = pathlib.Path(__file__).parents[2] / "examples" / "compare.py"
-SPEC = importlib.util.spec_from_file_location("compare_for_wrong_flags", PATH)
-compare_command = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(compare_command)
-COMMANDS = {c.PROGRAM: c for c in (train_command, scores_command, compare_command)}
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+def example(name):
+    """A script as a module of its own, as no other test sees it."""
+    path, own = EXAMPLES / f"{name}.py", f"{name}_for_wrong_flags"
+    spec = importlib.util.spec_from_file_location(own, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[own] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+compare_command, robust_command = map(example, ("compare", "train_robust"))
+COMMANDS = (train_command, scores_command, compare_command, robust_command)
+COMMANDS = {command.PROGRAM: command for command in COMMANDS}
 TEXTS = ["", "nosuch", "mlp:100000000", "mlp:0", "ring:1e400", "a:b:c", "y" * 5000]
 PATHS = ["", "~nosuchuser/x", "~nosuchuser", "a\0b", "y" * 5000]
 
@@ -57,7 +70,11 @@ def test_a_wrong_value_takes_one_line(
     def too_late(*args, **kwargs):
         raise AssertionError("work has begun")
 
-    for module, function in ((scores, "evaluator"), (loop, "train")):
+    for module, function in (
+        (scores, "evaluator"),
+        (loop, "train"),
+        (training, "train"),
+    ):
         monkeypatch.setattr(module, function, too_late)
     own = [method for method, flags in METHODS.items() if name in flags]
     with_it = own[-1] if own else "dp_oadam"
