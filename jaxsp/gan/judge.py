@@ -53,12 +53,13 @@ def make_judge(
     return jax.jit(workers.map(judge, in_axes=axes))
 
 
-def fetch_rows(values: Any, workers: Workers, width: int) -> np.ndarray:
-    """A row of numbers of each worker, float64 [workers, width], in every process.
+def fetch_rows(values: Any, workers: Workers, width: int, gather: bool) -> np.ndarray:
+    """A row of numbers of each worker, float64 [workers, width].
 
-    All processes call it; in one without workers `values` is not looked at.
+    Where `gather` is set all processes call it, and get all rows; in one without
+    workers `values` is not looked at. Otherwise all workers are here.
     """
-    if not workers.spans_processes:
+    if not gather:
         return np.asarray(values, np.float64)
     # The bits of numbers, and the least integer for what another process holds.
     rows = np.full((workers.count, width), np.iinfo(np.int64).min)

@@ -272,7 +272,8 @@ def program(
 
     def judge_all(state, shares, sizes, key):
         said = judge_one(*state.params, shares, sizes, key)
-        return tuple(judge.fetch_rows(said, workers, 2).mean(axis=0).tolist())
+        rows = judge.fetch_rows(said, workers, 2, workers.spans_processes)
+        return tuple(rows.mean(axis=0).tolist())
 
     def roles(shares, sizes):
         key = jax.eval_shape(lambda: jax.random.key(0))
