@@ -75,10 +75,12 @@ def optimistic_adam(
     _arguments.check_nonnegative("eps", eps)
 
     def widened(tree):  # where float16 holds neither a small square nor epsilon
-        return jax.tree.map(
-            lambda x: jnp.asarray(x, np.promote_types(jnp.result_type(x), np.float32)),
-            tree,
-        )
+        def wide(x):
+            dtype = jnp.result_type(x)
+            inexact = jnp.issubdtype(dtype, jnp.inexact)
+            return np.promote_types(dtype, np.float32) if inexact else np.float32
+
+        return jax.tree.map(lambda x: jnp.asarray(x, wide(x)), tree)
 
     def init_fn(params):
         zeros = widened(optax.tree.zeros_like(params))

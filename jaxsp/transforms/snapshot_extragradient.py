@@ -135,7 +135,6 @@ def snapshot_extragradient(
         **extra_args,
     ):
         del updates
-        comm.check_unchecked(axis_name)
         params = _arguments.require_params(params)
         operator = _arguments.require_operator(operator_fn)
         full_operator = (
@@ -143,6 +142,7 @@ def snapshot_extragradient(
             if minibatch
             else operator
         )
+        comm.check_unchecked(axis_name)
 
         def renewed():
             w = params if after_step else state.snapshot

@@ -227,9 +227,9 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
     with naming("partition", config.partition, ValueError):
         split = partition.parse(config.partition, config.batch_size or 1)
     workers = _workers(config)
+    methods.make(config, workers, np.full(workers.count, 1_000), 1_000)
     if distributed.is_main():  # which must not look for devices before they are made
         print(end="".join(f"note: {note}\n" for note in notes))
-    methods.make(config, workers, np.full(workers.count, 1_000), 1_000)
     return config, workers, split
 
 

@@ -302,4 +302,4 @@ def test_the_module_runs(points):
         program + flags, capture_output=True, text=True, cwd=ROOT, env=env
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("jaxsp.gan.scores: Unknown command line flag 'bad'")
+    assert done.stderr.startswith("jaxsp.gan.scores: --bad: there is no flag")
