@@ -38,10 +38,10 @@ _COUNT, _AT_LEAST_0 = (1, 2**31 - 1), (0, None)
 METHODS: dict[str, tuple[float, str]] = {
     "average": (5e-3, "none"),
     "error_feedback": (5e-3, "quantize:4"),
-    "masha1": (0.3, "quantize:4"),
-    "masha2": (0.3, "top_k:0.1"),
-    "vr_masha1": (0.3, "quantize:4"),
-    "vr_masha2": (0.3, "top_k:0.1"),
+    "masha1": (0.1, "quantize:4"),
+    "masha2": (0.1, "top_k:0.1"),
+    "vr_masha1": (0.1, "quantize:4"),
+    "vr_masha2": (0.1, "top_k:0.1"),
 }
 _MEANS = {"average": jaxsp.average, "error_feedback": jaxsp.error_feedback_average}
 _OPTIMIZERS = {"adamw": optax.adamw, "lamb": optax.lamb}
@@ -85,7 +85,7 @@ class Config:
     optimizer: str = flag("adamw", "Of average, error_feedback.", names=_OPTIMIZERS)
     learning_rate: float | None = flag(
         None,
-        "Default: 0.005 with an optimizer, 0.3 of MASHA methods.",
+        "Default: 0.005 with an optimizer, 0.1 of MASHA methods.",
         bounds=(1e-12, None),
     )
     warmup_steps: int = flag(50, "Steps in which the rate grows from 0.", bounds=_COUNT)

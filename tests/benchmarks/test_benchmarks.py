@@ -123,3 +123,19 @@ def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys, load):
     assert found["server_operations"][1] < 1.1 * by_hand["server"][1]
     bench.print_tables({"tiny": found})
     assert capsys.readouterr().out.count("| tiny |") == 3
+
+
+def test_compressed_adversarial_training_is_compared(load, tmp_path, monkeypatch):
+    bench = load("robust")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
+    small = {"text": str(tmp_path / "text.txt"), "vocab_size": 258, "length": 8}
+    small |= {"workers": 2, "batch_size": 2}
+    fours = small | {"compressor": "quantize:4"}
+    monkeypatch.setattr(bench, "ROWS", {"full precision": small, "4 bits": fours})
+    full, four = bench.table_rows(tmp_path, 2, [0], bench.ROWS)
+    assert full[3] == "+0.0 %"
+    assert full[5] == "1.0"
+    assert float(four[2]) > 1
+    assert 7 < float(four[5]) <= 8  # and the scales
+    again = list(bench.table_rows(tmp_path, 2, [0], bench.ROWS))
+    assert again == [full, four]  # read back
