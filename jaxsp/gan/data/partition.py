@@ -372,7 +372,7 @@ def plot(counts: np.ndarray, path: str | os.PathLike) -> None:
 
 def _checked_parts(parts, count: int) -> Parts:
     """Which of `count` examples each worker has, by index."""
-    if not isinstance(parts, Sequence):
+    if not isinstance(parts, Sequence | np.ndarray):
         refuse("parts", "one array of indices for each worker", parts)
     checked = []
     for i, part in enumerate(parts):
