@@ -1,5 +1,6 @@
 """GAN runs for the claims: by the training command's settings, or by a method."""
 
+import atexit
 import contextlib
 import functools
 import io
@@ -123,11 +124,14 @@ def _ended(result, workdir):
     """What a run has come to, with its samples out of its directory."""
     if result.signal is not None:  # which training has kept for itself
         raise KeyboardInterrupt(result.signal.name)
-    descriptor, name = tempfile.mkstemp(".png", dir=_directory().name)
+    descriptor, name = tempfile.mkstemp(".png", dir=_directory())
     os.close(descriptor)
     return Run(result.history, pathlib.Path(shutil.copy(workdir / "samples.png", name)))
 
 
 @functools.cache
 def _directory():
-    return tempfile.TemporaryDirectory()  # removed when the program ends
+    """Where samples are kept until the program ends."""
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
