@@ -13,7 +13,6 @@ Examples:
   python -m jaxsp.launch -n 2 examples/train_robust.py --workdir=runs/two
 """
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -261,20 +260,13 @@ def make(
 
 
 def _workers(config):
-    count, alone = config.workers, distributed.is_alone()
-    if config.devices is not None and alone:
-        with contextlib.suppress(RuntimeError):  # the devices are in use already
-            jax.config.update("jax_num_cpu_devices", config.devices)
-    used = jax.devices()
-    fitting = [n for n in range(1, len(used) + 1) if count % n == 0]
-    usual = 1 if used[0].platform == "cpu" else max(fitting)
-    number = config.devices or (usual if alone else len(used))
-    if number > len(used) or count % number:
+    used = command.devices(config.workers, config.devices)
+    if config.workers % len(used):
         raise BadFlagError(
-            f"--devices={number}: there are {len(used)}, and each must have the same "
-            f"number of the {count} workers; write --devices={max(fitting)}."
+            f"--devices={len(used)}: each must have the same number of the "
+            f"{config.workers} workers; write --devices=1, or other --workers."
         )
-    return jaxsp.Workers(count, used[:number])
+    return jaxsp.Workers(config.workers, used)
 
 
 def main(config: Config) -> int:
@@ -295,7 +287,10 @@ def main(config: Config) -> int:
             )
         if result.signal is None:
             return 0
-        print(f"stopped at step {result.step}, which is saved; go on with\n  {again}")
+        if distributed.is_main():
+            print(
+                f"stopped at step {result.step}, which is saved; go on with\n  {again}"
+            )
         return 128 + result.signal
     except (BadFlagError, distributed.DistributedError) as error:
         message, code, raised = error, 2, error

@@ -6,6 +6,7 @@ A pipe, a log file and a notebook without ipywidgets get a line now and then.
 import importlib.util
 import io
 import math
+import operator
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -98,7 +99,7 @@ def track(
     items: Iterable[_T], title: str, total: int | None = None, enabled: bool = True
 ) -> Iterator[_T]:
     """The items, with progress through them; `total` where they have no length."""
-    count = total if total is not None else len(items)  # pyright: ignore
+    count = operator.length_hint(items) if total is None else total
     bar = ProgressBar(count, title, enabled=enabled)
     try:
         for i, item in enumerate(items, 1):

@@ -19,8 +19,10 @@ from typing import Any
 
 from absl import app, flags
 
-__all__ = ["BadFlagError", "call", "check", "complain", "expanded", "flag"]
-__all__ += ["naming", "run", "with_texts"]
+from jaxsp import distributed
+
+__all__ = ["BadFlagError", "call", "check", "complain", "devices", "expanded", "flag"]
+__all__ += ["flag", "naming", "run", "with_texts"]
 
 _DEFINE: dict[Any, Callable] = {
     str: flags.DEFINE_string,
@@ -210,6 +212,32 @@ def _one_line(error):
     """What an error says, on one line, and of a very long word the beginning."""
     words = str(error).split()
     return " ".join(w if len(w) <= 250 else f"{w[:250]}..." for w in words)
+
+
+def devices(workers: int, asked: int | None) -> list[Any]:
+    """The devices for so many workers: `--devices` of them, or what suits.
+
+    Alone in one process that is one CPU, or as many accelerators as fit; in many
+    processes all devices of all.
+
+    Raises:
+      BadFlagError: if there are fewer, or in many processes others.
+    """
+    import jax
+
+    alone = distributed.is_alone()
+    if asked is not None and alone:
+        with contextlib.suppress(RuntimeError):  # the devices are in use already
+            jax.config.update("jax_num_cpu_devices", asked)
+    used = jax.devices()
+    fitting = max(n for n in range(1, len(used) + 1) if workers % n == 0)
+    usual = 1 if used[0].platform == "cpu" else fitting
+    number = asked or (usual if alone else len(used))
+    if number > len(used) or not (alone or number == len(used)):
+        raise BadFlagError(
+            f"--devices={number}: there are {len(used)}; leave the flag out."
+        )
+    return used[:number]
 
 
 # ------------------------------------------------------------------ running

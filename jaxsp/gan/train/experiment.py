@@ -1,6 +1,5 @@
 """A run as its flags say: from the settings to the end of training."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -289,23 +288,14 @@ def _settings(config):
 def _workers(config):
     """The workers, on as many devices as asked for; of many processes on all."""
     count, alone = config.workers, distributed.is_alone()
-    if config.devices is not None and alone:
-        with contextlib.suppress(RuntimeError):  # the devices are in use already
-            jax.config.update("jax_num_cpu_devices", config.devices)
-    used = jax.devices()
-    fitting = [n for n in range(1, len(used) + 1) if count % n == 0]
-    usual = 1 if used[0].platform == "cpu" else max(fitting)
-    number = config.devices or (usual if alone else len(used))
-    if number > len(used) or not (alone or number == len(used)):
-        raise BadFlagError(
-            f"--devices={number}: there are {len(used)}; leave the flag out."
-        )
-    used = used[:number]
+    used = command.devices(count, config.devices)
+    number = len(used)
     if config.dry_run and not alone:  # all in this process, however many there are
         used = jax.local_devices()[:1]
     elif config.method == "md_gan" and not alone:  # process 0 is the server
         used = [device for device in used if device.process_index > 0]
     if count % len(used):
+        fitting = [n for n in range(1, len(jax.devices()) + 1) if count % n == 0]
         devices = f", or --devices={' or '.join(map(str, fitting))}" if alone else ""
         raise BadFlagError(
             f"--workers={count} --devices={number}: each device must have the same "
