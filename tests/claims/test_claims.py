@@ -46,6 +46,7 @@ def test_verdicts_count_seeds(run):
     assert run.judge({"below": 1.0}, [0.5, 1.1]) == "partly held"
     assert run.judge({"below": 1.0}, [1.5, np.nan]) == "not held"
     assert run.judge({"above": 1.0}, [np.inf]) == "held"
+    assert run.judge({"above": 1.0}, [np.nan]) == "held"  # what has diverged is above
     assert run.judge({"above": 1.0, "below": 2.0}, [2.5]) == "not held"
     near = {"near": 1e-3, "within": 2}
     assert run.judge(near, [5.1e-4, 1.9e-3]) == "held"
