@@ -411,8 +411,8 @@ def test_a_signal_removes_everything(number):
     process.send_signal(number)
     code, _, err = finish(process, 180)
     # The code is 128 + number, or what a worker ends with that is interrupted while it
-    # imports (1 of an ImportError, 139 of native code), or the signal itself while links
-    # are made. What counts is that it is no success, and leaves nothing.
+    # imports (1 of an ImportError, 139 of native code), or the signal itself while
+    # links are made. What counts is that it is no success, and leaves nothing.
     assert code != 0, err
     assert left_by(process.pid) == []
     for pid in pids.split():
