@@ -4,6 +4,7 @@
     python claims/run.py --full               in their long form, which takes hours
     python claims/run.py esl masha.bilinear   one paper, or one experiment
     python claims/run.py --record             and note what came out in the YAML files
+    python claims/run.py --jobs=1             one after the other, in this process
 
 A paper is one YAML file here: what it claims, where, what we do otherwise, and, after
 the line of three dashes, what came out when it was recorded last. The experiments of
@@ -13,14 +14,18 @@ and SVG, and its numbers as JSON.
 """
 
 import argparse
+import functools
 import importlib
 import json
+import multiprocessing
+import os
 import pathlib
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -161,6 +166,27 @@ def chosen(names: Sequence[str]) -> list[tuple[str, str]]:
     return [one for one in everything if one[0] in names or ".".join(one) in names]
 
 
+def finished(
+    calls: Mapping[str, Callable[[], dict]], jobs: int
+) -> Iterator[tuple[str, Callable[[], dict]]]:
+    """Make all calls, so many at a time, each in a process of its own.
+
+    Yields:
+      The name, and what returns or raises as its call has done, as they end.
+    """
+    if jobs == 1:
+        yield from calls.items()
+        return
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        names = {pool.submit(call): name for name, call in calls.items()}
+        try:
+            for done in futures.as_completed(names):
+                yield names[done], done.result
+        finally:  # Ctrl-C begins no other
+            pool.shutdown(cancel_futures=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line names; 1 if an experiment could not be run."""
     parser = argparse.ArgumentParser(
@@ -169,6 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="papers, or experiments: esl.bilinear")
     parser.add_argument("--full", action="store_true", help="the long form")
     parser.add_argument("--seeds", type=int, nargs="+", help="others than the usual")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at once"
+    )
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("out/papers")
     )
@@ -180,23 +209,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiments = chosen(arguments.names)
     except ValueError as error:
         parser.error(str(error))
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1; got {arguments.jobs}.")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for index, (paper, name) in enumerate(experiments):
-        print(f"{index + 1}/{len(experiments)} {paper}.{name}", end=" ", flush=True)
+    full = arguments.full
+    # Those that take longest come first, so that the last ones end together.
+    experiments.sort(
+        key=lambda one: -read(one[0])[0]["experiments"][one[1]]["minutes"][full]
+    )
+    calls = {
+        f"{paper}.{name}": functools.partial(
+            run, paper, name, full, arguments.seeds, arguments.output
+        )
+        for paper, name in experiments
+    }
+    failed, jobs = 0, min(arguments.jobs, len(calls))
+    print(f"{len(calls)} experiments, {jobs} at a time", flush=True)
+    for index, (label, result) in enumerate(finished(calls, jobs)):
+        said = f"{index + 1}/{len(calls)} {label}"
         try:
-            found = run(paper, name, arguments.full, arguments.seeds, arguments.output)
+            found = result()
         except MissingDataError as error:
-            print(f"not run: {error}", flush=True)
+            print(f"{said} not run: {error}", flush=True)
             failed += 1
             continue
         except Exception:
+            print(f"{said} failed:", flush=True)
             traceback.print_exc()
             failed += 1
             continue
         verdicts = [verdict for verdict in found["verdicts"] if verdict]
-        print(f"{found['minutes']:.1f} min: {', '.join(verdicts)}", flush=True)
+        print(f"{said} {found['minutes']:.1f} min: {', '.join(verdicts)}", flush=True)
         if arguments.record:
+            paper, _, name = label.partition(".")
             record(paper, {name: found})
     papers = {path.stem: read(path.stem) for path in sorted(HERE.glob("*.yaml"))}
     print(f"written: {page.write(papers, arguments.output)}")

@@ -55,7 +55,7 @@ def test_verdicts_count_seeds(run):
 
 def test_short_claims_of_three_papers_hold(run, tmp_path):
     names = ["masha.feedback", "esl.robust_regression", "dposg.one_worker"]
-    assert run.main([*names, f"--output={tmp_path}"]) == 0
+    assert run.main([*names, "--jobs=2", f"--output={tmp_path}"]) == 0
     for name in names:
         found = json.loads((tmp_path / f"{name}.json").read_text())
         assert set(found["verdicts"]) == {"held"}
@@ -87,6 +87,13 @@ def test_an_unknown_name_is_refused(run, capsys):
         run.main(["masha.feedbak"])
     assert refused.value.code == 2
     assert "there is no masha.feedbak; write one of" in capsys.readouterr().err
+
+
+def test_no_jobs_are_refused(run, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run.main(["masha.feedback", "--jobs=0"])
+    assert refused.value.code == 2
+    assert "--jobs must be at least 1; got 0." in capsys.readouterr().err
 
 
 def test_an_experiment_that_fails_is_said(run, tmp_path, monkeypatch, capsys):
