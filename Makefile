@@ -57,9 +57,7 @@ test-lowest: $(VENV)/.all
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
 	$(RUN) -m uv pip install --quiet --upgrade --resolution=lowest-direct \
 	    --python=$(VENV)-lowest/bin/python -e ".[all]"
-	# Compiled as users compile: what tests/conftest.py chooses is undone.
-	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" \
-	    $(VENV)-lowest/bin/python -m pytest -n 2 --dist worksteal
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
