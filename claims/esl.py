@@ -212,6 +212,7 @@ def _graphs(full):
     grid = networkx.grid_2d_graph(rows, columns)
     grid = networkx.convert_node_labels_to_integers(grid)
     graphs = {
+        "path": jaxsp.topology.path(8),
         "ring": jaxsp.topology.ring(16 if full else 8),
         "grid": jaxsp.topology.from_graph(grid),
         "star": jaxsp.topology.star(16),

@@ -73,27 +73,6 @@ def test_masha1_needs_fewer_floats_than_extragradient(x64, tmp_path, load):
     assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
 
 
-def test_no_method_is_below_the_lower_bound(x64, tmp_path, load):
-    bench = load("lower_bound")
-    paths = bench.measure_paths(4, 4.0, multiples=(4,), iterations=60)
-    at, bound = paths["lower bound"]
-    for name, (exchanges, distance) in paths.items():
-        # The bound is a step function: it holds from one multiple of Δ to the next.
-        held = bound[np.searchsorted(at, exchanges, "right") - 1]
-        assert (distance >= held * (1 - 1e-12)).all(), name
-        assert name == "lower bound" or distance[-1] < 0.05
-    assert 0.01 < bound[5] < 0.5  # it is not trivial
-
-    table = bench.measure_ratios(4, (4.0, 8.0), halves=(10,))
-    for row in table.values():
-        assert row["lower bound"] < row["extra_step"] < row["decentralized"]
-    growth = table[8.0]["extra_step"] / table[4.0]["extra_step"]
-    assert growth == pytest.approx(2, rel=0.2)
-    bench.print_ratios(table)
-    bench.plot(paths, table, 4, 4.0, tmp_path / "plot.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["plot.png"]
-
-
 def test_an_md_gan_worker_computes_nothing_for_the_generator(capsys, load):
     bench = load("md_gan_cost")
 
