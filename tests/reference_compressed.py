@@ -10,7 +10,7 @@ iteration and a loop returns the points [steps + 1, d], the start first.
 """
 
 import numpy as np
-from reference import mix, rate
+from reference import adam_step, mix, rate
 
 
 def exactly(*call):
@@ -38,6 +38,64 @@ def choco(x0, W, Q, gamma, steps, copies=None, moves=None):
         X = X + gamma * (mix(hat, W, 1) - hat)
         points.append(X)
     return np.stack(points)
+
+
+# Local steps: the changes since the last average travel.
+
+
+def local_steps(z0, local, every, steps, Q=exactly, Qs=exactly, outer=None):
+    """Z ← local(k, Z); every `every` iterations all go on from one point r:
+
+      d_m = z_m - r + e_m;   c_m = Q(d_m);   e_m ← d_m - c_m
+      c = Qs(mean c_m + e);  e ← mean c_m + e - c;  r ← r + outer(c);  z_m ← r
+
+    r = z0, the same row for all, at the start; no `outer` is r ← r + c. Returns the
+    points [steps + 1, M, d].
+    """
+    Z = np.array(z0, float)
+    r, E, e, points = Z[0], 0.0, 0.0, [Z]
+    for k in range(steps):
+        Z = local(k, Z)
+        if (k + 1) % every == 0:
+            change = Z - r + E
+            sent = up(Q, k, change)
+            wanted = sent.mean(axis=0) + e
+            c = Qs(k, wanted)
+            E, e = change - sent, wanted - c
+            r = r + (c if outer is None else outer(c))
+            Z = np.broadcast_to(r, Z.shape)
+        points.append(Z)
+    return np.stack(points)
+
+
+def extra_steps(F, lr):
+    """Local extragradient: z½ = z - γ F(z);  z ← z - γ F(z½)."""
+    return lambda k, Z: Z - rate(lr, k) * F(Z - rate(lr, k) * F(Z))
+
+
+def extra_adam_steps(F, lr, b1=0.5, b2=0.9, eps=1e-8):
+    """Local ExtraAdam: one Adam a worker, two updates an iteration."""
+    state = (0.0, 0.0, 0)
+
+    def local(k, Z):
+        nonlocal state
+        update, state = adam_step(F(Z), state, rate(lr, k), b1, b2, eps)
+        update, state = adam_step(F(Z + update), state, rate(lr, k), b1, b2, eps)
+        return Z + update
+
+    return local
+
+
+def nesterov(lr, momentum):
+    """The outer step of a mean change c: v ← β v + c;  η (c + β v), v = 0 at first."""
+    v = 0.0
+
+    def outer(c):
+        nonlocal v
+        v = momentum * v + c
+        return lr * (c + momentum * v)
+
+    return outer
 
 
 # DQGAN.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reference
+import reference_compressed as loops
 
 import jaxsp
 from jaxsp import compressors, methods, topology, transforms
@@ -50,6 +51,11 @@ def rand_dp_oadam(z0, F, W, lr, steps):
     """The reference over the rings that the shared key draws."""
     matrices = drawn(random_ring(len(W)), steps)
     return reference.rand_dp_oadam(z0, F, matrices, lr)
+
+
+def nesterov():
+    """The outer optimizer of DiLoCo, of less momentum, with which games do not grow."""
+    return optax.sgd(0.7, momentum=0.5, nesterov=True)
 
 
 METHODS = [
@@ -94,6 +100,25 @@ METHODS = [
         "local_extra_adam",
         lambda t, lr, axis=AXIS: methods.local_extra_adam(lr, 3, axis),
         lambda z0, F, W, lr, n: reference.extra_adam(z0, F, lr, n, sync_every=3),
+        ADAM_RATE,
+    ),
+    Row(
+        "extra_step_local_sgd_outer",
+        lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(
+            lr, 3, axis, outer=nesterov()
+        ),
+        lambda z0, F, W, lr, n: loops.local_steps(
+            z0, loops.extra_steps(F, lr), 3, n, outer=loops.nesterov(0.7, 0.5)
+        ),
+    ),
+    Row(
+        "local_extra_adam_outer",
+        lambda t, lr, axis=AXIS: methods.local_extra_adam(
+            lr, 3, axis, outer=nesterov()
+        ),
+        lambda z0, F, W, lr, n: loops.local_steps(
+            z0, loops.extra_adam_steps(F, lr), 3, n, outer=loops.nesterov(0.7, 0.5)
+        ),
         ADAM_RATE,
     ),
     Row(
@@ -215,7 +240,7 @@ COMPRESSED_METHODS = [
     Row(
         "compressed_extra_step_local_sgd",
         lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(
-            lr, 2, on(axis, SIGN, SIGN)
+            lr, 2, on(axis, SIGN, SIGN), outer=nesterov()
         ),
     ),
     Row(
@@ -272,7 +297,7 @@ LOSSY = [
             "local",
             0.05,
             (FOUR_BITS, TOP),
-            lambda lr, c: methods.extra_step_local_sgd(lr, 3, c),
+            lambda lr, c: methods.extra_step_local_sgd(lr, 3, c, outer=nesterov()),
         ),
         ("qsgda", 0.05, (RAND,), methods.qsgda),
         ("ef21", 0.05, (compressors.sign(),), methods.ef21_sgda),

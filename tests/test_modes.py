@@ -152,6 +152,26 @@ def test_nothing_is_sent_between_two_averages():
         assert not branch.lstrip().startswith("ENTRY")
 
 
+@pytest.mark.parametrize("outer", [None, table.nesterov()])
+def test_local_steps_send_their_codes_and_nothing_for_the_outer_optimizer(outer):
+    """In the branch of an average: an all-to-all of codes up, an all-gather down."""
+    workers, four = jaxsp.Workers(8), compressors.scaled(compressors.quantize(4))
+    channel = jaxsp.channel(workers.axis_name, four, four, key=KEY, route="sharded")
+    tx = methods.local_extra_adam(0.1, 8, channel, outer=outer)
+    params = jnp.zeros((8, 8192), jnp.float32)
+    state = jax.eval_shape(workers.map(tx.init), params)
+
+    def update(state, params):
+        return tx.update(params, state, params, operator_fn=lambda z: z)
+
+    text = program(workers.map(update), state, params)
+    block = four.bits(jax.ShapeDtypeStruct((1024,), jnp.float32)) // 8
+    found = collectives(text)
+    assert found == [("all-to-all", 8 * block), ("all-gather", 8 * block)]
+    entry = next(c for c in text.split("\n\n") if "ENTRY" in c)
+    assert collectives(entry) == []
+
+
 def test_only_the_member_that_is_due_is_sent():
     workers = blocks()
     tx = jaxsp.gossip(topology.one_peer_exponential(N), axis_name=workers.axis_name)

@@ -217,6 +217,7 @@ ARGUMENTS = {
     "num_classes": ("count from 0", 3),
     "operator": ("function", loss),
     "optimizer": ("instance", SGD),
+    "outer": ("instance", SGD),
     "order": ("one of", "adapt_then_combine"),
     "p": ("fraction", 1.0),
     "participants": ("count", 1),

@@ -117,6 +117,8 @@ def extra_step_local_sgd(
     learning_rate: optax.ScalarOrSchedule,
     sync_every: Every,
     channel: comm.Channel | comm.AxisName,
+    *,
+    outer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Local extragradient steps, with the workers averaged every `sync_every` of them.
 
@@ -138,6 +140,9 @@ def extra_step_local_sgd(
         of the iteration, as in `jaxsp.sync`.
       channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes;
         through compressors the changes since the last average travel, with feedback.
+      outer: what makes the step of the agreed point from minus the mean change, as in
+        `jaxsp.sync`, such as `optax.sgd(0.7, momentum=0.9, nesterov=True)`; None is the
+        average. Momentum diverges on bilinear games, where the average converges.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -149,11 +154,13 @@ def extra_step_local_sgd(
       Beznosikov, Samokhin, Gasnikov, Distributed Saddle-Point Problems: Lower Bounds,
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112 (Algorithm 3, as in the
       first author's thesis, MIPT 2022).
+      Douillard et al., DiLoCo: Distributed Low-Communication Training of Language
+      Models, 2023, arXiv 2311.08105 (the outer optimizer; of games it is ours).
     """
     _check_sync_every(sync_every)
     return optax.chain(
         transforms.extragradient(descent(learning_rate, calls=2)),
-        transforms.sync(sync_every, channel),
+        transforms.sync(sync_every, channel, outer=outer),
     )
 
 
@@ -163,7 +170,8 @@ def local_extra_adam(
     channel: comm.Channel | comm.AxisName,
     b1: float = 0.5,
     b2: float = 0.9,
-    eps: float = 1e-8,
+    *,
+    outer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Local ExtraAdam steps, with the workers averaged every `sync_every` of them.
 
@@ -176,16 +184,19 @@ def local_extra_adam(
     each takes the moments one step further, so that their decays `b1` and `b2`, and the
     correction of their bias, count oracle calls, two an iteration. The moments are a
     worker's own: they are never sent, and an average leaves them as they are. The
-    composition is reconstructed.
+    composition is reconstructed. It is `extragradient(optax.adam(...))` chained with
+    `sync`; write that for another $\epsilon$ than $10^{-8}$.
 
     Args:
       learning_rate: a number or a schedule of the iteration.
       sync_every: $H$, the iterations from one average to the next; it may be a schedule
         of the iteration, as in `jaxsp.sync`.
-      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes.
+      channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes;
+        through compressors the changes since the last average travel, with feedback.
       b1: decay of the first moment.
       b2: decay of the second moment.
-      eps: added to the root of the second moment.
+      outer: what makes the step of the agreed point from minus the mean change, as in
+        `jaxsp.sync`; None is the average.
 
     Returns:
       The method; `update` needs `params` and `operator_fn`.
@@ -199,15 +210,16 @@ def local_extra_adam(
       arXiv 1802.10551 (ExtraAdam).
       Beznosikov, Samokhin, Gasnikov, Distributed Saddle-Point Problems: Lower Bounds,
       Near-Optimal and Robust Algorithms, 2020, arXiv 2010.13112.
+      Douillard et al., DiLoCo: Distributed Low-Communication Training of Language
+      Models, 2023, arXiv 2311.08105 (the outer optimizer; of games it is ours).
     """
     _check_sync_every(sync_every)
     _arguments.check_decay("b1", b1)
     _arguments.check_decay("b2", b2)
-    _arguments.check_nonnegative("eps", eps)
     rate = of_iterations(learning_rate, calls=2)
     return optax.chain(
-        transforms.extragradient(optax.adam(rate, b1, b2, eps)),
-        transforms.sync(sync_every, channel),
+        transforms.extragradient(optax.adam(rate, b1, b2)),
+        transforms.sync(sync_every, channel, outer=outer),
     )
 
 

@@ -13,17 +13,19 @@ from jaxsp import _arguments, comm
 
 
 class SyncMemory(NamedTuple):
-    r"""What `sync` remembers from one compressed average to the next.
+    r"""What `sync` remembers from one average to the next.
 
     Attributes:
       agreed: $r$, the parameters after the last average, the same on all workers.
-      residual: $e_m$, what this worker's compressor has left out.
+      outer: the state of the outer optimizer, the same on all workers; `()` without.
+      residual: $e_m$, what this worker's compressor has left out; `()` without one.
       server_residual: this worker's part of the server's, as `jaxsp.comm.exchange`
         keeps it; `()` without a compressor on the way down.
       previous: the payloads before, for a compressor with a warm start; else `()`.
     """
 
     agreed: optax.Params
+    outer: optax.OptState
     residual: optax.Params
     server_residual: optax.Params
     previous: optax.OptState
@@ -35,7 +37,7 @@ class SyncState(NamedTuple):
     Attributes:
       count: the number of updates so far, an int32 scalar.
       due: the number of updates at which the next average is, an int32 scalar.
-      memory: a `SyncMemory`; `()` over a plain channel.
+      memory: a `SyncMemory`; `()` over a plain channel without an outer optimizer.
       traffic: the bits sent and received.
     """
 
@@ -48,6 +50,8 @@ class SyncState(NamedTuple):
 def sync(
     every: int | Callable[[chex.Numeric], chex.Numeric],
     channel: comm.Channel | comm.AxisName,
+    *,
+    outer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Average the parameters after every `every`-th update, and leave the rest local.
 
@@ -69,6 +73,23 @@ def sync(
     e \leftarrow \frac1M \sum_m c_m + e - c, \qquad
     z_m + u_m \leftarrow r \leftarrow r + c.$$
 
+    With an outer optimizer the mean change is not applied as it arrives but given to
+    that optimizer as a pseudo-gradient,
+
+    $$z_m + u_m \leftarrow r \leftarrow r + \mathrm{outer}(-c),$$
+
+    over a plain channel with $c = \frac1M \sum_m (z_m + u_m - r)$. `optax.sgd(1.0)` is
+    plain averaging; DiLoCo takes `optax.sgd(0.7, momentum=0.9, nesterov=True)`. Nothing
+    more is sent: all workers keep the same state of it, because it sees $c$ and $r$
+    alone, and no extra arguments of `update`. Its schedules count averages.
+
+    Momentum outside is made for losses; its use on games is ours. Where local steps
+    turn more than they contract it diverges: with extragradient steps of $0.3/L$ on
+    bilinear games of singular values from $L/5$ to $L$, DiLoCo's numbers do so for
+    $H = 1$, 10 and 100, and plain averaging converges. On a strongly monotone game with
+    a symmetric operator and $\mu = L/10$, a round multiplies the error by 0.91 instead
+    of 0.97 for $H = 1$, by 0.84 instead of 0.74 for $H = 10$.
+
     Args:
       every: $H$, the number of updates from one average to the next: a positive
         integer, a hyperparameter of `optax.inject_hyperparams`, or a schedule. A
@@ -76,13 +97,16 @@ def sync(
         of updates so far; what it says is rounded, and is 1 at least.
       channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes; its
         compressors must be contractive.
+      outer: an optax transformation that makes the step of the agreed point from minus
+        the mean change; None adds the change itself.
 
     Returns:
       The transformation; `update` needs `params`.
 
     Raises:
       ValueError: if `every` is none of the above, `channel` is neither or not
-        contractive, or a leaf of the parameters is not floating point.
+        contractive, `outer` is not a transformation, or a leaf of the parameters is not
+        floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,10 +126,14 @@ def sync(
       Basu, Data, Karakus, Diggavi, Qsparse-local-SGD: Distributed SGD with
       Quantization, Sparsification and Local Computations, 2019, arXiv 1906.02367
       (compressed changes with feedback).
+      Douillard et al., DiLoCo: Distributed Low-Communication Training of Language
+      Models, 2023, arXiv 2311.08105 (the outer optimizer).
     """
     channel = comm.check_contractive(comm.as_channel(channel))
     if not callable(every):
         every = _arguments.check_every("every", every)
+    if outer is not None:
+        outer = _arguments.check_transformation("outer", outer)
 
     def steps_from(count):
         """H, the updates from this one to the next average."""
@@ -117,10 +145,12 @@ def sync(
         _arguments.check_floating(params)
         count = jnp.zeros([], jnp.int32)
         memory: Any = ()
-        if not channel.plain:
+        if outer is not None or not channel.plain:
+            agreed = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
             memory = SyncMemory(
-                agreed=jax.tree.map(lambda p: jnp.array(p, copy=True), params),
-                residual=optax.tree.zeros_like(params),
+                agreed=agreed,
+                outer=() if outer is None else outer.init(agreed),
+                residual=() if channel.plain else optax.tree.zeros_like(params),
                 server_residual=comm.no_residual(channel, params),
                 previous=comm.first_payloads(channel, params),
             )
@@ -128,12 +158,12 @@ def sync(
 
     def exchanged(point, memory, traffic, step):
         """The point that all agree on."""
-        if channel.plain:
+        if not isinstance(memory, SyncMemory):
             agreed, traffic = comm.mean(point, traffic, channel)  # (1/M) Σ (z_j + u_j)
             return agreed, memory, traffic
-        change = optax.tree.add(
-            optax.tree.sub(point, memory.agreed), memory.residual
-        )  # z + u − r + e
+        change, residual = optax.tree.sub(point, memory.agreed), memory.residual
+        if not channel.plain:
+            change = optax.tree.add(change, residual)  # z + u − r + e
         made, traffic = comm.exchange(
             change,
             traffic,
@@ -141,9 +171,14 @@ def sync(
             residual=memory.server_residual,
             previous=memory.previous,
         )
-        agreed = optax.tree.add(memory.agreed, made.mean)  # r + c
-        residual = optax.tree.sub(change, made.sent)  # e ← d − C(d)
-        memory = SyncMemory(agreed, residual, made.residual, made.payloads)
+        move, state = made.mean, memory.outer
+        if outer is not None:
+            slope = jax.tree.map(jnp.negative, move)
+            move, state = outer.update(slope, state, memory.agreed)
+        agreed = optax.tree.add(memory.agreed, move)  # r + c, or r + outer(−c)
+        if not channel.plain:
+            residual = optax.tree.sub(change, made.sent)  # e ← d − C(d)
+        memory = SyncMemory(agreed, state, residual, made.residual, made.payloads)
         return agreed, memory, traffic
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -305,6 +305,10 @@ ALL_REDUCE = 2 * (N - 1) / N  # 1.75: 7 bytes for each float32
             2 * ALL_REDUCE,
         ),
         (lambda: methods.extra_step_local_sgd(0.1, 5, AXIS), 0),
+        (
+            lambda: methods.local_extra_adam(0.1, 2, AXIS, outer=optax.sgd(0.7)),
+            2 * ALL_REDUCE,
+        ),
         (lambda: methods.dposg(0.1, topology.ring(N), 3, axis_name=AXIS), 24),
         (
             lambda: methods.dp_oadam(

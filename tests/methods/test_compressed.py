@@ -209,6 +209,37 @@ def test_masha2(x64, codec, two_way, mode, snapshot):
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
 
+def momentum():
+    """An outer optimizer, and its loop."""
+    return optax.sgd(0.7, momentum=0.5, nesterov=True), loops.nesterov(0.7, 0.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("codec", CONTRACTIVE)
+@pytest.mark.parametrize("adam", [False, True])
+def test_local_steps(x64, adam, codec, two_way, mode):
+    """Two-way with an outer optimizer, one-way without."""
+    game, up = Game(), CONTRACTIVE[codec]
+    outer, outer_loop = momentum() if two_way else (None, None)
+    down, rate = TOP if two_way else None, 0.003 if adam else 0.1
+    method, local = methods.extra_step_local_sgd, loops.extra_steps
+    if adam:
+        method, local = methods.local_extra_adam, loops.extra_adam_steps
+    ours, _ = trajectory(mode, method(rate, 3, gather(up, down), outer=outer), game)
+    theirs = loops.local_steps(
+        np.tile(start_point(), (M, 1)),
+        local(game, rate),
+        3,
+        STEPS,
+        messages(up, KEY),
+        server(down, KEY, False) if two_way else loops.exactly,
+        outer_loop,
+    )
+    assert np.abs(theirs[-1] - theirs[0]).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("codec", CONTRACTIVE)

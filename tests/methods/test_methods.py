@@ -216,7 +216,7 @@ def test_local_steps_leave_a_floor_even_when_averaged_every_time(x64):
         (lambda: methods.local_extra_adam(-0.1, 2, "w"), "learning_rate"),
         (lambda: methods.local_extra_adam(0.1, 0, "w"), "every"),
         (lambda: methods.local_extra_adam(0.1, 2, "w", b2=1.0), "b2"),
-        (lambda: methods.local_extra_adam(0.1, 2, "w", eps=-1.0), "eps"),
+        (lambda: methods.local_extra_adam(0.1, 2, "w", outer=0.7), "outer"),
         (lambda: methods.dposg(0.1, np.eye(3), axis_name="w"), "from_matrix"),
         (
             lambda: methods.dposg(0.1, topology.ring(3), 1.5, axis_name="w"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference_compressed
+import reference_compressed as loops
 
 import jaxsp
 from jaxsp import compressors
@@ -90,23 +90,6 @@ def test_every_may_be_a_schedule_of_the_update():
     assert meetings(lambda count: 5, 16) == meetings(5, 16) == [5, 10, 15]
 
 
-def loop(z, pushes, every, Q, Qs, steps):
-    """Local moves; changes since the last average through Q and Qs, with feedback."""
-    M = len(z)
-    agreed, E, e, path = z[0], np.zeros_like(z), 0.0, []
-    for k in range(1, steps + 1):
-        z = z + pushes[k - 1]
-        if k % every == 0:
-            change = z - agreed + E
-            sent = np.stack([Q(v) for v in change])
-            wanted = sent.mean(0) + e
-            c = Qs(wanted)
-            E, e, agreed = change - sent, wanted - c, agreed + c
-            z = np.tile(agreed, (M, 1))
-        path.append(z)
-    return np.stack(path)
-
-
 @pytest.mark.parametrize("two_way", [False, True])
 @pytest.mark.parametrize("mode", WORKERS)
 def test_compressed_averages_are_the_loop(x64, mode, two_way):
@@ -134,14 +117,14 @@ def test_compressed_averages_are_the_loop(x64, mode, two_way):
     ours = jax.jit(workers.map(one_worker))(
         jnp.tile(start, (8, 1)), jnp.asarray(pushes.swapaxes(0, 1))
     )
-    theirs = loop(
+    theirs = loops.local_steps(
         np.tile(start, (8, 1)),
-        pushes,
+        lambda k, Z: Z + pushes[k],
         3,
-        lambda v: reference_compressed.top_k(3)(v),
-        (lambda v: reference_compressed.scaled_sign(v)) if two_way else (lambda v: v),
         steps,
-    )
+        loops.top_k(3),
+        loops.scaled_sign if two_way else loops.exactly,
+    )[1:]
     np.testing.assert_allclose(np.asarray(ours).swapaxes(0, 1), theirs, atol=1e-12)
 
 
@@ -160,6 +143,74 @@ def test_feedback_brings_across_what_a_compressor_leaves_out():
     np.testing.assert_allclose(z, jnp.tile(push.mean(0), (8, 1)), atol=1e-6)
     each = 2 * (32 + 32) * 7  # two values and two indices to seven workers
     assert int(jaxsp.metrics.bits_sent(state).up[0]) <= 60 * each
+
+
+def end(F, outer, every, rounds):
+    """How far from 0 local extragradient of step 0.3 ends, from a point of ones."""
+    workers = WORKERS["vmap"]()
+    tx = jaxsp.methods.extra_step_local_sgd(0.3, every, workers.axis_name, outer=outer)
+
+    def one_worker(z):
+        def step(carry, _):
+            z, state = carry
+            updates, state = tx.update(F(z), state, z, operator_fn=F)
+            return (optax.apply_updates(z, updates), state), None
+
+        return jax.lax.scan(step, (z, tx.init(z)), length=every * rounds)[0][0]
+
+    z = workers.replicate(jaxsp.MinMax(jnp.ones(9), jnp.ones(9)))
+    z = jax.jit(workers.map(one_worker))(z)
+    return float(optax.tree.norm(jax.tree.map(lambda x: x[0], z)))
+
+
+DILOCO = optax.sgd(0.7, momentum=0.9, nesterov=True)
+SPECTRUM = jnp.linspace(0.1, 1.0, 9)
+
+
+@pytest.mark.parametrize("every", [1, 10, 100])
+def test_outer_momentum_diverges_on_rotations_where_the_average_converges(x64, every):
+    F = jaxsp.saddle(lambda x, y: jnp.sum(jnp.maximum(SPECTRUM, 0.2) * x * y))
+    average = end(F, None, every, 400)
+    assert average < 2.5  # from 4.2
+    sgd = end(F, optax.sgd(1.0), every, 400)
+    np.testing.assert_allclose(sgd, average, rtol=1e-9)
+    assert not end(F, DILOCO, every, 400) < 1e6
+
+
+def test_outer_momentum_helps_a_strongly_monotone_game_of_few_local_steps(x64):
+    F = jaxsp.saddle(lambda x, y: 0.5 * jnp.sum(SPECTRUM * (x**2 - y**2)))
+    factors = [
+        (end(F, outer, every, 60) / end(F, outer, every, 30)) ** (1 / 30)
+        for every in (1, 10)
+        for outer in (DILOCO, None)
+    ]
+    np.testing.assert_allclose(factors, [0.91, 0.97, 0.84, 0.74], atol=0.01)
+
+
+def test_the_outer_optimizer_sees_the_same_on_all_workers():
+    """It gets the mean change and r, none of what workers are given apart."""
+    workers = WORKERS["shard_map"]()
+
+    def nosy(updates, state, params=None, *, value=0.0):
+        return updates + value, state
+
+    nosy = optax.GradientTransformationExtraArgs(DILOCO.init, nosy)
+    tx = jaxsp.sync(2, workers.axis_name, outer=optax.chain(nosy, optax.adam(0.1)))
+    z = workers.shard(jnp.ones((8, 3)))
+    state = workers.shard(jax.jit(workers.map(tx.init))(z))
+    update = jax.jit(workers.map(lambda u, s, z: tx.update(u, s, z, value=u[0])))
+    for _ in range(4):
+        push = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+        updates, state = update(push, state, z)
+        z = z + updates
+    for leaf in jax.tree.leaves((state.memory.agreed, state.memory.outer)):
+        assert (leaf == leaf[:1]).all()
+
+
+@pytest.mark.parametrize("outer", [0.7, optax.sgd, "nesterov"])
+def test_an_outer_optimizer_is_a_transformation(outer):
+    with pytest.raises(ValueError, match="outer must be an optax transformation"):
+        jaxsp.sync(2, "workers", outer=outer)
 
 
 def test_a_channel_that_is_not_contractive_is_refused():

@@ -153,6 +153,17 @@ class Config:
         "The same, in epochs: E is max(1, round(E x mean share / batch size)) steps.",
         bounds=_AT_LEAST_0,
     )
+    outer_learning_rate: float | None = _own(
+        "outer_learning_rate",
+        "What an average's change is multiplied by before all make it.",
+        "1",
+        bounds=(1e-12, None),
+    )
+    outer_momentum: float | None = _own(
+        "outer_momentum",
+        "Nesterov momentum from one average's change to the next.",
+        bounds=_DECAY,
+    )
     participation: float | None = _own(
         "participation",
         "Share of the workers that take part in a round of fl_gan, drawn anew for "

@@ -36,6 +36,7 @@ _PLAIN, _CODES, _RANDOM, _LARGEST = (
 )
 _RING, _REFRESH = {"topology": "ring", "rounds": 1}, {"refresh": None}
 _LOCAL = {"sync_every": 10, "sync_epochs": None} | _PLAIN
+_LOCAL |= {"outer_learning_rate": None, "outer_momentum": None}
 _FEDERATED = {"sync_every": None, "sync_epochs": 1.0, "participation": 1.0}
 _SERVER = {"swap_epochs": 1.0, "moments": "stay", "batches_k": "log"}
 # The flags that not every method reads, with their defaults.
@@ -162,6 +163,9 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     }
     if config.sync_epochs is not None:
         values["sync_every"] = in_steps(config.sync_epochs)
+    outer = config.outer_learning_rate, config.outer_momentum
+    if outer != (None, None):
+        values["outer"] = optax.sgd(outer[0] or 1.0, outer[1], nesterov=True)
     if config.swap_epochs and count > 1:
         values["swap_every"] = in_steps(config.swap_epochs)
     if config.crash_every is not None:  # the last worker first
@@ -225,5 +229,6 @@ def _compressor(config, flag):
     """What workers or server send through; None for nothing."""
     with naming(flag, getattr(config, flag), ValueError):
         found = names.parse_compressor(getattr(config, flag) or "none")
-    contractive = METHODS[config.method].get("compressor") == "top_k"
+    own = METHODS[config.method]
+    contractive = own.get("compressor") == "top_k" or "outer_momentum" in own
     return compressors.contractive(found) if found and contractive else found
