@@ -192,6 +192,26 @@ def test_mix_refuses_another_number_of_workers(workers):
         workers.map(lambda x: free(comm.mix, x, topology.ring(5), AXIS))(jnp.ones(N))
 
 
+@pytest.mark.parametrize("devices", [1, 4, N])
+@pytest.mark.parametrize("size", [2047, 2048, 2080])
+def test_long_messages_arrive_as_short_ones(devices, size):
+    team = jaxsp.Workers(N, jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(N, N, size)).astype(np.float32)
+    x = {"a": numbers, "b": rng.integers(0, 9, (N, N, 3)).astype(np.uint8)}
+    gathered, turned = on_all(
+        team,
+        lambda t: (
+            free(comm.gather, jax.tree.map(lambda leaf: leaf[0], t), team.axis_name),
+            free(comm.transpose, t, team.axis_name),
+        ),
+    )(x)
+    for m in range(N):
+        for name in x:
+            np.testing.assert_array_equal(gathered[name][m], x[name][:, 0])
+            np.testing.assert_array_equal(turned[name][m], x[name][:, m])
+
+
 # ---------------------------------------------------------- collectives in the program
 
 
@@ -227,6 +247,22 @@ def test_gossip_compiles_to_one_permute_a_round(build, expected, leaves):
     state = jax.eval_shape(workers.map(tx.init), params)
     found = collectives(workers.map(tx.update), params, state, params)
     assert found == ["collective-permute"] * expected
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [(8191, "8,8191"), (8192, "8,64,128"), (8193, "8,65,128")]
+)
+def test_long_messages_travel_in_rows_of_128_bytes(size, shape):
+    """Or a TPU replaces the all-gather by an all-reduce of everybody's bytes."""
+    workers, x = jaxsp.Workers(N), jnp.zeros((N, N, size), jnp.uint8)
+
+    def program(x):
+        gathered = free(comm.gather, x[0], AXIS)
+        return gathered, free(comm.transpose, x, AXIS)
+
+    text = jax.jit(workers.map(program)).lower(x).as_text()
+    for name in ("all_gather", "all_to_all"):
+        assert re.search(rf"{name}.* tensor<{shape.replace(',', 'x')}xui8>", text)
 
 
 @pytest.mark.parametrize("leaves", [1, 7])
