@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from jaxsp.gan.files import replacing
 
-__all__ = ["draw", "write"]
+__all__ = ["draw", "in_words", "write"]
 
 # Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008); dashes
 # for more lines than there are colours.
@@ -104,7 +104,7 @@ def write(
       The page.
     """
     summary, parts = [], []
-    for paper, (written, _) in papers.items():
+    for paper, (written, recorded) in papers.items():
         parts.append(f'<h2 id="{paper}">{_text(written["title"])}</h2>')
         parts.append(f"<p>{_text(written['paper'])}</p>")
         parts += [f"<p>{_text(line)}</p>" for line in written.get("notes", ())]
@@ -112,7 +112,8 @@ def write(
         for name, experiment in written["experiments"].items():
             path = output / f"{paper}.{name}.json"
             found = json.loads(path.read_text()) if path.exists() else None
-            parts += _experiment(paper, name, experiment, found, output)
+            before = recorded.get(name, {})
+            parts += _experiment(f"{paper}.{name}", experiment, found, before, output)
             none = [None] * len(experiment["claims"])
             for verdict in found["verdicts"] if found else none:
                 counts[verdict or "not run"] += 1
@@ -137,9 +138,9 @@ def write(
     return page
 
 
-def _experiment(paper, name, experiment, found, output):
-    """The lines of one experiment."""
-    yield f'<h3 id="{paper}.{name}">{_text(experiment["title"])}</h3>'
+def _experiment(name, experiment, found, recorded, output):
+    """The lines of one experiment: what has just come out, and what was recorded."""
+    yield f'<h3 id="{name}">{_text(experiment["title"])}</h3>'
     yield f"<p>{_text(experiment['setup'])}</p>"
     differences = experiment.get("differences", ())
     if differences:
@@ -148,42 +149,58 @@ def _experiment(paper, name, experiment, found, output):
     full = " --full" if found and found["form"] == "long" else ""
     short, long = experiment["minutes"]
     yield (
-        f"<p><code>python claims/run.py {paper}.{name}{full}</code> (about {short:g} "
+        f"<p><code>python claims/run.py {name}{full}</code> (about {short:g} "
         f"minutes; in the long form {long:g})</p>"
     )
-    if found is None:
-        yield '<p class="none">Not run.</p>'
-        return
-    for picture in found["pictures"]:
+    for picture in found["pictures"] if found else ():
         vector = picture.removesuffix(".png") + ".svg"
         target = vector if (output / vector).exists() else picture
         yield (
             f'<a href="{target}"><img src="{picture}" '
             f'alt="figure of {_text(experiment["title"])}"></a>'
         )
+    runs = {"here": found} if found else {}
+    runs |= {f"recorded, {form} form": recorded[form] for form in recorded}
+    if found is None:
+        yield '<p class="none">Not run.</p>'
+    heads = "".join(f"<th>{_text(head)}</th>" for head in runs)
     yield (
         '<div class="scroll"><table><tr><th>claim</th><th>where</th><th>paper</th>'
-        "<th>asked for</th><th>here</th><th>verdict</th></tr>"
+        f"<th>asked for</th>{heads}</tr>"
     )
-    for claim, verdict in zip(experiment["claims"], found["verdicts"], strict=True):
-        values = found["values"].get(claim.get("value"), ())
-        mean = f"{np.mean(values):.3g}" if values else ""
-        if len(values) > 1 and math.isfinite(np.std(values)):
-            mean += f" ± {np.std(values):.1g}"
-        kind = (verdict or "none").partition(" ")[0]
-        kind = "none" if verdict == "not testable here" else kind
-        said = verdict or "in the long form only"
+    for index, claim in enumerate(experiment["claims"]):
         cells = [claim["claim"], claim["where"], claim.get("paper", ""), _asked(claim)]
-        tds = "".join(f"<td>{_text(str(cell))}</td>" for cell in [*cells, mean])
-        reason = f"<br>{_text(claim['untestable'])}" if "untestable" in claim else ""
-        mark = _MARKS.get(verdict, "")
-        yield f'<tr>{tds}<td class="{kind}">{mark} {said}{reason}</td></tr>'
+        tds = "".join(f"<td>{_text(str(cell))}</td>" for cell in cells)
+        judged = "".join(_judged(claim, run, index) for run in runs.values())
+        yield f"<tr>{tds}{judged}</tr>"
     yield "</table></div>"
-    yield (
-        f'<p class="none">{found["form"]} form, seeds {found["seeds"]}, '
-        f"{found['minutes']:g} minutes, commit {found['commit']}, Python "
-        f"{found['python']}, JAX {found['jax']}</p>"
-    )
+    for head, run in runs.items():
+        form = f"{run['form']} form, " if "form" in run else ""
+        yield (
+            f'<p class="none">{head}: {form}seeds {run["seeds"]}, '
+            f"{run['minutes']:g} minutes, commit {run['commit']}, Python "
+            f"{run['python']}, JAX {run['jax']}</p>"
+        )
+
+
+def _judged(claim, run, index):
+    """The cell of one claim in one run: its number and the verdict."""
+    verdict, value = run["verdicts"][index], run["values"].get(claim.get("value"), "")
+    if not isinstance(value, str):  # of every seed; what is recorded is in words
+        value = in_words(value)
+    kind = (verdict or "none").partition(" ")[0]
+    kind = "none" if verdict == "not testable here" else kind
+    said = f"{_MARKS.get(verdict, '')} {verdict or 'in the long form only'}"
+    reason = f"<br>{_text(claim['untestable'])}" if "untestable" in claim else ""
+    return f'<td class="{kind}">{value} {said}{reason}</td>'
+
+
+def in_words(values: Sequence[float]) -> str:
+    """The mean over seeds, with their standard deviation if there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    deviation = f" ± {np.std(values):.1g}" if math.isfinite(np.std(values)) else ""
+    return f"{np.mean(values):.3g}{deviation}"
 
 
 def _asked(claim):

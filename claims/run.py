@@ -128,12 +128,7 @@ def record(paper: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         kept = {
             key: one[key] for key in ("seeds", "minutes", "commit", "python", "jax")
         }
-        kept["values"] = {
-            key: f"{np.mean(values):.3g} ± {np.std(values):.1g}"
-            if len(values) > 1
-            else f"{values[0]:.3g}"
-            for key, values in one["values"].items()
-        }
+        kept["values"] = {k: page.in_words(v) for k, v in one["values"].items()}
         kept["verdicts"] = one["verdicts"]
         before.setdefault(name, {})[one["form"]] = kept
     text = yaml.safe_dump(before, sort_keys=False, allow_unicode=True, width=88)

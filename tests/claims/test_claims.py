@@ -53,7 +53,10 @@ def test_verdicts_count_seeds(run):
     assert run.judge(near, [4.9e-4, 2.1e-3]) == "not held"
 
 
-def test_short_claims_of_three_papers_hold(run, tmp_path):
+def test_short_claims_of_three_papers_hold(run, tmp_path, monkeypatch):
+    for path in ROOT.glob("*.yaml"):  # without what was recorded
+        (tmp_path / path.name).write_text(path.read_text().partition("\n---\n")[0])
+    monkeypatch.setattr(run, "HERE", tmp_path)
     names = ["masha.feedback", "esl.robust_regression", "dposg.one_worker"]
     assert run.main([*names, "--jobs=2", f"--output={tmp_path}"]) == 0
     for name in names:
@@ -79,6 +82,8 @@ def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkey
     assert text.startswith(before.rstrip())
     recorded = list(yaml.safe_load_all(text))[1]["feedback"]["short"]
     assert recorded["verdicts"] == ["held", "held"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "recorded, short form: seeds [0]" in page
     assert float(recorded["values"]["growth"]) == pytest.approx(1 + 0.11 / 6, abs=2e-3)
 
 
