@@ -5,7 +5,8 @@ $$P(v) = \arg\min_{p \in C} |p - v|.$$
 A point of the set stays as it is (to rounding on the simplex), and what is not finite
 comes out not finite, except for $-\infty$ on the simplex and in a box. A projection of
 a game's point is made of those of the players, as in
-`lambda z: MinMax(simplex(z.x), ball(z.y, 2.0))`.
+`lambda z: MinMax(simplex(z.x), ball(z.y, 2.0))`. Between averages of local steps do not
+project: project what has been averaged (see `jaxsp.methods.extra_step_local_sgd`).
 
 Simplex and box are those of `optax.projections`, made accurate far from zero and in
 half precision. The balls are not: optax's move points inside by a rounding error, and
