@@ -157,11 +157,12 @@ def extra_adam(z0, F, lr, steps, b1=0.5, b2=0.9, eps=1e-8, sync_every=None):
 # Past-gradient methods.
 
 
-def dposg(z0, F, W, rounds, lr, steps):
+def dposg(z0, F, W, rounds, lr, steps, combine_first=False):
     """Z_k = Y_k - η_k G_{k-1};  G_k = F(Z_k);  X_{k+1} = Y_k - η_k G_k;  Y = W^t X.
 
-    Starts at X_0 = Y_0 = z0, G_{-1} = 0. Returns the points Z, X and Y: a gradient is
-    taken at Z, and Y is the mixed point to report.
+    With `combine_first` Y_{k+1} = X_{k+1} = W^t Y_k - η_k G_k. Starts at X_0 = Y_0 =
+    z0, G_{-1} = 0. Returns the points Z, X and Y: a gradient is taken at Z, and Y is
+    the mixed point to report.
     """
     X = Y = np.array(z0, float)
     G, points = np.zeros_like(Y), []
@@ -170,8 +171,11 @@ def dposg(z0, F, W, rounds, lr, steps):
         points.append((Z, X, Y))
         if k < steps:  # exactly one oracle call per iteration
             G = F(Z)
-            X = Y - rate(lr, k) * G
-            Y = mix(X, W, rounds)
+            if combine_first:
+                X = Y = mix(Y, W, rounds) - rate(lr, k) * G
+            else:
+                X = Y - rate(lr, k) * G
+                Y = mix(X, W, rounds)
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 

@@ -127,6 +127,29 @@ def dqgan(w0, F, Q, lr, steps, Qs=None):
     return np.stack([np.broadcast_to(half, G.shape) for half in halves]), np.stack(ws)
 
 
+def delayed_optimistic(z0, F, lr, steps, look_ahead, Q=exactly, Qs=exactly):
+    """Optimistic descent whose mean gradient comes one step late, with feedback:
+
+      Z_k = Y_k - ρ η_k g_{k-1};  G_k = F(Z_k);  Y_{k+1} = Y_k - η_k g_k
+      c_m = Q(G_{k-1,m} + e_m);   e_m ← G_{k-1,m} + e_m - c_m
+      g_k = Qs(mean c_m + e);     e ← mean c_m + e - g_k
+
+    G_{-1} = g_{-1} = 0 and no residuals. Returns the points Z [steps + 1, M, d].
+    """
+    Y = np.array(z0, float)
+    E, e, g, waiting, points = 0.0, 0.0, 0.0, np.zeros_like(Y), []
+    for k in range(steps + 1):
+        Z = Y - look_ahead * rate(lr, k) * g
+        points.append(Z)
+        P = waiting + E
+        sent = up(Q, k, P)
+        wanted = sent.mean(axis=0) + e
+        g = Qs(k, wanted)
+        E, e, waiting = P - sent, wanted - g, F(Z)
+        Y = Y - rate(lr, k) * g
+    return np.stack(points)
+
+
 # MASHA: params are z; the snapshot w and all F_m(w) are in the state, w = z at first.
 # F is called at the start, at z½, and at a new snapshot: the "previous" point, the one
 # before the step whose coin says so, or the "current" one after it. All return z and w.

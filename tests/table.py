@@ -53,6 +53,12 @@ def rand_dp_oadam(z0, F, W, lr, steps):
     return reference.rand_dp_oadam(z0, F, matrices, lr)
 
 
+def delayed(lr, average, look_ahead=2.0):
+    """Optimistic descent with a mean of the step before."""
+    ahead = transforms.past_extragradient(lr, look_ahead=look_ahead)
+    return optax.chain(transforms.delay(), average, ahead)
+
+
 def nesterov():
     """The outer optimizer of DiLoCo, of less momentum, with which games do not grow."""
     return optax.sgd(0.7, momentum=0.5, nesterov=True)
@@ -132,6 +138,20 @@ METHODS = [
         lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 2, lr, n)[0],
     ),
     Row(
+        "dposg_combine_then_adapt",
+        lambda t, lr, axis=AXIS: methods.dposg(
+            lr, t, 2, axis_name=axis, order="combine_then_adapt"
+        ),
+        lambda z0, F, W, lr, n: reference.dposg(z0, F, W, 2, lr, n, combine_first=True)[
+            0
+        ],
+    ),
+    Row(
+        "delayed_optimistic",
+        lambda t, lr, axis=AXIS: delayed(lr, jaxsp.average(axis)),
+        lambda z0, F, W, lr, n: loops.delayed_optimistic(z0, F, lr, n, 2.0),
+    ),
+    Row(
         "cp_oadam",
         lambda t, lr, axis=AXIS: methods.cp_oadam(lr, axis),
         lambda z0, F, W, lr, n: reference.cp_oadam(z0, F, lr, n),
@@ -197,6 +217,7 @@ TRANSFORMS = [
     Row(
         "past_extragradient", lambda t, lr, axis=AXIS: transforms.past_extragradient(lr)
     ),
+    Row("delay", lambda t, lr, axis=AXIS: transforms.delay()),
     Row("optimistic_adam", lambda t, lr, axis=AXIS: transforms.optimistic_adam(lr)),
 ]
 
@@ -236,6 +257,12 @@ COMPRESSED_METHODS = [
         "compressed_extragradient",
         lambda t, lr, axis=AXIS: methods.compressed_extragradient(lr, on(axis, SIGN)),
         covers=("error_feedback_extragradient",),
+    ),
+    Row(
+        "delayed_feedback",
+        lambda t, lr, axis=AXIS: delayed(
+            lr, jaxsp.error_feedback_average(on(axis, SIGN, SIGN))
+        ),
     ),
     Row(
         "compressed_extra_step_local_sgd",
@@ -298,6 +325,12 @@ LOSSY = [
             0.05,
             (FOUR_BITS, TOP),
             lambda lr, c: methods.extra_step_local_sgd(lr, 3, c, outer=nesterov()),
+        ),
+        (
+            "delayed",
+            0.05,
+            (FOUR_BITS, TOP),
+            lambda lr, c: delayed(lr, jaxsp.error_feedback_average(c)),
         ),
         ("qsgda", 0.05, (RAND,), methods.qsgda),
         ("ef21", 0.05, (compressors.sign(),), methods.ef21_sgda),

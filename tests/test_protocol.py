@@ -314,7 +314,7 @@ def test_two_call_methods_ask_for_the_operator(name):
 
 @ROWS
 def test_what_moves_parameters_asks_for_them(row):
-    looks = ("average", "cp_oadam", "dqgan_adam", "sgda", "optimistic_adam")
+    looks = ("average", "cp_oadam", "dqgan_adam", "sgda", "optimistic_adam", "delay")
     if row.name.endswith(looks):
         return  # only at updates
     workers = jaxsp.Workers(N, devices=jax.devices()[:1])
@@ -327,7 +327,7 @@ def test_what_moves_parameters_asks_for_them(row):
 def test_integer_parameters_are_refused_by_name(row):
     if row.name in ("extragradient", "alternating_extragradient", "alternating"):
         return  # what they allow is the base optimizer's choice
-    if row.name in ("past_extragradient", "optimistic_adam"):
+    if row.name in ("past_extragradient", "optimistic_adam", "delay"):
         return  # nothing is averaged
     params = {"w": jnp.ones(3), "steps": jnp.zeros(3, jnp.int32)}
     with pytest.raises(ValueError, match=r"params\['steps'\] is int32"):

@@ -202,6 +202,7 @@ ARGUMENTS = {
     "latents": ("instance", jnp.ones((2, 5))),
     "learning_rate": ("rate", 0.1),
     "levels": ("count", 4),
+    "look_ahead": ("positive", 2.0),
     "losses": ("instance", LOSSES),
     "lower": ("bound", 0.0),
     "max_consecutive_errors": ("count", 3),

@@ -1,5 +1,7 @@
 """DPOSG and its Adam forms."""
 
+from typing import Literal
+
 import chex
 import optax
 
@@ -15,6 +17,7 @@ def dposg(
     rounds: int = 1,
     *,
     axis_name: comm.AxisName,
+    order: Literal["adapt_then_combine", "combine_then_adapt"] = "adapt_then_combine",
     key: chex.PRNGKey | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Decentralized parallel optimistic stochastic gradient.
@@ -30,11 +33,18 @@ def dposg(
     graph; heterogeneous operators leave a bias of order $\eta$, smaller for larger $t$.
     It converges on bilinear games, where gossip with plain descent diverges.
 
+    With `order="combine_then_adapt"` $Y \leftarrow W^t Y - \eta\, G$, as in `dp_oadam`
+    with the parameters: what travels is known when an iteration begins, and may do so
+    while $G$ is computed. That is ours. The last step is not mixed, so that the bias
+    is larger: on a quadratic game, $\eta = 0.2/L$ on a ring of 8, 1.4 times with one
+    round and 2.9 times with four.
+
     Args:
       learning_rate: $\eta$, a number or a schedule of the iteration.
       topology: the mixing matrix, from `jaxsp.topology`.
       rounds: $t$, the exchanges in each iteration.
       axis_name: the worker axis, `Workers.axis_name`.
+      order: whether the step is mixed with the point or made after.
       key: the shared key of a random topology.
 
     Returns:
@@ -67,7 +77,7 @@ def dposg(
     """
     return transforms.past_extragradient(
         learning_rate,
-        transforms.gossip(topology, rounds, axis_name=axis_name, key=key),
+        transforms.gossip(topology, rounds, axis_name=axis_name, order=order, key=key),
     )
 
 

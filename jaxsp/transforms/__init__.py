@@ -11,6 +11,7 @@ from jaxsp.transforms.apply_if_all_finite import (
 )
 from jaxsp.transforms.average import AverageState, average
 from jaxsp.transforms.compressed_gossip import CompressedGossipState, compressed_gossip
+from jaxsp.transforms.delay import DelayState, delay
 from jaxsp.transforms.difference_average import (
     DifferenceAverageState,
     difference_average,
@@ -44,6 +45,7 @@ __all__ = [
     "ApplyIfAllFiniteState",
     "AverageState",
     "CompressedGossipState",
+    "DelayState",
     "DifferenceAverageState",
     "ErrorFeedbackAverageState",
     "ExtragradientState",
@@ -61,6 +63,7 @@ __all__ = [
     "apply_if_all_finite",
     "average",
     "compressed_gossip",
+    "delay",
     "difference_average",
     "error_feedback_average",
     "extragradient",

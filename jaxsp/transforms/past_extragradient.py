@@ -15,7 +15,7 @@ class PastExtragradientState(NamedTuple):
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
-      ahead: $\eta G_{\mathrm{prev}}$, by which the parameters lie ahead of $Y$.
+      ahead: $\rho \eta G_{\mathrm{prev}}$, by which the parameters lie ahead of $Y$.
       combine: the state of the transformation of the full point.
     """
 
@@ -27,17 +27,17 @@ class PastExtragradientState(NamedTuple):
 def past_extragradient(
     learning_rate: optax.ScalarOrSchedule,
     combine: optax.GradientTransformation | None = None,
+    look_ahead: chex.Numeric = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Past extragradient (optimistic descent), one oracle call an update.
 
-    $$Z = Y - \eta\, G_{\mathrm{prev}}, \qquad G = F(Z), \qquad
+    $$Z = Y - \rho \eta\, G_{\mathrm{prev}}, \qquad G = F(Z), \qquad
     X = Y - \eta\, G, \qquad Y \leftarrow \mathrm{combine}(X), \qquad
     G_{\mathrm{prev}} \leftarrow G.$$
 
     The parameters are $Z$, the point where the next gradient is taken. It starts at the
-    initial parameters with $G_{\mathrm{prev}} = 0$, and moves in one update by
-    $Z \leftarrow \mathrm{combine}(Z + \eta G_{\mathrm{prev}} - \eta G) - \eta G$;
-    without `combine` and with a constant rate that is optimistic gradient descent,
+    initial parameters with $G_{\mathrm{prev}} = 0$. With $\rho = 1$, without `combine`
+    and with a constant rate it is optimistic gradient descent,
     $Z \leftarrow Z - 2 \eta G + \eta G_{\mathrm{prev}}$. The point to report is $Y$,
     `jaxsp.methods.eval_params(state, params)`. With a schedule, $\eta_k$ is the rate of
     both lines of iteration $k$, so the update of iteration $k$ ends with $\eta_{k+1}$;
@@ -46,14 +46,16 @@ def past_extragradient(
     Args:
       learning_rate: $\eta$, a number or a schedule.
       combine: what happens to the full point $X$, as a transformation of the update
-        that leads to it: `gossip(...)` makes DPOSG of it. None is nothing.
+        that leads to it from $Y$: `gossip(...)` makes DPOSG of it. None is nothing.
+      look_ahead: $\rho$, by how many steps the gradient is taken ahead. Where updates
+        come one step late (`delay`), games need 2.
 
     Returns:
       The transformation; `update` needs `params`.
 
     Raises:
-      ValueError: if `learning_rate` is not a schedule or a number above zero, or
-        `update` is called without `params`.
+      ValueError: if `learning_rate` is not a schedule or a number above zero,
+        `look_ahead` is not a number above zero, or `update` is called without `params`.
 
     Example:
       >>> import jaxsp, optax
@@ -74,6 +76,7 @@ def past_extragradient(
       arXiv 1711.00141.
     """
     _arguments.check_learning_rate(learning_rate)
+    _arguments.check_positive("look_ahead", look_ahead)
     transform = _arguments.check_transformation(
         "combine", optax.identity() if combine is None else combine
     )
@@ -94,12 +97,15 @@ def past_extragradient(
     def update_fn(updates, state, params=None, **extra_args):
         params = _arguments.require_params(params)
         count = jnp.asarray(optax.safe_increment(state.count))
-        push = optax.tree.sub(state.ahead, scaled(rate(state.count), updates))
-        moved, combined = transform.update(  # Y − Z, where Z + push = X
-            push, state.combine, params, **extra_args
+        moved, combined = transform.update(  # what leads from Y to X, and then to Y
+            scaled(-rate(state.count), updates),
+            state.combine,
+            optax.tree.add(params, state.ahead),
+            **extra_args,
         )
-        ahead = scaled(rate(count), updates)
-        updates = optax.tree.sub(moved, ahead)  # Z ← Y − η G
+        ahead = scaled(look_ahead * rate(count), updates)
+        # Z = Y − ρ η G, before and after
+        updates = optax.tree.add(moved, optax.tree.sub(state.ahead, ahead))
         return updates, PastExtragradientState(count, ahead, combined)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

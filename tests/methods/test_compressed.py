@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import reference_compressed as loops
+import table
 
 import jaxsp
 from jaxsp import compressors, methods, transforms
@@ -235,6 +236,27 @@ def test_local_steps(x64, adam, codec, two_way, mode):
         messages(up, KEY),
         server(down, KEY, False) if two_way else loops.exactly,
         outer_loop,
+    )
+    assert np.abs(theirs[-1] - theirs[0]).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("two_way", [False, True])
+@pytest.mark.parametrize("codec", CONTRACTIVE)
+def test_delayed_feedback(x64, codec, two_way, mode):
+    game, up = Game(), CONTRACTIVE[codec]
+    down = TOP if two_way else None
+    average = jaxsp.error_feedback_average(gather(up, down))
+    ours, _ = trajectory(mode, table.delayed(0.05, average), game)
+    theirs = loops.delayed_optimistic(
+        np.tile(start_point(), (M, 1)),
+        game,
+        0.05,
+        STEPS,
+        2.0,
+        messages(up, KEY),
+        server(down, KEY, False) if two_way else loops.exactly,
     )
     assert np.abs(theirs[-1] - theirs[0]).max() > 0.1
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)

@@ -125,8 +125,9 @@ def test_dposg_bias_is_of_the_order_of_the_rate(x64):
     problem = jaxsp.problems.quadratic(N, 4, L=1, mu=0.3, heterogeneity=1.0, seed=1)
     workers = MODES["vmap"](N)
 
-    def bias(rate, rounds):
-        tx = methods.dposg(rate, topology.ring(N), rounds, axis_name=workers.axis_name)
+    def bias(rate, rounds, **order):
+        axis = workers.axis_name
+        tx = methods.dposg(rate, topology.ring(N), rounds, axis_name=axis, **order)
         z, state = bilinear_run(tx, problem, workers, int(300 / rate))
         z = workers.map(methods.eval_params)(state, z)
         spread = jax.vmap(lambda z: jaxsp.metrics.distance(z, problem.z_star))(z)
@@ -136,6 +137,9 @@ def test_dposg_bias_is_of_the_order_of_the_rate(x64):
     assert 0.4 < small / large < 0.6
     assert mixed < 0.5 * large
     assert large > 1e-3
+    late = {"order": "combine_then_adapt"}  # what dposg says of it
+    np.testing.assert_allclose(bias(0.2, 1, **late) / large, 1.4, atol=0.05)
+    np.testing.assert_allclose(bias(0.2, 4, **late) / mixed, 2.9, atol=0.05)
 
 
 def test_eval_params_is_the_mixed_point_of_dposg(x64):
