@@ -6,17 +6,20 @@ RUN = $(VENV)/bin/python
 TEST = $(RUN) -m pytest -n 2 --dist worksteal
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help demo papers test lint format bench test-lowest clean
+.PHONY: help demo papers test lint format bench accelerators test-accelerators \
+    test-lowest clean
 
 help:
-	@echo "make demo         train a GAN on eight workers, on 8x8 digits (3 minutes)"
-	@echo "make papers       test the papers' claims (FULL=1: in their long form)"
-	@echo "make test         run all tests"
-	@echo "make lint         ruff and pyright"
-	@echo "make format       ruff format"
-	@echo "make bench        the short benchmarks of BENCHMARKS.md"
-	@echo "make test-lowest  run all tests with the oldest versions in pyproject.toml"
-	@echo "make clean        remove the virtual environments and caches"
+	@echo "make demo              train a GAN on eight workers, on 8x8 digits (3 minutes)"
+	@echo "make papers            test the papers' claims (FULL=1: in their long form)"
+	@echo "make test              run all tests"
+	@echo "make lint              ruff and pyright"
+	@echo "make format            ruff format"
+	@echo "make bench             the short benchmarks of BENCHMARKS.md"
+	@echo "make accelerators      what the compilers of TPUs and GPUs make of every step"
+	@echo "make test-accelerators test the same, on some of them"
+	@echo "make test-lowest       run all tests with the oldest versions in pyproject.toml"
+	@echo "make clean             remove the virtual environments and caches"
 
 $(VENV)/.gan: pyproject.toml
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -51,6 +54,20 @@ bench: $(VENV)/.gan
 	$(RUN) benchmarks/gossip_scaling.py
 	$(RUN) benchmarks/step_overhead.py
 	$(RUN) benchmarks/step_overhead.py --devices=8
+
+# Beside the environment, as JAX would look for a TPU and a GPU in every run of it.
+$(VENV)/compilers: $(VENV)/.all
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target=$@ $$($(RUN) benchmarks/compilers.py)
+	@touch $@
+
+COMPILERS = JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/compilers
+
+accelerators: $(VENV)/compilers
+	$(COMPILERS) $(RUN) benchmarks/accelerators.py $(FLAGS)
+
+test-accelerators: $(VENV)/compilers
+	$(COMPILERS) $(RUN) -m pytest -m accelerators tests/test_accelerators.py
 
 test-lowest: $(VENV)/.all
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsp import compressors
+from jaxsp import compressors, methods
 from jaxsp.gan import losses as gan_losses
 from jaxsp.gan import models
 
@@ -118,3 +118,31 @@ def test_compressed_adversarial_training_is_compared(load, tmp_path, monkeypatch
     assert 7 < float(four[5]) <= 8  # and the scales
     again = list(bench.table_rows(tmp_path, 2, [0], bench.ROWS))
     assert again == [full, four]  # read back
+
+
+def test_every_method_is_compiled_for_accelerators(load):
+    """On CPUs here, for which a compiler is always there."""
+    bench = load("accelerators")
+    named = {name.partition(",")[0] for name in bench.METHODS} - {"compressed_gossip"}
+    assert named == set(methods.__all__) - {"eval_params"}
+    found, text = bench.measure(bench.lower("dposg, ring", jax.devices()[:8], 8, 100))
+    assert "collective-permute" in text
+    assert [c["op"] for c in found["collectives"]] == ["collective-permute"] * 2
+    assert tuple(found["sent"]) == bench.counted("dposg, ring", 8, 100) == (800, 800)
+    row = {"step": "dposg, ring", "counted": (800, 800)} | found
+    assert len(bench.cells(row)) == len(bench.HEAD)
+
+
+def test_counts_have_a_range_where_a_coin_decides(load):
+    bench = load("accelerators")
+    assert bench.counted("local_extra_adam", 8, 100) == (0, 700)
+    assert bench.counted("masha1, rand-k 1 %", 8, 100) == (84, 784)
+
+
+@pytest.mark.parametrize("target", ["v5e-8", "h100-8"])
+def test_a_missing_compiler_is_one_line(load, target, monkeypatch):
+    bench = load("accelerators")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["accelerators", "--targets", target])
+    with pytest.raises(SystemExit, match=f"no compiler for {target}: pip"):
+        bench.main()
