@@ -141,7 +141,8 @@ def gather(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traff
     """Every worker's tree on every worker, stacked along a new leading axis.
 
     Between devices the arrays travel as the bytes they are: one all-gather, whatever
-    their dtypes, of rows of 128 bytes if it is long. No derivative passes. A worker sends and receives $M - 1$ trees.
+    their dtypes, of rows of 128 bytes if it is long. No derivative passes. A worker
+    sends and receives $M - 1$ trees.
 
     Args:
       tree: this worker's arrays, real numbers or bools.
