@@ -1,6 +1,6 @@
 """Optimistic descent: the look ahead uses the past gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -81,7 +81,7 @@ def past_extragradient(
         "combine", optax.identity() if combine is None else combine
     )
 
-    def rate(count):
+    def rate(count) -> Any:
         return learning_rate(count) if callable(learning_rate) else learning_rate
 
     def scaled(rate, tree):
