@@ -4,8 +4,9 @@ Leaves are packed where they travel between devices, into one flat buffer a dtyp
 of bytes, so that a step has as many collectives as its method has rounds, whatever the
 number of leaves. Over a `vmap` axis nothing travels, and leaves stay as they are.
 
-Bytes travel in rows of 128, as a TPU holds them. Of a vector it would hold the tiles a
-quarter full and send them so, or, where its length is no multiple of 128, replace the
+Payloads travel as bytes, and long ones of whole words as such. They do so in rows of
+128, as a TPU holds them. Of a vector it would hold the tiles a quarter
+full and send them so, or, where its length is no multiple of 128, replace the
 all-gather by an all-reduce of everybody's bytes, zeros in the places of the others'.
 What fills up the last row is not counted; short messages, of which it would be a large
 part, are left as they are.
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 
-_ROW = 128  # bytes
+_ROW = 128  # unsigned integers
 _SHORT = 64 * _ROW  # the filling of a longer message is below 1.6 % of it
 
 
@@ -140,9 +141,8 @@ def all_reduce(
 def gather(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
     """Every worker's tree on every worker, stacked along a new leading axis.
 
-    Between devices the arrays travel as the bytes they are: one all-gather, whatever
-    their dtypes, of rows of 128 bytes if it is long. No derivative passes. A worker
-    sends and receives $M - 1$ trees.
+    Between devices the arrays travel as the bits they are: one all-gather, whatever
+    their dtypes. No derivative passes. A worker sends and receives $M - 1$ trees.
 
     Args:
       tree: this worker's arrays, real numbers or bools.
@@ -158,12 +158,12 @@ def gather(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traff
     traffic = add_traffic(traffic, bits, bits, axis_name)
     if not between_devices(axis_name):
         return jax.tree.map(lambda x: all_gather(x, axis_name), tree), traffic
-    data, unpack = _pack_bytes(tree)
-    return jax.vmap(unpack)(all_gather(data, axis_name)), traffic
+    data, unpack = _pack_bits(tree)
+    return _stacked(unpack, all_gather(data, axis_name)), traffic
 
 
 def transpose(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
-    """Row j of this worker's tree goes to worker j: one all-to-all of bytes.
+    """Row j of this worker's tree goes to worker j: one all-to-all.
 
     A worker sends and receives $M - 1$ rows; its own stays where it is.
 
@@ -182,44 +182,54 @@ def transpose(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Tr
     traffic = add_traffic(traffic, bits, bits, axis_name)
     if not between_devices(axis_name):
         return jax.tree.map(lambda x: all_to_all(x, axis_name), tree), traffic
-    _, unpack = _pack_bytes(first)
-    rows = jax.vmap(lambda row: _pack_bytes(row)[0])(tree)
-    return jax.vmap(unpack)(all_to_all(rows, axis_name)), traffic
+    _, unpack = _pack_bits(first)
+    rows = jax.vmap(lambda row: _pack_bits(row)[0])(tree)
+    return _stacked(unpack, all_to_all(rows, axis_name)), traffic
 
 
-def _pack_bytes(tree):
-    """A tree as one array of bytes, and what makes the tree of such an array."""
+def _pack_bits(tree):
+    """A tree as one array of unsigned integers, and what makes the tree of such one."""
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-    data = [_to_bytes(leaf).ravel() for leaf in leaves]
+    # The long ones first, where a row begins.
+    order = sorted(range(len(leaves)), key=lambda i: -leaves[i].size)
+    words = sum(x.size * x.dtype.itemsize for x in leaves) // 4 >= _SHORT
+    words = words and all(x.dtype.itemsize % 4 == 0 for x in leaves)
+    kind = jnp.uint32 if words else jnp.uint8
+    data = [_to_bits(leaves[i], kind).ravel() for i in order]
     ends = np.cumsum([part.size for part in data])
     size = sum(part.size for part in data)
-    filling = -size % _ROW if size >= _SHORT else 0
-    if filling or not data:
-        data.append(jnp.zeros(filling, jnp.uint8))
+    row = next((n for n in (8 * _ROW, _ROW) if size >= _SHORT // _ROW * n), 1)
+    if size % row or not data:
+        data.append(jnp.zeros(-size % row, kind))
 
     def unpack(data):
-        parts = jnp.split(data.ravel(), ends)[: len(leaves)]
-        return jax.tree.unflatten(
-            treedef,
-            [_from_bytes(part, x) for x, part in zip(leaves, parts, strict=True)],
-        )
+        parts = jnp.split(data.ravel(), ends)
+        restored = [_from_bits(parts[order.index(i)], x) for i, x in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, restored)
 
-    packed = jnp.concatenate(data)
-    return packed.reshape(-1, _ROW) if size >= _SHORT else packed, unpack
+    packed = jnp.concatenate(data) if len(data) > 1 else data[0]
+    return packed if row == 1 else packed.reshape(-1, _ROW), unpack
 
 
-def _to_bytes(leaf):
+def _stacked(unpack, rows):
+    """What has arrived of every worker; of a few, so that each is a slice by itself."""
+    if len(rows) > 8:
+        return jax.vmap(unpack)(rows)
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(unpack, rows))
+
+
+def _to_bits(leaf, kind):
     if leaf.dtype == bool:
-        return leaf.astype(jnp.uint8)
-    return lax.bitcast_convert_type(leaf, jnp.uint8)
+        return leaf.astype(kind)
+    return lax.bitcast_convert_type(leaf, kind)
 
 
-def _from_bytes(data, leaf):
+def _from_bits(data, leaf):
     if leaf.dtype == bool:
         return data.reshape(leaf.shape).astype(bool)
-    size = leaf.dtype.itemsize  # a number of several bytes has an axis of its own
-    shape = leaf.shape if size == 1 else (*leaf.shape, size)
+    parts = leaf.dtype.itemsize // data.dtype.itemsize
+    shape = leaf.shape if parts == 1 else (*leaf.shape, parts)  # an axis of its own
     return lax.bitcast_convert_type(data.reshape(shape), leaf.dtype)
 
 
@@ -244,7 +254,7 @@ def mix_payloads(
     Returns:
       This worker's row of the mixed trees; the new count.
     """
-    data, unpack = _pack_bytes(payload)
+    data, unpack = _pack_bits(payload)
 
     def term(weights, data):
         return jax.tree.map(
