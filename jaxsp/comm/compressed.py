@@ -167,7 +167,9 @@ def cheapest(channel: Channel, vectors: list[jax.Array], count: int) -> Route:
         return channel.route
     mine = _up(channel).for_worker(0, count)
     back = dense_bits if channel.down is None else channel.down.bits
-    blocks = [jax.ShapeDtypeStruct((-(-x.size // count),), x.dtype) for x in vectors]
+    blocks = [
+        jax.ShapeDtypeStruct((_block_size(x.size, count),), x.dtype) for x in vectors
+    ]
     gathered = sum(mine.bits(x) for x in vectors)
     sharded = sum(mine.bits(x) + back(x) for x in blocks)
     return "gather" if gathered <= sharded else "sharded"
@@ -201,14 +203,19 @@ def _weighted_mean(compressor, payloads, weights, like):
     count = len(weights)
     wide = jax.ShapeDtypeStruct(like.shape, np.promote_types(like.dtype, np.float32))
 
+    total = compressor.for_worker(0, count).total
+    if total is not None:
+        weights = weights.astype(wide.dtype)
+        return (total(payloads, weights, wide) / count).astype(like.dtype)
+
     def add(total, received):
         m, payload = received
         arrived = compressor.for_worker(m, count).decompress(payload, wide)
         return total + weights[m].astype(wide.dtype) * arrived, None
 
     start = jnp.zeros(wide.shape, wide.dtype)
-    total, _ = jax.lax.scan(add, start, (jnp.arange(count), payloads))
-    return (total / count).astype(like.dtype)
+    added, _ = jax.lax.scan(add, start, (jnp.arange(count), payloads))
+    return (added / count).astype(like.dtype)
 
 
 def _gathered(vectors, remainders, channel, weights, previous, traffic):
@@ -262,17 +269,21 @@ def _sharded(vectors, remainders, channel, weights, previous, traffic):
             answers.append(average)
             left.append(e)
             continue
-        blocks, join = _blocks(e, count)
-        wanted = average + blocks[me] / count
+        filled, start = _filled(e, count), me * like.size
+        mine_of_e = jax.lax.dynamic_slice_in_dim(filled, start, like.size)
+        wanted = average + mine_of_e / count
         answer = down.compress(worker_key(down_key, axis_name), wanted)
         missed = wanted - down.decompress(answer, like)
         answers.append(answer)
-        left.append(join(jnp.zeros_like(blocks).at[me].set(count * missed)))
+        parts = jax.lax.dynamic_update_slice_in_dim(
+            jnp.zeros_like(filled), count * missed, start, axis=0
+        )
+        left.append(parts[: e.size].reshape(e.shape))
     told, traffic = gather(answers, traffic, axis_name)
     means = []
     for (_, join), like, answer in zip(cut, likes, told, strict=True):
         if down is not None:
-            answer = jax.lax.map(partial(_decoded, down, like), answer)
+            answer = jax.vmap(partial(_decoded, down, like))(answer)
         means.append(join(answer))
     sent = [
         join(jax.vmap(partial(_decoded, mine, like))(payload))
@@ -285,8 +296,19 @@ def _decoded(compressor, like, payload):
     return compressor.decompress(payload, like)
 
 
+def _block_size(d, count):
+    """An equal part, of a long vector in whole tiles of a TPU: at most 1.6 % more."""
+    size = -(-d // count)
+    return size if size < 64 * 1024 else -(-size // 1024) * 1024
+
+
 def _blocks(x, count):
     """`count` equal blocks of a vector, the last filled with zeros, and their join."""
-    size = -(-x.size // count)
-    blocks = jnp.pad(x.ravel(), (0, size * count - x.size)).reshape(count, size)
+    blocks = _filled(x, count).reshape(count, -1)
     return blocks, lambda b: b.ravel()[: x.size].reshape(x.shape)
+
+
+def _filled(x, count):
+    """The vector, and zeros after it to the end of the last block."""
+    size = _block_size(x.size, count) * count
+    return jnp.pad(x.ravel(), (0, size - x.size))

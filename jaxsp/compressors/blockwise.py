@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +59,22 @@ def blockwise(compressor: Compressor, size: int) -> Compressor:
         blocks = blocks_of(x)
         return jax.vmap(compressor.compress)(jax.random.split(key, len(blocks)), blocks)
 
+    def joined(decompress, payload, like, axis=0):
+        d = math.prod(like.shape)
+        block = jax.ShapeDtypeStruct((min(size, d),), like.dtype)
+        blocks = jax.vmap(lambda p: decompress(p, block), axis)(payload)
+        return blocks.ravel()[:d].reshape(like.shape)
+
     def decompress(payload, like):
-        width = min(size, math.prod(like.shape))
-        block = jax.ShapeDtypeStruct((width,), like.dtype)
-        blocks = jax.vmap(lambda p: compressor.decompress(p, block))(payload)
-        return blocks.ravel()[: math.prod(like.shape)].reshape(like.shape)
+        return joined(compressor.decompress, payload, like)
+
+    total_of_block: Any = compressor.total
+
+    def total(payloads, weights, like):
+        def of_block(payloads, like):
+            return total_of_block(payloads, weights, like)
+
+        return joined(of_block, payloads, like, axis=1)
 
     q, delta = compressor.q, compressor.delta
     if delta is None and q is not None and q(size) < 2:
@@ -75,6 +87,7 @@ def blockwise(compressor: Compressor, size: int) -> Compressor:
         q=None if q is None else lambda d: q(min(d, size)),
         delta=None if delta is None else lambda d: delta(min(d, size)),
         warm=None,
+        total=total_of_block and total,
     )
 
 

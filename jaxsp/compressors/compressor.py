@@ -38,6 +38,9 @@ class Compressor:
         it, else None; see `for_worker`.
       warm: `warm(key, x, previous) -> payload`, if the payload for the last vector
         helps with this one, else None. A payload of zeros is no help, and no harm.
+      total: `total(payloads, weights, like) -> array`, $\sum_m w_m c_m$ of what the
+        payloads of all workers stand for, stacked along a first axis in the order of
+        the workers, if that is quicker than one after another, else None.
     """
 
     name: str
@@ -49,10 +52,13 @@ class Compressor:
     shared_key: bool = False
     worker: Callable[[Any, int], "Compressor"] | None = None
     warm: Callable[[jax.Array, jax.Array, Any], Any] | None = None
+    total: Callable[[Any, jax.Array, Any], jax.Array] | None = None
 
     def __post_init__(self):
         _arguments.check_instance("name", self.name, str, "a text")
-        for field in ("compress", "decompress", "q", "delta", "worker", "warm"):
+        for field in (
+            *("compress", "decompress", "q", "delta", "worker", "warm", "total"),
+        ):
             value = getattr(self, field)
             if value is not None or field in ("compress", "decompress"):
                 _arguments.check_callable(field, value)
@@ -142,20 +148,52 @@ def scaled(unbiased: Compressor) -> Compressor:
             f"q: it is contractive as it is, write {unbiased} alone."
         )
 
-    def decompress(payload, like):
+    def divided(decompress, *arguments):
+        *arguments, like = arguments
         wide = jax.ShapeDtypeStruct(like.shape, compute_dtype(like.dtype))
-        x = unbiased.decompress(payload, wide) / q(math.prod(like.shape))
+        x = decompress(*arguments, wide) / q(math.prod(like.shape))
         return x.astype(like.dtype)
 
     worker = unbiased.worker
     return dataclasses.replace(
         unbiased,
         name=f"scaled({unbiased.name})",
-        decompress=decompress,
+        decompress=functools.partial(divided, unbiased.decompress),
+        total=unbiased.total and functools.partial(divided, unbiased.total),
         q=None,
         delta=q,
         worker=None if worker is None else lambda i, count: scaled(worker(i, count)),
     )
+
+
+def by_eights(total: Callable[[Any, jax.Array, Any], jax.Array]):
+    """A `total` of any number of payloads, made of one for a few.
+
+    A program in which eight are added up at once reads and writes the sum an eighth as
+    often as one that adds them one by one, and is no longer for more payloads.
+    """
+
+    def of_all(payloads, weights, like):
+        def some(start, stop):
+            part = jax.tree.map(lambda x: x[start:stop], payloads)
+            return total(part, weights[start:stop], like)
+
+        count = len(weights)
+        rest = count % 8
+        if count <= 8:
+            return some(0, count)
+
+        def add(sums, group):
+            eight, their_weights = group
+            return sums + total(eight, their_weights, like), None
+
+        groups = jax.tree.map(
+            lambda x: x[rest:].reshape(-1, 8, *x.shape[1:]), (payloads, weights)
+        )
+        start = some(0, rest) if rest else jnp.zeros(like.shape, like.dtype)
+        return jax.lax.scan(add, start, groups)[0]
+
+    return of_all
 
 
 def check_compressor(name: str, compressor: Any) -> None:

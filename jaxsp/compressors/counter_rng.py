@@ -48,10 +48,9 @@ def threefry(
     return x, y
 
 
-def words(seed: jax.Array, start: jax.Array | int, count: int) -> jax.Array:
-    """The random words number `start`, `start + 1`, ...: a vector of uint32."""
-    counters = lax.iota(jnp.uint32, count) + jnp.asarray(start, jnp.uint32)
-    return threefry(seed, counters, np.uint32(0))[0]
+def words(seed: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The random words of these numbers, uint32, each a word of its own."""
+    return threefry(seed, numbers, np.uint32(0))[0]
 
 
 def bernoulli(probability: jax.Array, word: jax.Array) -> jax.Array:

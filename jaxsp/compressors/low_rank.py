@@ -90,10 +90,19 @@ def low_rank(rank: int) -> Compressor:
         if not isinstance(payload, Factors):
             return payload.reshape(like.shape).astype(like.dtype)
         dtype = compute_dtype(like.dtype)
-        left, right = payload.left.astype(dtype), payload.right.astype(dtype)
-        matrix = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST)
-        d = math.prod(like.shape)
-        return matrix.ravel()[:d].reshape(like.shape).astype(like.dtype)
+        return _product(payload.left.astype(dtype), payload.right.astype(dtype), like)
+
+    def total(payloads, weights, like):
+        if not isinstance(payloads, Factors):
+            weights = weights.reshape(-1, *[1] * len(like.shape))
+            return jnp.sum(weights * payloads.astype(like.dtype), axis=0)
+        # The factors side by side: one product of matrices of M r columns.
+        left = weights[:, None, None] * payloads.left.astype(like.dtype)
+        right = payloads.right.astype(like.dtype)
+        n, m = _shape(like.shape)
+        left = jnp.moveaxis(left, 0, 1).reshape(n, -1)
+        right = jnp.moveaxis(right, 0, 1).reshape(m, -1)
+        return _product(left, right, like)
 
     return Compressor(
         f"low_rank({rank})",
@@ -102,7 +111,14 @@ def low_rank(rank: int) -> Compressor:
         delta=lambda d: max(1.0, math.sqrt(d) / rank),
         per_leaf=True,
         warm=warm,
+        total=total,
     )
+
+
+def _product(left, right, like):
+    matrix = jnp.matmul(left, right.T, precision=lax.Precision.HIGHEST)
+    d = math.prod(like.shape)
+    return matrix.ravel()[:d].reshape(like.shape).astype(like.dtype)
 
 
 def _shape(shape):

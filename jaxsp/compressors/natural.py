@@ -1,5 +1,6 @@
 """Nothing but the sign and the exponent."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,7 +10,12 @@ import numpy as np
 from jax import lax
 
 from jaxsp.compressors import counter_rng, packing
-from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
+from jaxsp.compressors.compressor import (
+    Compressor,
+    by_eights,
+    check_input,
+    compute_dtype,
+)
 
 _BIAS = 127  # of float32
 
@@ -59,9 +65,9 @@ def natural() -> Compressor:
         highest = min(int(jnp.finfo(x.dtype).maxexp) - 1, 127) + _BIAS
         seed = counter_rng.seed(key)
 
-        def exponents(v, start):
+        def exponents(v, places):
             exponent, fraction = _split(jnp.abs(v))
-            up = counter_rng.bernoulli(fraction, counter_rng.words(seed, start, v.size))
+            up = counter_rng.bernoulli(fraction, counter_rng.words(seed, places))
             rounded = jnp.minimum(exponent + up, highest)
             return jnp.where(jnp.isfinite(v), rounded, 255).astype(jnp.uint8)
 
@@ -71,14 +77,23 @@ def natural() -> Compressor:
 
     def decompress(payload, like):
         d = math.prod(like.shape)
-        signs = packing.unpack(payload.signs, 1, d, lambda codes: codes)
+        signs = packing.unpack([payload.signs], 1, d, lambda codes: codes)
         word = (
             signs.astype(jnp.uint32) << 31 | payload.exponents.astype(jnp.uint32) << 23
         )
         value = lax.bitcast_convert_type(word, jnp.float32)
         return value.astype(like.dtype).reshape(like.shape)
 
-    return Compressor("natural()", compress, decompress, q=lambda d: 9 / 8)
+    def total(payloads, weights, like):
+        each = [
+            jax.tree.map(lambda x, m=m: x[m], payloads) for m in range(len(weights))
+        ]
+        values = [w * decompress(p, like) for w, p in zip(weights, each, strict=True)]
+        return functools.reduce(jnp.add, values)
+
+    return Compressor(
+        "natural()", compress, decompress, q=lambda d: 9 / 8, total=by_eights(total)
+    )
 
 
 def _split(magnitude):

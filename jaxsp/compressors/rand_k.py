@@ -74,9 +74,17 @@ def rand_k(fraction: float) -> Compressor:
         zeros = jnp.zeros(d, like.dtype)
         return zeros.at[places(payload.seed, d)].set(values).reshape(like.shape)
 
+    def total(payloads, weights, like):
+        d = math.prod(like.shape)
+        scales = weights * (d / payloads.values.shape[1])
+        values = scales[:, None] * payloads.values.astype(like.dtype)
+        at = jax.vmap(lambda seed: places(seed, d))(payloads.seed)
+        return jnp.zeros(d, like.dtype).at[at].add(values).reshape(like.shape)
+
     return Compressor(
         f"rand_k({fraction:g})",
         compress,
         decompress,
         q=lambda d: d / number_kept(fraction, d),
+        total=total,
     )

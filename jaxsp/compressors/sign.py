@@ -1,5 +1,6 @@
 """One bit a number."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -7,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsp.compressors import packing
-from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
+from jaxsp.compressors.compressor import (
+    Compressor,
+    by_eights,
+    check_input,
+    compute_dtype,
+)
 
 
 class Signs(NamedTuple):
@@ -54,12 +60,21 @@ def sign() -> Compressor:
         scale = jnp.sum(jnp.abs(v) / power) * (power / v.size)
         return Signs(scale, packing.pack(v, 1, lambda v, _: v < 0))
 
-    def decompress(payload, like):
-        def decode(codes):
-            value = jnp.where(codes == 0, payload.scale, -payload.scale)
-            return value.astype(like.dtype)
+    def values(codes, scales, like):
+        def decode(*codes):
+            pairs = zip(codes, scales, strict=True)
+            values = [jnp.where(c == 0, a, -a) for c, a in pairs]
+            return functools.reduce(jnp.add, values).astype(like.dtype)
 
         d = math.prod(like.shape)
-        return packing.unpack(payload.codes, 1, d, decode).reshape(like.shape)
+        return packing.unpack(codes, 1, d, decode).reshape(like.shape)
 
-    return Compressor("sign()", compress, decompress, delta=float)
+    def decompress(payload, like):
+        return values([payload.codes], [payload.scale], like)
+
+    def total(payloads, weights, like):
+        return values(list(payloads.codes), list(weights * payloads.scale), like)
+
+    return Compressor(
+        "sign()", compress, decompress, delta=float, total=by_eights(total)
+    )

@@ -1,15 +1,22 @@
 """Levels on a line, and stochastic rounding between them: QSGD and its like."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxsp import _arguments
 from jaxsp.compressors import counter_rng, packing
-from jaxsp.compressors.compressor import Compressor, check_input, compute_dtype
+from jaxsp.compressors.compressor import (
+    Compressor,
+    by_eights,
+    check_input,
+    compute_dtype,
+)
 
 
 class Levels(NamedTuple):
@@ -142,9 +149,9 @@ def _nonzero(scale):
 
 
 def _stochastic(name, levels, scale_of, q):
-    """Codes are the level, and `half` more where the number is negative."""
+    """Codes are the level, negative where the number is, in two's complement."""
     bits = levels.bit_length() + 1
-    half = np.uint8(2 ** (bits - 1))
+    mask, unused = np.uint8(2**bits - 1), np.uint8(8 - bits)
 
     def compress(key, x):
         x = check_input(key, x)
@@ -152,27 +159,35 @@ def _stochastic(name, levels, scale_of, q):
         seed = counter_rng.seed(key)
         scale = scale_of(v)
 
-        def encode(v, start):
+        def encode(v, places):
             y = jnp.abs(v) / _nonzero(scale) * levels  # at most `levels`
             whole = jnp.floor(y)
-            up = counter_rng.bernoulli(
-                y - whole, counter_rng.words(seed, start, v.size)
-            )
+            up = counter_rng.bernoulli(y - whole, counter_rng.words(seed, places))
             level = whole.astype(jnp.uint8) + up.astype(jnp.uint8)
-            return jnp.where(v < 0, level | half, level)
+            return jnp.where(v < 0, -level, level) & mask
 
         return Levels(scale, packing.pack(v, bits, encode))
 
-    def decompress(payload, like):
-        step = payload.scale * (1 / levels)
+    def value(codes, step):
+        # A scale that is not finite makes every number so: 0 times it is NaN.
+        signed = lax.bitcast_convert_type(codes << unused, np.int8)
+        return (signed >> unused.astype(np.int8)).astype(step.dtype) * step
 
-        def decode(codes):
-            # A scale that is not finite makes every number so: 0 times it is NaN.
-            level = (codes & (half - np.uint8(1))).astype(payload.scale.dtype)
-            value = level * step
-            return jnp.where(codes & half, -value, value).astype(like.dtype)
+    def values(codes, scales, like):
+        steps = [scale * (1 / levels) for scale in scales]
+
+        def decode(*codes):
+            return functools.reduce(jnp.add, map(value, codes, steps)).astype(
+                like.dtype
+            )
 
         d = math.prod(like.shape)
-        return packing.unpack(payload.codes, bits, d, decode).reshape(like.shape)
+        return packing.unpack(codes, bits, d, decode).reshape(like.shape)
 
-    return Compressor(name, compress, decompress, q=q)
+    def decompress(payload, like):
+        return values([payload.codes], [payload.scale], like)
+
+    def total(payloads, weights, like):
+        return values(list(payloads.codes), list(weights * payloads.scale), like)
+
+    return Compressor(name, compress, decompress, q=q, total=by_eights(total))

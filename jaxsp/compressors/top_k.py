@@ -78,11 +78,18 @@ def top_k(fraction: float) -> Compressor:
         )
         return full.reshape(like.shape)
 
+    def total(payloads, weights, like):
+        zeros = jnp.zeros(math.prod(like.shape), like.dtype)
+        values = weights[:, None] * payloads.values.astype(like.dtype)
+        full = zeros.at[payloads.indices.astype(jnp.uint32)].add(values)
+        return full.reshape(like.shape)
+
     return Compressor(
         f"top_k({fraction:g})",
         compress,
         decompress,
         delta=lambda d: d / number_kept(fraction, d),
+        total=total,
     )
 
 
