@@ -6,12 +6,13 @@ RUN = $(VENV)/bin/python
 TEST = $(RUN) -m pytest -n 2 --dist worksteal
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help demo papers test lint format bench accelerators test-accelerators \
+.PHONY: help demo papers docs test lint format bench accelerators test-accelerators \
     test-lowest clean
 
 help:
 	@echo "make demo              train a GAN on eight workers, on 8x8 digits (3 minutes)"
 	@echo "make papers            test the papers' claims (FULL=1: in their long form)"
+	@echo "make docs              build the site into out/docs, without a network"
 	@echo "make test              run all tests"
 	@echo "make lint              ruff and pyright"
 	@echo "make format            ruff format"
@@ -31,12 +32,21 @@ $(VENV)/.all: pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[all]"
 	@touch $@ $(VENV)/.gan
 
+$(VENV)/.docs: pyproject.toml
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
+
 demo: $(VENV)/.gan
 	$(RUN) examples/train_gan.py --dataset=digits --steps=4000 --batch_size=32 \
 	    --workdir=$(DEMO_DIR)
 
 papers: $(VENV)/.gan
 	$(RUN) claims/run.py $(if $(FULL),--full)
+
+docs: $(VENV)/.docs
+	JAX_PLATFORMS=cpu $(RUN) -m sphinx -W --keep-going -q docs out/docs
+	@echo "written: out/docs/index.html"
 
 test: $(VENV)/.all
 	$(TEST)

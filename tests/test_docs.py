@@ -3,10 +3,13 @@
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import re
+import sys
 import warnings
+from unittest import mock
 
 import jax
 import pytest
@@ -72,13 +75,100 @@ def test_code_in_documents_runs(document, tmp_path, monkeypatch):
         exec(compile(block, f"{document}, block {i}", "exec"), {"__name__": "readme"})
 
 
+@pytest.fixture
+def loggers(monkeypatch):
+    """What the page on logging imports and nothing here needs; keeps what it gets."""
+    wandb, boards = mock.MagicMock(), mock.MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "tensorboardX", boards)
+    run = wandb.init.return_value.__enter__.return_value
+    writer = boards.SummaryWriter.return_value.__enter__.return_value
+    return run.log, writer.add_scalar
+
+
+# Not those that are made when the site is built, nor what has notebooks.
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("docs", "docs/how-to")
+    for path in (ROOT / folder).glob("*.md")
+    if "```python" in path.read_text()
+)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("document", PAGES)
+def test_code_in_pages_runs(document, tmp_path, monkeypatch, loggers):
+    monkeypatch.chdir(tmp_path)
+    space = {"__name__": "page"}
+    for i, block in enumerate(python_blocks(document)):  # one after the other
+        exec(compile(block, f"{document}, block {i}", "exec"), space)
+    for logged in loggers if document.endswith("logging.md") else ():
+        assert logged.call_count >= 5
+
+
+def test_pages_are_in_a_table_of_contents():
+    pages = {p.stem for p in (ROOT / "docs" / "how-to").glob("*.md")} - {"index"}
+    index = (ROOT / "docs" / "how-to" / "index.md").read_text()
+    assert {p for p in pages if f"[]({p}.md)" in index and f"\n{p}\n" in index} == pages
+    assert len(pages) >= 13
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The module that makes pages when the site is built."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_on_a_page_of_the_reference(made):
+    pages = made.api()
+    for name in MODULES:
+        module = importlib.import_module(name)
+        last = name.rpartition(".")[2]
+        for public in () if last[:1] == "_" else getattr(module, "__all__", ()):
+            value = getattr(module, public)
+            if inspect.ismodule(value):
+                continue
+            page = next(e.page for e in made.public()[name] if e.name == public)
+            directive = rf"^\.\. (auto\w+:: {re.escape(page)}\.|py:data:: ){public}$"
+            assert re.search(directive, pages[page], re.M), f"{name}.{public}"
+            assert f"`{public} <{page}.{public}>`" in pages["names"]
+
+
+def test_all_claims_are_on_the_pages_of_the_papers(made):
+    pages = made.papers()
+    for path in (ROOT / "claims").glob("*.yaml"):
+        claims = re.findall(r"^ +- claim: (.+)$", path.read_text(), re.MULTILINE)
+        assert claims
+        for claim in claims:
+            shown = claim.strip("'\"")[:40].replace("|", r"\|")
+            assert shown in pages[path.stem]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("a $b$ c", "a :math:`b` c"),
+        ("$m$th of `f`s", ":math:`m`\\ th of `f`\\ s"),
+        ("of $\\|z -\n  z^*\\|$.", "of :math:`\\|z - z^*\\|`."),
+        ("`$HOME/x` and `$y`", "`$HOME/x` and `$y`"),
+        ("Args: those of `f`.", "Arguments are those of `f`."),
+        ("$$a\n  b$$", "\n\n.. math:: a b\n\n"),
+    ],
+)
+def test_docstrings_become_restructured_text(made, written, expected):
+    assert made.restructured(written) == expected
+
+
 def test_readme_begins_with_a_chain_and_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert "optax.chain(" in "".join(lines[:40])
     assert len(lines) < 250
 
 
-@pytest.mark.parametrize("document", ["README.md", "BUILD.md", "BENCHMARKS.md"])
+@pytest.mark.parametrize("document", ["README.md", "BUILD.md", "BENCHMARKS.md", *PAGES])
 def test_commands_in_documents_name_what_exists(document):
     text = (ROOT / document).read_text()
     makefile = (ROOT / "Makefile").read_text()

@@ -21,7 +21,7 @@ from absl import app, flags
 
 from jaxsp import distributed
 
-__all__ = ["BadFlagError", "call", "check", "complain", "devices", "expanded", "flag"]
+__all__ = ["BadFlagError", "call", "check", "complain", "devices", "expanded"]
 __all__ += ["flag", "naming", "run", "with_texts"]
 
 _DEFINE: dict[Any, Callable] = {

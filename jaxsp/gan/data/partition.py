@@ -212,7 +212,7 @@ def parse(text: str, min_size: int = 1) -> Callable[..., Parts]:
         there are not so many examples.
 
     Returns:
-      A function (labels, workers, *, seed) -> partition; `by_label` ignores the seed.
+      A function `(labels, workers, *, seed) -> partition`; `by_label` ignores the seed.
 
     Raises:
       ValueError: if the text is none of these.

@@ -15,12 +15,12 @@ there is to average, to send and to store.
 
 Every builder returns a `Gan` and takes
 
-    sample_shape: shape of one sample.
-    num_classes: number of classes of a conditional pair, see `Gan`; 0 for none.
-    latent_size: length of a latent vector, its class included.
-    width: units or channels of the layers, as each builder tells.
-    dtype: type of the computation, such as `jnp.bfloat16` on an accelerator;
-      parameters, samples, logits and singular values stay in float32 at least.
+- `sample_shape`: shape of one sample.
+- `num_classes`: number of classes of a conditional pair, see `Gan`; 0 for none.
+- `latent_size`: length of a latent vector, its class included.
+- `width`: units or channels of the layers, as each builder tells.
+- `dtype`: type of the computation, such as `jnp.bfloat16` on an accelerator;
+  parameters, samples, logits and singular values stay in float32 at least.
 
 and raises a `ValueError` if a shape or a size does not fit. The arguments of the
 networks, which are flax modules, have the same names.

@@ -4,8 +4,8 @@ All functions take `gan`, the pair of networks, and what they need of
 
     x, y: parameters of the generator and of the discriminator.
     key: a typed random key.
-    latents: latent vectors [n, latent_size].
-    samples: real or generated samples [n, *sample_shape]; generated images lie in
+    latents: latent vectors `[n, latent_size]`.
+    samples: real or generated samples `[n, *sample_shape]`; generated images lie in
       [-1, 1].
 """
 
@@ -29,10 +29,10 @@ class Gan:
     """A generator, a discriminator, and the shapes between them.
 
     Any two modules of flax.linen do that have nothing but parameters and draw nothing
-    at random: `generator` maps latents [n, latent_size] to samples [n, *sample_shape],
-    `discriminator` maps samples to logits [n]. `flax.nnx.bridge.to_linen` makes such a
-    module of a class of flax.nnx. The pair is hashable, so it may be a static argument
-    of `jax.jit`.
+    at random: `generator` maps latents `[n, latent_size]` to samples
+    `[n, *sample_shape]`, `discriminator` maps samples to logits [n].
+    `flax.nnx.bridge.to_linen` makes such a module of a class of flax.nnx. The pair is
+    hashable, so it may be a static argument of `jax.jit`.
 
     With `num_classes` C > 0 the pair is conditional, as in ACGAN. The last C entries of
     a latent vector are its class, one-hot, so that a sample is still a function of its
@@ -208,19 +208,19 @@ def _need_classes(gan: Gan) -> None:
 
 
 def generate(gan: Gan, x, latents: jax.Array) -> jax.Array:
-    """Maps latents [n, latent_size] to samples [n, *sample_shape]."""
+    """Maps latents `[n, latent_size]` to samples `[n, *sample_shape]`."""
     check_gan(gan)
     _check_rows("latents", latents, (gan.latent_size,))
     return cast(jax.Array, gan.generator.apply({"params": x}, latents))
 
 
 def sample(gan: Gan, x, key: jax.Array, n: int, labels=None) -> jax.Array:
-    """Draws n samples of the generator, [n, *sample_shape]; labels as in `latents`."""
+    """Draws n samples, `[n, *sample_shape]`; labels as in `latents`."""
     return generate(gan, x, latents(gan, key, n, labels))
 
 
 def discriminate(gan: Gan, y, samples: jax.Array) -> jax.Array:
-    """Maps samples [n, *sample_shape] to logits [n]: large where they look real."""
+    """Maps samples `[n, *sample_shape]` to logits [n]: large where they look real."""
     return discriminate_and_classify(gan, y, samples)[0]
 
 

@@ -180,7 +180,7 @@ def read(config: Config) -> tuple[Config, jaxsp.Workers, Callable[..., list]]:
     Returns:
       The configuration with the method's defaults, in which None stands for what has
       none and for what has no effect, of which a note is printed; the workers; and the
-      partition, a function (labels, workers, *, seed).
+      partition, a function `(labels, workers, *, seed)`.
 
     Raises:
       BadFlagError: if a flag cannot be used.
