@@ -63,7 +63,10 @@ class Workers:
         self.count = count
         self.devices = devices
         self._block = self.count // len(devices)
+        # What is compiled is these workers' own, and goes with them.
         self._permutation = functools.lru_cache(maxsize=64)(self._permutation)
+        self._of_leaves = functools.cache(_of_leaves)
+        self._take = jax.jit(lambda tree, rows: _take(tree, rows))
         if len(devices) == 1:
             self.mode = "vmap"
         else:
@@ -259,7 +262,7 @@ class Workers:
             _arguments.refuse("rows", f"{required} worker", rows.tolist())
         self._check_stacked(tree, "tree")
         if self.mode == "vmap":
-            return _take(tree, rows)
+            return self._take(tree, rows)
         if self.spans_processes:
             return self._permutation(tuple(rows.tolist()))(tree)
         size = self._block
@@ -346,7 +349,7 @@ class Workers:
                 f"process {jax.process_index()}."
             )
         whole = NamedSharding(self._mesh, PartitionSpec())
-        return _of_leaves(fn, whole)(tree)
+        return self._of_leaves(fn, whole)(tree)
 
     def _permutation(self, rows):
         """What permutes between processes, compiled once for the same rows."""
@@ -376,9 +379,8 @@ def _to_host(x):
     return np.asarray(x.addressable_data(0))
 
 
-@functools.cache
 def _of_leaves(fn, sharding):
-    """`fn` of every leaf of a tree, compiled once for each tree."""
+    """`fn` of every leaf of a tree, compiled."""
     return jax.jit(lambda tree: jax.tree.map(fn, tree), out_shardings=sharding)
 
 
@@ -391,6 +393,5 @@ def _mean(x):
     return x.mean(axis=0, dtype=wide).astype(x.dtype)
 
 
-@jax.jit
 def _take(tree, rows):
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), tree)

@@ -2,7 +2,8 @@
 
 The loop of `jaxsp.gan.training` knows nothing of gradients, servers or exchanges. It
 calls the functions of a `Program`, which `jaxsp.gan.step.program` makes of any optax
-transformation and `jaxsp.gan.md_gan.MDGan.program` of an MD-GAN.
+transformation and `jaxsp.gan.md_gan.MDGan.program` of an MD-GAN. What is compiled for a
+program is its own, so that nothing of it is left when it goes.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import numpy as np
 from jaxsp.gan import models
 from jaxsp.workers import Workers
 
-__all__ = ["Program", "Role", "Summary", "Traffic", "all_finite"]
+__all__ = ["Program", "Role", "Summary", "Traffic", "finite"]
 
 
 class Summary(NamedTuple):
@@ -57,15 +58,21 @@ class Role(NamedTuple):
     members: int
 
 
-def all_finite(state: Any) -> bool:
-    """Whether every parameter is finite; players may be on devices of their own."""
-    parts = (state.params.x, state.params.y, state.ema)
-    return all(bool(_finite(part)) for part in parts)
+def finite() -> Callable[[Any], bool]:
+    """Whether every parameter of a state is finite, compiled for one program.
 
+    Players may be on devices of their own.
+    """
 
-@jax.jit
-def _finite(tree):
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    @jax.jit
+    def of_tree(tree):
+        return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+    def of_state(state):
+        parts = (state.params.x, state.params.y, state.ema)
+        return all(bool(of_tree(part)) for part in parts)
+
+    return of_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +143,6 @@ class Program:
     traffic: Callable[[int], dict[str, Traffic]]
     idle_processes: bool = False
     fetch: Callable[[list[jax.Array]], list[np.ndarray]] = jax.device_get
-    finite: Callable[[Any], bool] = all_finite
+    finite: Callable[[Any], bool] = dataclasses.field(default_factory=finite)
     judge: Callable[..., tuple[float, float]] | None = None
     probabilities: bool = False

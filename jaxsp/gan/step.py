@@ -266,8 +266,14 @@ def program(
 
     judge_one = judge.make_judge(gan, losses, workers)
 
+    # One program: over several devices each of its collectives would be one otherwise.
+    @jax.jit
+    def disagreement(params):
+        far = metrics.consensus_distance(params)
+        return far, far / optax.tree.norm(jax.tree.map(lambda x: x.mean(0), params))
+
     def consensus(state):
-        far, relative = _consensus(state.params)
+        far, relative = disagreement(state.params)
         return float(far), float(relative)
 
     def judge_all(state, shares, sizes, key):
@@ -355,15 +361,6 @@ def fetch_losses(values: list[jax.Array], workers: Workers) -> list[np.ndarray]:
         row[:] = np.concatenate([np.asarray(block.data) for block in blocks])
     found = workers.fetch(workers.shard_local(np.moveaxis(mine, 0, 1)))
     return list(np.moveaxis(found, 1, 0)[: len(values)])
-
-
-# One program: over several devices each of its collectives would be one otherwise.
-@jax.jit
-def _consensus(params):
-    """The consensus distance, and the same relative to the mean's norm."""
-    far = metrics.consensus_distance(params)
-    norm = optax.tree.norm(jax.tree.map(lambda x: x.mean(axis=0), params))
-    return far, far / norm
 
 
 def bits(state: Any) -> tuple[int | None, int | None]:

@@ -11,7 +11,7 @@ from jaxsp import comm, distributed, metrics
 from jaxsp.gan import data, judge, models
 from jaxsp.gan.md_gan import roles
 from jaxsp.gan.md_gan.transport import Transport
-from jaxsp.gan.program import Program, Role, Summary, all_finite
+from jaxsp.gan.program import Program, Role, Summary, finite
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
 from jaxsp.operators import MinMax
 
@@ -96,6 +96,8 @@ class Run:
         )
         self.update = jax.jit(update, donate_argnums=(0, 1, 2))
         self.renew_all = jax.jit(workers.map(optimizers[1].init))
+        self.choose = jax.jit(lambda *args: _where(*args))
+        self.finite_here = finite()
         self.judge_one = judge.make_judge(gan, losses, workers, shared_generator=True)
         self.probabilities = losses.reads is not None
 
@@ -220,7 +222,7 @@ class Run:
         if not joins.any():
             return y, opt_y
         y = self.workers.permute(y, np.where(joins, source, np.arange(len(joins))))
-        return y, _where(joins, self.renew(y), opt_y)
+        return y, self.choose(joins, self.renew(y), opt_y)
 
     def _swapped(self, y, opt_y, alive, key, step):
         """The living's discriminators in other places."""
@@ -231,7 +233,7 @@ class Run:
         y = self.workers.permute(y, permutation)
         if self.method.moments == "reset":
             moved = permutation != np.arange(len(permutation))
-            opt_y = _where(moved, self.renew(y), opt_y)
+            opt_y = self.choose(moved, self.renew(y), opt_y)
         return y, opt_y
 
     def summary(self, state):
@@ -267,7 +269,7 @@ class Run:
             return leaf if leaf.addressable_shards else np.zeros(0)
 
         params, ema = jax.tree.map(held, (state.params, state.ema))
-        here = all_finite(state._replace(params=params, ema=ema))
+        here = self.finite_here(state._replace(params=params, ema=ema))
         return not distributed.anywhere(not here)
 
     def roles(self, shares, sizes):
@@ -294,7 +296,6 @@ def _limbs(exchanged: np.ndarray) -> comm.Traffic:
     return comm.Traffic(*limbs.astype(np.uint32))
 
 
-@jax.jit
 def _where(mine, new, old):
     """The rows of `new` where `mine`, of `old` elsewhere."""
 

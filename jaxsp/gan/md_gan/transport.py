@@ -20,7 +20,6 @@ from jaxsp.workers import Workers
 
 __all__ = ["Transport"]
 
-_take = jax.jit(roles.swap)
 _ENDS = "ends"  # the axis of the devices between which a message goes
 
 
@@ -51,6 +50,11 @@ class Transport:
         self.serves, self.works = _is_here(self._server), bool(workers.local)
         self._block = workers.count // len(workers.devices)
         self._at_server = NamedSharding(_mesh([self._server]), PartitionSpec())
+        # Compiled and made for this one, and gone with it.
+        self._take = jax.jit(lambda tree, rows: roles.swap(tree, rows))
+        self._scatter = jax.jit(lambda *args: _scatter(*args), static_argnums=2)
+        self._zeros = functools.cache(_zeros)
+        self._carrier = functools.cache(_carrier)
         self._at_workers = workers.shard(np.zeros(workers.count, bool)).sharding
 
     def at_server(self, make: Callable[[], Any]) -> Any:
@@ -77,10 +81,10 @@ class Transport:
         """
         blocks = []
         for device, first, rows in self._living(alive):
-            message = _taken(fakes, first + rows) if self.serves else None
+            message = self._taken(fakes, first + rows) if self.serves else None
             message = self._send(self._server, device, message, self._down, len(rows))
             if _is_here(device):
-                block = _scattered([message], rows, self._block)
+                block = self._scattered([message], rows, self._block)
                 blocks.append(jax.device_put(block, device))  # zeros may be elsewhere
         if not self.works:
             return None
@@ -105,12 +109,12 @@ class Transport:
         arrived = []
         for device, _, rows in self._living(alive):
             here = _is_here(device)
-            message = _taken(_piece(answers, device), rows) if here else None
+            message = self._taken(_piece(answers, device), rows) if here else None
             message = self._send(device, self._server, message, self._up, len(rows))
             arrived.append(message)
         if not self.serves:
             return None
-        return _scattered(arrived, np.flatnonzero(alive), self._workers.count)
+        return self._scattered(arrived, np.flatnonzero(alive), self._workers.count)
 
     def everywhere(self, tree: Any) -> Any:
         """A tree of the server as NumPy arrays, in all processes."""
@@ -119,6 +123,16 @@ class Transport:
             return np.asarray(leaf) if self.serves else np.zeros(leaf.shape, leaf.dtype)
 
         return multihost_utils.broadcast_one_to_all(jax.tree.map(here, tree))
+
+    def _taken(self, tree: Any, rows: np.ndarray) -> Any:
+        """Some rows of a stacked tree."""
+        whole = len(rows) == len(jax.tree.leaves(tree)[0])
+        return tree if whole else self._take(tree, rows)
+
+    def _scattered(self, trees: list[Any], rows: np.ndarray, count: int) -> Any:
+        """Stacked trees together as `rows` of one of `count`, the others zeros."""
+        whole = len(trees) == 1 and len(rows) == count
+        return trees[0] if whole else self._scatter(trees, rows, count)
 
     def _living(self, alive: np.ndarray) -> Iterator[tuple[Any, int, np.ndarray]]:
         """Each device, the first of its workers, and which of these are alive."""
@@ -136,7 +150,7 @@ class Transport:
         if _is_here(source) and _is_here(target):
             return jax.device_put(tree, target)
         if not rows:
-            zeros = functools.partial(_zeros, target, 0)
+            zeros = functools.partial(self._zeros, target, 0)
             return jax.tree.map(zeros, shapes) if _is_here(target) else None
         if not (_is_here(source) or _is_here(target)):
             return None
@@ -144,13 +158,19 @@ class Transport:
         sharding = NamedSharding(_mesh(ends), PartitionSpec(_ENDS))
 
         def whole(shape, *leaf):
-            half = leaf[0].addressable_data(0) if leaf else _zeros(target, rows, shape)
+            half = (
+                leaf[0].addressable_data(0)
+                if leaf
+                else self._zeros(target, rows, shape)
+            )
             return jax.make_array_from_single_device_arrays(
                 (2 * rows, *shape.shape[1:]), sharding, [half]
             )
 
         trees = (tree,) if _is_here(source) else ()
-        sent = _carrier(ends, ends.index(source))(jax.tree.map(whole, shapes, *trees))
+        sent = self._carrier(ends, ends.index(source))(
+            jax.tree.map(whole, shapes, *trees)
+        )
         return _piece(sent, target) if _is_here(target) else None
 
 
@@ -197,12 +217,10 @@ def _piece(tree: Any, device: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-@functools.cache
 def _zeros(device: Any, rows: int, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(np.zeros((rows, *like.shape[1:]), like.dtype), device)
 
 
-@functools.cache
 def _carrier(ends: tuple[Any, Any], source: int) -> Callable[[Any], Any]:
     """The program that carries the half of `ends[source]` to the other."""
 
@@ -217,18 +235,6 @@ def _carrier(ends: tuple[Any, Any], source: int) -> Callable[[Any], Any]:
     )
 
 
-def _taken(tree: Any, rows: np.ndarray) -> Any:
-    """Some rows of a stacked tree."""
-    return tree if len(rows) == len(jax.tree.leaves(tree)[0]) else _take(tree, rows)
-
-
-def _scattered(trees: list[Any], rows: np.ndarray, count: int) -> Any:
-    """Stacked trees together as `rows` of one of `count`, the others zeros."""
-    whole = len(trees) == 1 and len(rows) == count
-    return trees[0] if whole else _scatter(trees, rows, count)
-
-
-@functools.partial(jax.jit, static_argnums=2)
 def _scatter(trees, rows, count):
     def one(*leaves):
         nothing = jnp.zeros((count, *leaves[0].shape[1:]), leaves[0].dtype)

@@ -29,7 +29,7 @@ from jaxsp.gan.bars import track
 from jaxsp.gan.command import BadFlagError, flag, naming
 from jaxsp.gan.files import local_path, replacing
 from jaxsp.gan.training import checkpoint, directory
-from jaxsp.gan.training.evaluation import draw_samples
+from jaxsp.gan.training.evaluation import draw_samples, sampler
 
 __all__ = ["PROGRAM", "Config", "main", "score"]
 
@@ -169,7 +169,7 @@ def score(
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
     if picture:
         key, title = jax.random.key(config.seed), f"{loaded.name}, step {step}"
-        draw_samples(gan, x, key, loaded, picture, title)
+        draw_samples(gan, sampler(gan), x, key, loaded, picture, title)
     _print_table(result)
     print("written: " + ", ".join(str(p) for p in (output, picture) if p), flush=True)
     return result
@@ -253,11 +253,11 @@ def _network(dataset: data.Dataset, parameters, settings) -> models.Gan:
 
 def _samples(gan, x, config: Config, progress: bool) -> Iterator[np.ndarray]:
     """Batches of samples."""
-    sample = jax.jit(models.sample, static_argnums=(0, 3))
+    sample = sampler(gan)
     key, size = jax.random.key(config.seed), config.batch_size
     starts = range(0, config.samples, size)
     for i, start in enumerate(track(starts, "batches of samples", enabled=progress)):
-        batch = sample(gan, x, jax.random.fold_in(key, i), size)
+        batch = sample(x, jax.random.fold_in(key, i), size)
         yield np.asarray(batch, np.float32)[: config.samples - start]
 
 

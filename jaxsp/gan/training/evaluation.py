@@ -11,13 +11,20 @@ from jaxsp.gan import data, models
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
 
-__all__ = ["Evaluation", "draw_samples"]
+__all__ = ["Evaluation", "draw_samples", "sampler"]
 
 _SAMPLE_BATCH = 500  # samples generated at once for a score
 _SIDE = 8  # images shown in a row and in a column
 _MOST_CLASSES = 10  # shown
 
-_sample = jax.jit(models.sample, static_argnums=(0, 3))
+
+def sampler(gan: models.Gan) -> Callable[..., jax.Array]:
+    """`models.sample` of a GAN, compiled; when it goes, what was compiled goes."""
+
+    def sample(x, key, count, labels=None):
+        return models.sample(gan, x, key, count, labels)
+
+    return jax.jit(sample, static_argnums=2)
 
 
 class Evaluation:
@@ -31,6 +38,7 @@ class Evaluation:
       data_of_workers: shares and sizes, on the workers' devices.
 
     Attributes:
+      sample: the `sampler` of the program's GAN.
       floor: the scores of real data by name, where `score.floor` has them.
     """
 
@@ -43,6 +51,7 @@ class Evaluation:
         data_of_workers: Any,
     ):
         self._program, self._score, self._count = program, score, count
+        self.sample = sampler(program.gan)
         self.key, self._data = key, data_of_workers
         self.floor: Mapping[str, float] = getattr(score, "floor", {})
 
@@ -62,13 +71,14 @@ class Evaluation:
             return {}
         size = min(self._count, _SAMPLE_BATCH)
         keys = [jax.random.fold_in(self.key, i) for i in range(-(-self._count // size))]
-        batches = [np.asarray(_sample(self._program.gan, x, k, size)) for k in keys]
+        batches = [np.asarray(self.sample(x, k, size)) for k in keys]
         found = self._score(np.concatenate(batches)[: self._count])
         return {name: float(value) for name, value in found.items()}
 
 
 def draw_samples(
     gan: models.Gan,
+    sample: Callable[..., jax.Array],
     x: Any,
     key: jax.Array,
     dataset: data.Dataset,
@@ -81,6 +91,7 @@ def draw_samples(
 
     Args:
       gan: generator and discriminator.
+      sample: the `sampler` of the GAN.
       x: the generator's parameters.
       key: what samples are drawn from.
       dataset: where real ones come from.
@@ -89,7 +100,7 @@ def draw_samples(
     """
     train = dataset.train
     if gan.sample_shape == (2,):
-        points = np.asarray(_sample(gan, x, key, 1000))
+        points = np.asarray(sample(x, key, 1000))
         plots.plot_samples(points, path, np.asarray(train[:2000]), title)
         return
     if len(gan.sample_shape) != 3 or gan.sample_shape[-1] not in (1, 3):
@@ -106,5 +117,5 @@ def draw_samples(
         names, labels = (), None
         # From all over the data, which may be in order.
         real = train[np.linspace(0, len(train) - 1, _SIDE).astype(int)]
-    shown = np.asarray(_sample(gan, x, key, _SIDE * len(real), labels))
+    shown = np.asarray(sample(x, key, _SIDE * len(real), labels))
     plots.plot_samples(shown, path, real, title, names)

@@ -150,9 +150,10 @@ class Recorder:
 
     def _draw_pictures(self, directory, step, x):
         name, key = self._dataset.name, self._evaluation.key
+        sample = self._evaluation.sample
         gan, title = self._program.gan, f"{name}, step {step}"
         for file in ["samples.png", "samples_000000.png"][: 2 if step == 0 else 1]:
-            draw_samples(gan, x, key, self._dataset, directory / file, title)
+            draw_samples(gan, sample, x, key, self._dataset, directory / file, title)
         plots.plot_curves(
             self.history,
             directory / "curves.png",

@@ -32,7 +32,9 @@ def draw(monkeypatch, shape, classes, **given):
     drawn = []
     monkeypatch.setattr(plots, "plot_samples", lambda *args: drawn.append(args))
     x = gan.generator.init(jax.random.key(0), np.zeros((1, 5)))["params"]
-    evaluation.draw_samples(gan, x, jax.random.key(1), dataset, "a.png", "title")
+    sample = evaluation.sampler(gan)
+    key = jax.random.key(1)
+    evaluation.draw_samples(gan, sample, x, key, dataset, "a.png", "title")
     return drawn
 
 
