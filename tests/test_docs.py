@@ -3,11 +3,13 @@
 import dataclasses
 import doctest
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
 import re
 import sys
+import tomllib
 import warnings
 from unittest import mock
 
@@ -168,7 +170,10 @@ def test_readme_begins_with_a_chain_and_is_short():
     assert len(lines) < 250
 
 
-@pytest.mark.parametrize("document", ["README.md", "BUILD.md", "BENCHMARKS.md", *PAGES])
+DOCUMENTS = "README.md", "BUILD.md", "BENCHMARKS.md", "CONTRIBUTING.md"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES])
 def test_commands_in_documents_name_what_exists(document):
     text = (ROOT / document).read_text()
     makefile = (ROOT / "Makefile").read_text()
@@ -200,6 +205,12 @@ def test_flags_in_documents_are_flags_of_the_scripts(monkeypatch):
 
 
 def test_version_is_one():
-    metadata = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{jaxsp.__version__}"' in metadata
+    """The package says it; what installs it and who cites it do not say it again."""
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert metadata["project"]["dynamic"] == ["version"]
+    attribute = metadata["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert attribute == "jaxsp.__version__"
+    assert importlib.metadata.version("jaxsp") == jaxsp.__version__
+    assert "version" not in metadata["project"]
+    assert not re.search(r"^version", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert f"## {jaxsp.__version__}" in (ROOT / "CHANGELOG.md").read_text()
