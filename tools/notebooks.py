@@ -61,9 +61,7 @@ def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> None:
         startup = pathlib.Path(profile, "profile_default", "startup")
         startup.mkdir(parents=True)
         (startup / "00.py").write_text(_STARTUP)
-        # A plotting backend of the caller's would show nothing.
-        left_out = "MPLBACKEND", "TFDS_DATA_DIR", "JAXSP_DATA_DIR"
-        environment = {k: v for k, v in os.environ.items() if k not in left_out}
+        environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
         environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": profile}
         nbclient.NotebookClient(
             notebook,
