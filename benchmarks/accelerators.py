@@ -67,6 +67,9 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     ),
     "local_extra_adam": lambda n, a: methods.local_extra_adam(_RATE, _EVERY, a),
     "dposg, ring": lambda n, a: methods.dposg(_RATE, topology.ring(n), axis_name=a),
+    "dposg, ring, combine first": lambda n, a: methods.dposg(
+        _RATE, topology.ring(n), order="combine_then_adapt", axis_name=a
+    ),
     "cp_oadam": lambda n, a: methods.cp_oadam(_RATE, a),
     "dp_oadam, ring": lambda n, a: methods.dp_oadam(
         _RATE, topology.ring(n), axis_name=a
@@ -89,6 +92,11 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "dqgan, sign": lambda n, a: methods.dqgan(_RATE, _on(a, compressors.sign())),
     "dqgan, top-k 1 %": lambda n, a: methods.dqgan(
         _RATE, _on(a, compressors.top_k(0.01))
+    ),
+    "dqgan delayed, 4 bits": lambda n, a: optax.chain(
+        transforms.delay(),
+        transforms.error_feedback_average(_on(a, _four_bits())),
+        transforms.past_extragradient(_RATE, look_ahead=2.0),
     ),
     "dqgan_adam, 4 bits": lambda n, a: methods.dqgan_adam(_RATE, _on(a, _four_bits())),
     "cp_oadam_gq, ternary": lambda n, a: methods.cp_oadam_gq(
@@ -130,6 +138,14 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
 GANS: dict[str, tuple[Callable[[], models.Gan], str | None]] = {
     "gan: MLP 8, dp_oadam": (lambda: models.mlp((8, 8, 1)), "dp_oadam, ring"),
     "gan: DCGAN 28, dp_oadam": (lambda: models.dcgan((28, 28, 1)), "dp_oadam, ring"),
+    "gan: DCGAN 28, dposg combine first": (
+        lambda: models.dcgan((28, 28, 1)),
+        "dposg, ring, combine first",
+    ),
+    "gan: DCGAN 28, dqgan delayed 4 bits": (
+        lambda: models.dcgan((28, 28, 1)),
+        "dqgan delayed, 4 bits",
+    ),
     "gan: DCGAN 28, cp_oadam": (lambda: models.dcgan((28, 28, 1)), "cp_oadam"),
     "gan: DCGAN 32, dqgan_adam 4 bits": (
         lambda: models.dcgan((32, 32, 3)),

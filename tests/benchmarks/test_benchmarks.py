@@ -123,7 +123,8 @@ def test_compressed_adversarial_training_is_compared(load, tmp_path, monkeypatch
 def test_every_method_is_compiled_for_accelerators(load):
     """On CPUs here, for which a compiler is always there."""
     bench = load("accelerators")
-    named = {name.partition(",")[0] for name in bench.METHODS} - {"compressed_gossip"}
+    named = {name.partition(",")[0] for name in bench.METHODS}
+    named -= {"compressed_gossip", "dqgan delayed"}  # which are put together
     assert named == set(methods.__all__) - {"eval_params"}
     found, text = bench.measure(bench.lower("dposg, ring", jax.devices()[:8], 8, 100))
     assert "collective-permute" in text
