@@ -33,7 +33,7 @@ _COLLECTIVES = (
 # What names a part of a value, or holds others together: nothing runs for it.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "iota"}
-_AROUND = {"while", "conditional", "call"}
+_AROUND = {"while", "conditional", "call", "async-start"}
 _CALLS = re.compile(
     r"(?:calls|body|to_apply|(?:true|false|called)_computations?|"
     r"branch_computations|async_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
@@ -111,29 +111,56 @@ class Program:
 
     def sent(self) -> tuple[int, int]:
         """The bytes that a device sends, at least and at most."""
-        return self._sent(self.entry)
+
+        def bytes_sent(block, i):
+            collective = _collective_op(block[i]) and not block[i].op.endswith("-done")
+            return self._collective(block, i).sent if collective else 0
+
+        return self._total(bytes_sent, self.entry, inside_fusions=True)
 
     def kernels(self) -> int:
-        """How many instructions launch something; loops and branches count once."""
-        launched = (
-            line
-            for name in self._reached(inside_fusions=False)
-            for line in self.computations[name]
-        )
-        return sum(_runs(line) for line in launched)
+        """How many instructions launch something, at most; collectives apart."""
+        return self._total(lambda block, i: _runs(block[i]), self.entry)[1]
 
     def touched(self) -> int:
-        """The bytes of operands and results of everything launched, once each."""
-        total = 0
-        for name in self._reached(inside_fusions=False):
-            block = self.computations[name]
-            sizes = {line.name: line.size for line in block}
-            total += sum(
-                line.size + sum(sizes.get(name, 0) for name in line.operands)
-                for line in block
-                if _runs(line)
+        """The bytes of operands and results of all kernels and collectives, at most."""
+
+        def bytes_touched(block, i):
+            line, collective = block[i], _collective_op(block[i])
+            if not (collective or _runs(line)):
+                return 0
+            sizes = {x.name: x.size for x in block}
+            read = sum(sizes.get(name, 0) for name in line.operands)
+            read = 0 if collective and line.op.endswith("-done") else read
+            return read + (
+                0 if collective and line.op.endswith("-start") else line.size
             )
-        return total
+
+        return self._total(bytes_touched, self.entry)[1]
+
+    def _total(self, of, name, inside_fusions=False):
+        """The sum of `of(block, i)` over what runs: over the least and the most."""
+        least = most = 0
+        block = self.computations[name]
+        for i, line in enumerate(block):
+            own = of(block, i)
+            least, most = least + own, most + own
+            if not (inside_fusions or line.op in _AROUND):
+                continue
+            inner = [
+                self._total(of, c, inside_fusions)
+                for c in line.called
+                if c in self.computations
+            ]
+            if line.op == "conditional":
+                least += min(a for a, _ in inner)
+                most += max(b for _, b in inner)
+            else:
+                found = re.search(r'known_trip_count":?\{"n":"(\d+)"', line.rest)
+                times = int(found[1]) if found and line.op == "while" else 1
+                least += times * sum(a for a, _ in inner)
+                most += times * sum(b for _, b in inner)
+        return least, most
 
     def _join(self, block):
         """Make one collective of a chain of them, and keep what is between its ends.
@@ -156,7 +183,7 @@ class Program:
                 first = self.computations[name][i].name
                 self._chains[first] = block[start + 1 : others[-1][0]]
 
-    def _reached(self, inside_fusions: bool = True) -> Iterator[str]:
+    def _reached(self) -> Iterator[str]:
         """The computations that run, from the entry on, each once."""
         waiting, seen = [self.entry], set()
         while waiting:
@@ -166,28 +193,7 @@ class Program:
             seen.add(name)
             yield name
             for line in self.computations[name]:
-                if inside_fusions or line.op in _AROUND or line.op == "async-start":
-                    waiting += [c for c in line.called if c in self.computations]
-
-    def _sent(self, name):
-        least = most = 0
-        block = self.computations[name]
-        for i, line in enumerate(block):
-            if _collective_op(line) and not line.op.endswith("-done"):
-                sent = self._collective(block, i).sent
-                least, most = least + sent, most + sent
-            inner = [self._sent(c) for c in line.called if c in self.computations]
-            if not inner:
-                continue
-            if line.op == "conditional":
-                least += min(a for a, _ in inner)
-                most += max(b for _, b in inner)
-            else:
-                found = re.search(r'known_trip_count":?\{"n":"(\d+)"', line.rest)
-                times = int(found[1]) if found and line.op == "while" else 1
-                least += times * sum(a for a, _ in inner)
-                most += times * sum(b for _, b in inner)
-        return least, most
+                waiting += [c for c in line.called if c in self.computations]
 
     def _collective(self, block, at):
         line, shapes = block[at], {x.name: x.shape for x in block}

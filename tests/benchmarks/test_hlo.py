@@ -114,7 +114,7 @@ def test_a_permute_goes_on_beside_what_stands_between_its_ends(read):
     assert permute == ("collective-permute", "f32[1000]", 8000, True, 2, 1)
     assert program.sent() == (8000, 8000)  # worker 0 sends to two
     assert program.kernels() == 3
-    assert program.touched() == (80 + 400) + (80 + 80) + (80 + 400)
+    assert program.touched() == (80 + 400) + (80 + 80) + (80 + 400) + 2 * 4000
 
 
 def test_branches_have_a_range_and_loops_their_number_of_times(read):
@@ -123,6 +123,7 @@ def test_branches_have_a_range_and_loops_their_number_of_times(read):
     assert program.sent() == (swapped, swapped + reduced)
     assert {c.op for c in program.collectives()} == {"all-to-all", "all-reduce"}
     assert not any(c.asynchronous for c in program.collectives())
+    assert program.touched() == 3 * 2 * 40 + 2 * 320  # of the branch that does more
 
 
 def test_a_collective_in_several_fusions_is_one(read):
