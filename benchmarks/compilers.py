@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from jaxsp import _devices
+
 __all__ = ["TARGETS", "MissingCompilerError", "devices", "requirements", "versions"]
 
 # What is published of NVIDIA's H100 (SXM), as XLA wants to be told of a GPU.
@@ -63,7 +65,7 @@ def devices(target: str) -> list[Any]:
       target: a name in `TARGETS`.
 
     Returns:
-      The devices, in JAX's order.
+      The devices, in the order in which `jaxsp.Workers` takes them.
 
     Raises:
       MissingCompilerError: if the package with the compiler is not there.
@@ -80,6 +82,7 @@ def devices(target: str) -> list[Any]:
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody has a TPU
         found = topologies.get_topology_desc(arrangement, "tpu").devices
     else:
         if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
@@ -94,7 +97,7 @@ def devices(target: str) -> list[Any]:
         ).devices
     if len(found) != count:
         raise RuntimeError(f"{target} has {count} devices, got {len(found)}.")
-    return list(found)
+    return _devices.in_a_ring(list(found))
 
 
 def versions() -> dict[str, str]:

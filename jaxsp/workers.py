@@ -35,6 +35,7 @@ class Workers:
       devices: the devices to use: one for virtual workers on it, `count` for one worker
         each, or a number that divides `count` for blocks. The default is all visible
         devices or the first `count` of them; in several processes as many of each.
+        On a slice of TPUs neighbours among them are neighbours there, in a ring.
 
     Attributes:
       count: the number of workers.

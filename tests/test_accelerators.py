@@ -78,3 +78,10 @@ def test_on_a_gpu_it_does_so_one_way_and_an_all_reduce_waits(bench):
     assert max(c["products"] for c in gossip["collectives"]) > 0
     mean = only(bench.rows(["gan: DCGAN 28, cp_oadam"], "h100-8", 1, SIZE))
     assert [c["products"] for c in mean["collectives"]] == [0]
+
+
+def test_a_ring_on_a_large_slice_goes_on_beside_the_gradient(bench):
+    """Which it does along neighbours, and not in JAX's order of chips."""
+    row = only(bench.rows(["gan: MLP 8, dp_oadam"], "v5e-256", 1, SIZE))
+    assert [c["op"] for c in row["collectives"]] == ["collective-permute"] * 2
+    assert min(c["products"] for c in row["collectives"]) > 0

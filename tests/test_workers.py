@@ -1,12 +1,15 @@
 """The same function of one worker in every mode."""
 
+import itertools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxsp
-from jaxsp import comm
+from jaxsp import _devices, comm
 
 DEVICES = {"vmap": 1, "shard_map": 8, "blocks": 4}
 
@@ -24,6 +27,38 @@ def test_mode_follows_the_devices():
     assert jaxsp.Workers(9, jax.devices()[:3]).mode == "blocks"
     assert jaxsp.Workers(9, jax.devices()[:1]).mode == "vmap"
     assert repr(jaxsp.Workers(16)) == "Workers(16, mode='blocks')"
+
+
+def chips(*shape):
+    """TPU chips of a slice, in an order that jumps."""
+    places = list(itertools.product(*map(range, shape)))
+    order = np.random.default_rng(0).permutation(len(places))
+    return [
+        types.SimpleNamespace(platform="tpu", coords=list(places[i])) for i in order
+    ]
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 1), (16, 16, 1), (3, 4, 1), (4, 3, 1), (2, 2, 4), (3, 3, 2)]
+)
+def test_chips_of_a_slice_are_taken_in_a_ring_of_neighbours(shape):
+    given = chips(*shape)
+    ring = np.array([chip.coords for chip in _devices.in_a_ring(given)])
+    hops = np.abs(ring - np.roll(ring, 1, axis=0)).sum(axis=1)
+    np.testing.assert_array_equal(hops, 1)
+    assert sorted(ring.tolist()) == sorted(chip.coords for chip in given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(chips(3, 3, 1), chips(1, 8, 1), chips(1, 1, 1), chips(2, 4, 1)[:-1]),
+        chips(2, 2, 1) * 2,  # two cores of each chip
+        [types.SimpleNamespace(platform="gpu", coords=[i, 0]) for i in range(4)],
+    ],
+)
+def test_devices_without_such_a_ring_keep_their_order(given):
+    assert _devices.in_a_ring(given) == given
 
 
 def test_map_stacks_what_one_worker_returns(workers):

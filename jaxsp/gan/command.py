@@ -225,6 +225,8 @@ def devices(workers: int, asked: int | None) -> list[Any]:
     """
     import jax
 
+    from jaxsp import _devices
+
     alone = distributed.is_alone()
     if asked is not None and alone:
         with contextlib.suppress(RuntimeError):  # the devices are in use already
@@ -237,7 +239,7 @@ def devices(workers: int, asked: int | None) -> list[Any]:
         raise BadFlagError(
             f"--devices={number}: there are {len(used)}; leave the flag out."
         )
-    return used[:number]
+    return _devices.in_a_ring(used[:number])
 
 
 # ------------------------------------------------------------------ running

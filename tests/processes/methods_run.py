@@ -141,8 +141,18 @@ def check_without_workers():
         assert not placed.addressable_shards
 
 
+def check_another_order():
+    """Workers may lie on the processes' devices in any order."""
+    devices = jax.devices()[::2] + jax.devices()[1::2]
+    workers = jaxsp.Workers(len(devices), devices)
+    check_exchanges(workers)
+    placed = workers.shard_local(np.array(workers.local, np.int32))
+    np.testing.assert_array_equal(workers.fetch(placed), np.arange(workers.count))
+
+
 def main(path):
     check_without_workers()
+    check_another_order()
     found = {}
     for times in (1, 2):
         workers = jaxsp.Workers(times * jaxsp.distributed.process_count())
