@@ -18,7 +18,7 @@ import yaml
 import jaxsp
 
 ROOT = pathlib.Path(__file__).parent.parent
-VERDICTS = ("held", "partly held", "not held", "not testable here")
+VERDICTS = ("held", "partly held", "not held", "not testable here", "not recorded")
 
 
 class Entry(NamedTuple):
@@ -177,12 +177,16 @@ def on_docstring(app, what, name, obj, options, lines: list[str]) -> None:
 def restructured(text: str) -> str:
     """Write formulas, code spans and tables of Markdown as reStructuredText has them.
 
-    `$$...$$` becomes a block, `$...$` a role, and `Args: those of f, and` a sentence
-    before the section.
+    `$$...$$` becomes a block, with a line for each part of a long one; `$...$` a role;
+    and `Args: those of f, and` a sentence before the section.
     """
 
     def block(match):
         formula = " ".join(match[2].split())
+        parts = formula.split(r"\qquad")
+        if len(formula) > 70 and len(parts) > 1 and r"\begin" not in formula:
+            lines = r" \\ ".join(part.strip() for part in parts)
+            formula = rf"\begin{{gathered}} {lines} \end{{gathered}}"
         return f"\n\n{match[1]}.. math:: {formula}\n\n{match[1]}"
 
     def span(match):
@@ -215,8 +219,9 @@ def restructured(text: str) -> str:
 
 
 def on_member(app, what, name, obj, skip, options) -> bool | None:
-    """Leave the fields of a tuple to the docstring of its class."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
+    """Leave the fields of a class to its docstring."""
+    shown = inspect.isroutine(obj) or isinstance(obj, property)
+    return True if what in ("class", "exception") and not shown else None
 
 
 def on_source(app, docname: str, source: list[str]) -> None:
@@ -321,11 +326,12 @@ def _experiment(paper, name, experiment, recorded, counts):
             last = ["not testable here"]
             if not forms:
                 cells[0] += _reason(claim)
-        for verdict in last:
-            counts[verdict] += 1
+        counts[last[0] if last else "not recorded"] += 1
         lines.append(
             "| " + " | ".join(_words(c).replace("|", r"\|") for c in cells) + " |"
         )
+    if not forms:
+        lines.append("\n*What came out has not been recorded yet.*")
     for form in forms:
         run = recorded[form]
         lines.append(

@@ -157,11 +157,15 @@ def test_all_claims_are_on_the_pages_of_the_papers(made):
         ("of $\\|z -\n  z^*\\|$.", "of :math:`\\|z - z^*\\|`."),
         ("`$HOME/x` and `$y`", "`$HOME/x` and `$y`"),
         ("Args: those of `f`.", "Arguments are those of `f`."),
-        ("$$a\n  b$$", "\n\n.. math:: a b\n\n"),
+        ("$$a\n  b$$", "QQ.. math:: a bQQ"),
+        (
+            rf"$${'a' * 70} \qquad b$$",
+            rf"QQ.. math:: \begin{{gathered}} {'a' * 70} \\ b \end{{gathered}}QQ",
+        ),
     ],
 )
 def test_docstrings_become_restructured_text(made, written, expected):
-    assert made.restructured(written) == expected
+    assert made.restructured(written).replace("\n\n", "QQ") == expected
 
 
 def test_readme_begins_with_a_chain_and_is_short():
