@@ -239,3 +239,18 @@ def test_quickstart_shows_what_it_says():
     assert scores[0] > 20 * scores[-1]
     own = shown_by("quickstart", "own =")
     assert float(re.search(r"distance (\S+),", own)[1]) < 1e-2
+
+
+def test_same_numbers_shows_what_it_says():
+    divided = shown_by("same_numbers", "placements =")
+    row = r"^ +([a-z, ]+?) +(\S+) +(\S+) +(\S+e\S+)$"
+    rows = re.findall(row, divided, re.MULTILINE)
+    found = {name: [float(cell) for cell in cells] for name, *cells in rows}
+    assert min(found.pop("batch")) > 1e-3
+    assert {*found} == {"none", "layer", "batch, synchronized"}
+    assert max(max(cells) for cells in found.values()) < 1e-12
+    placed = shown_by("same_numbers", "print(f\"{'':>18}")
+    pairs = re.findall(r"(\S+)\s+(\d\S*)$", placed, re.MULTILINE)
+    differences = [float(cell) for pair in pairs for cell in pair if "e" in cell[1:]]
+    assert len(differences) == 8
+    assert max(differences) < 1e-12
