@@ -282,3 +282,17 @@ def test_choosing_shows_what_it_says():
     costs = shown_by("choosing", "ways = {")
     plain, roles = re.findall(r"operations a step +(\S+) GFLOP", costs)
     assert float(roles) < 0.8 * float(plain)
+
+
+def test_md_gan_shows_what_it_says():
+    costs = shown_by("md_gan", "titles =")
+    row = r"^ +(MD-GAN|FL-GAN) +(worker|server) +(\S+) +(\S+)"
+    flops = {found[:2]: float(found[2]) for found in re.findall(row, costs, re.M)}
+    worker = flops["MD-GAN", "worker"]
+    assert worker < 0.7 * flops["FL-GAN", "worker"]
+    runs = shown_by("md_gan", "runs =")
+    distance = numbers(r"^ +(\S.*): Fréchet distance +(\S+),", runs)
+    assert distance["all live"] < 0.9 * distance["a crash"]
+    sent = numbers(r"^ +(\S.*): Fréchet.* sent (\S+) MB", runs)
+    # Half of the workers send nothing in half of the time.
+    assert abs(sent["a crash"] / sent["all live"] - 0.75) < 0.01
