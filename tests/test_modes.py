@@ -64,8 +64,11 @@ DRAWING += [
 ]
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("row", DRAWING, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("row", "impl"),
+    [*((row, "rbg") for row in DRAWING), (DRAWING[0], "unsafe_rbg")],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_keys_of_every_type_draw_alike_in_every_mode(x64, row, impl, monkeypatch):
     monkeypatch.setattr(table, "KEY", jax.random.key(7, impl=impl))
     game, ring = table.make_game(8, D), topology.ring(8)

@@ -40,9 +40,6 @@ def averaging(workers, name):
         "quantize": lambda: jaxsp.error_feedback_average(
             jaxsp.channel(axis, fours, fours, key=key)
         ),
-        "top_k": lambda: jaxsp.error_feedback_average(
-            jaxsp.channel(axis, compressors.top_k(0.1), key=key)
-        ),
         "low_rank": lambda: jaxsp.error_feedback_average(
             jaxsp.channel(axis, compressors.low_rank(1), key=key, route="gather")
         ),
@@ -118,22 +115,19 @@ def test_changes_can_be_read(params, sentences):
     assert "{" not in still(params)
 
 
-@pytest.mark.parametrize(
-    ("name", "devices"), [("quantize", (2, 4)), ("top_k", (4,)), ("vr_masha1", (4,))]
-)
+@pytest.mark.parametrize(("name", "devices"), [("quantize", 2), ("vr_masha1", 4)])
 def test_all_modes_train_alike(sentences, name, devices):
-    one, *others = (train(sentences, name, n, steps=3) for n in (1, *devices))
-    for other in others:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
-            one.params,
-            other.params,
-        )
-        for a, b in zip(one.history, other.history, strict=True):
-            assert a["bits_up"] == b["bits_up"]
-            assert a["bits_down"] == b["bits_down"]
-        losses = [r.history[-1]["loss"] for r in (one, other)]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    one, other = (train(sentences, name, n, steps=3) for n in (1, devices))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+        one.params,
+        other.params,
+    )
+    for a, b in zip(one.history, other.history, strict=True):
+        assert a["bits_up"] == b["bits_up"]
+        assert a["bits_down"] == b["bits_down"]
+    losses = [r.history[-1]["loss"] for r in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_counted_bits_are_those_of_the_payloads(sentences, params):
@@ -166,8 +160,8 @@ def test_a_perturbation_does_not_travel(sentences):
     assert found[0] == found[1] > 0
 
 
-@pytest.mark.parametrize("name", ["quantize", "vr_masha1"])
-def test_a_run_goes_on_bit_for_bit(sentences, tmp_path, name):
+def test_a_run_goes_on_bit_for_bit(sentences, tmp_path):
+    name = "quantize"
     whole = train(sentences, name, workdir=tmp_path / "whole")
     train(sentences, name, steps=2, workdir=tmp_path / "parts")
     parts = train(sentences, name, workdir=tmp_path / "parts", resume=True)
