@@ -148,10 +148,10 @@ def _experiment(name, experiment, found, recorded, output):
         yield f"<p>Ours and the paper's:</p><ol>{items}</ol>"
     full = " --full" if found and found["form"] == "long" else ""
     short, long = experiment["minutes"]
-    yield (
-        f"<p><code>python claims/run.py {name}{full}</code> (about {short:g} "
-        f"minutes; in the long form {long:g})</p>"
-    )
+    form = f"{short:g} minutes; in the long form {long:g}"
+    if not experiment["seeds"][0]:
+        full, form = " --full", f"{long:g} minutes; there is no short form"
+    yield f"<p><code>python claims/run.py {name}{full}</code> (about {form})</p>"
     for picture in found["pictures"] if found else ():
         vector = picture.removesuffix(".png") + ".svg"
         target = vector if (output / vector).exists() else picture

@@ -208,6 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs must be at least 1; got {arguments.jobs}.")
     arguments.output.mkdir(parents=True, exist_ok=True)
     full = arguments.full
+    experiments = [
+        one
+        for one in experiments
+        if arguments.seeds or read(one[0])[0]["experiments"][one[1]]["seeds"][full]
+    ]
+    if not experiments:
+        parser.error("this has a long form alone: add --full.")
     # Those that take longest come first, so that the last ones end together.
     experiments.sort(
         key=lambda one: -read(one[0])[0]["experiments"][one[1]]["minutes"][full]

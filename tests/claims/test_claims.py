@@ -94,6 +94,13 @@ def test_an_unknown_name_is_refused(run, capsys):
     assert "there is no masha.feedbak; write one of" in capsys.readouterr().err
 
 
+def test_what_has_no_short_form_says_so(run, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run.main(["defaults.mnist"])
+    assert refused.value.code == 2
+    assert "a long form alone: add --full" in capsys.readouterr().err
+
+
 def test_no_jobs_are_refused(run, capsys):
     with pytest.raises(SystemExit) as refused:
         run.main(["masha.feedback", "--jobs=0"])
