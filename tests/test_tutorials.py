@@ -296,3 +296,18 @@ def test_md_gan_shows_what_it_says():
     sent = numbers(r"^ +(\S.*): Fréchet.* sent (\S+) MB", runs)
     # Half of the workers send nothing in half of the time.
     assert abs(sent["a crash"] / sent["all live"] - 0.75) < 0.01
+
+
+def test_compose_shows_what_it_says():
+    played = shown_by("compose", "choices = {")
+    distance = numbers(r"^ +(\S.*): distance (\S+),", played)
+    assert distance["exact mean"] < distance["8-bit codes"] < 0.005
+    assert 0.01 < distance["2-bit codes"] < distance["ring of neighbours"] < 1
+    generated = shown_by("compose", "figure, panels =")
+    assert int(re.match(r"(\d+)%", generated)[1]) > 50
+    counts = re.search(r"\[(.*)\]", generated)[1].split()
+    assert len(counts) == 8
+    assert min(map(int, counts)) > 60
+    classified = shown_by("compose", "for name, tx in ways")
+    right = numbers(r"^ +(\S.*): accuracy (\S+)%", classified)
+    assert min(right.values()) > right["exact mean"] - 5 > 80
