@@ -130,11 +130,9 @@ def api() -> dict[str, str]:
 
 
 def _listing(names):
-    """A table of modules with the first lines of their docstrings."""
-    rows = [
-        f"| [{n}]({n}.md) | {first_line(importlib.import_module(n))} |" for n in names
-    ]
-    return "| module | what it is |\n| --- | --- |\n" + "\n".join(rows)
+    """A list of modules with the first lines of their docstrings."""
+    lines = ((name, first_line(importlib.import_module(name))) for name in names)
+    return "\n".join(f"- [{name}]({name}.md): {line}" for name, line in lines)
 
 
 def _tree(names):
@@ -195,14 +193,12 @@ def restructured(text: str) -> str:
         return before + ("\\ " if before else "") + inside + ("\\ " if after else "")
 
     def table(match):
-        lines = match[0].strip("\n").split("\n")
-        rows = [
-            line.strip().strip("|").split("|") for line in lines if "---" not in line
-        ]
+        between = r"(?<!\\)\|(?=(?:[^$]*\$[^$]*\$)*[^$]*$)"  # not inside a formula
         items = [
-            f"   {' ' if column else '*'} - {cell.strip()}"
-            for row in rows
-            for column, cell in enumerate(row)
+            f"   {' ' if column else '*'} - {cell.strip()}".replace(r"\|", "|")
+            for line in match[0].strip("\n").split("\n")
+            if "| --- |" not in line
+            for column, cell in enumerate(re.split(between, line.strip()[1:-1]))
         ]
         return ".. list-table::\n   :header-rows: 1\n\n" + "\n".join(items) + "\n"
 
@@ -257,10 +253,9 @@ def tutorials(folder: pathlib.Path) -> str:
             next(c for c in cells if c["cell_type"] == "markdown")["source"]
         )
         title, _, rest = words.partition("\n")
-        first = rest.strip().partition("\n\n")[0]
-        rows.append(
-            f"| [{title.lstrip('# ')}](tutorials/{path.name}) | {_words(first)} |"
-        )
+        first = _words(rest.strip().partition("\n\n")[0])
+        first = first[: first.rfind(".") + 1]  # whole sentences
+        rows.append(f"| [{title.lstrip('# ')}](tutorials/{path.name}) | {first} |")
         names.append(f"tutorials/{path.stem}")
     return (
         "# Tutorials\n\nNotebooks for Colab, on a TPU chip, a GPU or the CPU, shown as "

@@ -157,6 +157,11 @@ def test_all_claims_are_on_the_pages_of_the_papers(made):
         ("of $\\|z -\n  z^*\\|$.", "of :math:`\\|z - z^*\\|`."),
         ("`$HOME/x` and `$y`", "`$HOME/x` and `$y`"),
         ("Args: those of `f`.", "Arguments are those of `f`."),
+        (
+            "| a | b |\n| --- | --- |\n| $|x|$ | `y` |\n",
+            ".. list-table::\n   :header-rows: 1QQ   * - a\n     - b\n"
+            "   * - :math:`|x|`\n     - `y`\n",
+        ),
         ("$$a\n  b$$", "QQ.. math:: a bQQ"),
         (
             rf"$${'a' * 70} \qquad b$$",
