@@ -159,7 +159,7 @@ def gather(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traff
     if not between_devices(axis_name):
         return jax.tree.map(lambda x: all_gather(x, axis_name), tree), traffic
     data, unpack = _pack_bits(tree)
-    return _stacked(unpack, all_gather(data, axis_name)), traffic
+    return jax.vmap(unpack)(all_gather(data, axis_name)), traffic
 
 
 def transpose(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Traffic]:
@@ -184,7 +184,7 @@ def transpose(tree: Any, traffic: Traffic, axis_name: AxisName) -> tuple[Any, Tr
         return jax.tree.map(lambda x: all_to_all(x, axis_name), tree), traffic
     _, unpack = _pack_bits(first)
     rows = jax.vmap(lambda row: _pack_bits(row)[0])(tree)
-    return _stacked(unpack, all_to_all(rows, axis_name)), traffic
+    return jax.vmap(unpack)(all_to_all(rows, axis_name)), traffic
 
 
 def _pack_bits(tree):
@@ -210,13 +210,6 @@ def _pack_bits(tree):
 
     packed = jnp.concatenate(data) if len(data) > 1 else data[0]
     return packed if row == 1 else packed.reshape(-1, _ROW), unpack
-
-
-def _stacked(unpack, rows):
-    """What has arrived of every worker; of a few, so that each is a slice by itself."""
-    if len(rows) > 8:
-        return jax.vmap(unpack)(rows)
-    return jax.tree.map(lambda *x: jnp.stack(x), *map(unpack, rows))
 
 
 def _to_bits(leaf, kind):
