@@ -336,6 +336,8 @@ class _Recorder:
     def __init__(self, workdir, start, evaluate, show):
         self._workdir = None if workdir is None else pathlib.Path(workdir)
         self._evaluate, self._show = evaluate, show
+        # Compiled for this run, and gone with it.
+        self._disagreement = jax.jit(lambda z: metrics.consensus_distance(z))
         self.history, self.last = [], {}
         if self._workdir is not None:
             self.history = records.keep_records(
@@ -355,7 +357,7 @@ class _Recorder:
             "accuracy": accuracy / count if count else None,
             "bits_up": up,
             "bits_down": down,
-            "consensus_distance": float(_consensus_distance(state.params)),
+            "consensus_distance": float(self._disagreement(state.params)),
         }
         params = program.summary(state) if scored else None
         with distributed.raise_together():
@@ -378,6 +380,3 @@ class _Recorder:
         if self._show is not None:
             with replacing(self._workdir / "samples.txt") as temporary:
                 temporary.write_text(self._show(params))
-
-
-_consensus_distance = jax.jit(metrics.consensus_distance)
