@@ -1,5 +1,6 @@
 """Optimistic descent: the look ahead uses the past gradient."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -104,6 +105,8 @@ def past_extragradient(
             **extra_args,
         )
         ahead = scaled(look_ahead * rate(count), updates)
+        # What a mean gives is alike on all workers; the state stays a worker's own.
+        ahead = jax.tree.map(partial(jnp.where, True), ahead, state.ahead)
         # Z = Y − ρ η G, before and after
         updates = optax.tree.add(moved, optax.tree.sub(state.ahead, ahead))
         return updates, PastExtragradientState(count, ahead, combined)
