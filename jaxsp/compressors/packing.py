@@ -98,7 +98,7 @@ def _join(codes, bits, g, count):
     # The codes of a group make one word, or where that has over 32 bits, two.
     h = g if g * bits <= 32 else g // 2
     dtype = jnp.uint8 if count == 1 else jnp.uint32
-    shifts = bits * np.arange(h, dtype=dtype)[:, None, None]
+    shifts = bits * np.arange(h, dtype=dtype)[None, :, None, None]
     words = [
         jnp.sum(codes[:, i : i + h].astype(dtype) << shifts, axis=1, dtype=dtype)
         for i in range(0, g, h)
@@ -157,7 +157,7 @@ def unpack(
 def _codes(data, bits, g, count):
     """Undo `_join`, but for bits above the code's."""
     if count == 1:
-        return data >> bits * np.arange(g, dtype=np.uint8)[:, None, None]
+        return data >> bits * np.arange(g, dtype=np.uint8)[None, :, None, None]
     codes = []
     for j in range(g):
         code: Any = 0
