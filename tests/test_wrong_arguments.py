@@ -297,6 +297,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "shared_key": ("flag", False),
         "worker": ("function", None),
         "warm": ("function", None),
+        "total": ("function", None),
     },
     "gan.data.partition.parse": {},
     "gan.data.partition.plot": {"path": ("name", "plot.png")},
