@@ -479,7 +479,7 @@ def test_a_run_is_repeated_from_its_settings(call, tmp_path, method):
     assert [r | {"seconds": 0} for r in one] == [r | {"seconds": 0} for r in other]
 
 
-@pytest.mark.parametrize("method", ["cp_oadam", "dp_oadam", "dposg", "fl_gan"])
+@pytest.mark.parametrize("method", ["dp_oadam", "fl_gan"])
 def test_a_bad_batch_of_one_worker_is_skipped_by_all(monkeypatch, tmp_path, method):
     """Every second example of the first worker overflows."""
     whole = data.load("mixture_ring")

@@ -151,11 +151,12 @@ DAMAGES = (flip, cut, fill, empty, remove)
 
 
 def test_no_damage_to_a_file_changes_a_number(run, restored, caplog):
-    """To files that hold no array in every way, to arrays in one each, by a seed."""
+    """To files that hold no array in every way, to some arrays in one, by a seed."""
     rng = np.random.default_rng(0)
     for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
         is_array = {"shards", "summary"} & {*path.parts}
-        every = [rng.choice(DAMAGES)] if is_array else [flip, flip, *DAMAGES]
+        one = [rng.choice(DAMAGES)] if rng.random() < 0.3 else []
+        every = one if is_array else [flip, *DAMAGES]
         parts = path.relative_to(run.path).parts
         name = "/".join(parts[:2] if parts[0] == "checkpoints" else parts)
         for damage in every:
