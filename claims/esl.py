@@ -280,7 +280,7 @@ def _floor(problem, diameter):
     squares = np.square(problem.z_star.x) + np.square(problem.z_star.y)
     tails = np.sqrt(np.cumsum(squares[::-1])[::-1] / squares.sum())
     nonzero = [problems.max_nonzero(int(k), diameter) for k in exchanges]
-    return exchanges, np.append(tails, 1e-30)[nonzero]
+    return exchanges, np.append(tails, np.nan)[nonzero]  # nan: the end of the chain
 
 
 def _first(exchanges, curve):
