@@ -199,8 +199,9 @@ def in_words(values: Sequence[float]) -> str:
     """The mean over seeds, with their standard deviation if there are several."""
     if len(values) == 1:
         return f"{values[0]:.3g}"
-    deviation = f" ± {np.std(values):.1g}" if math.isfinite(np.std(values)) else ""
-    return f"{np.mean(values):.3g}{deviation}"
+    mean = np.mean(values)
+    deviation = f" ± {np.std(values):.1g}" if math.isfinite(mean) else ""
+    return f"{mean:.3g}{deviation}"
 
 
 def _asked(claim):

@@ -53,6 +53,13 @@ def test_verdicts_count_seeds(run):
     assert run.judge(near, [4.9e-4, 2.1e-3]) == "not held"
 
 
+def test_numbers_in_words(run):
+    words = run.page.in_words
+    assert words([0.12345]) == "0.123"
+    assert words([1.0, 3.0]) == "2 ± 1"
+    assert words([1.0, np.inf]) == "inf"
+
+
 def test_short_claims_of_three_papers_hold(run, tmp_path, monkeypatch):
     for path in ROOT.glob("*.yaml"):  # without what was recorded
         (tmp_path / path.name).write_text(path.read_text().partition("\n---\n")[0])
