@@ -184,8 +184,9 @@ def counted(name: str, workers: int, size: int) -> tuple[int, int]:
         return jnp.zeros(shape.shape, shape.dtype)
 
     def counters(tree):
-        inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
-        return jax.tree.map(lambda x: None if inexact(x) else x, tree)
+        return jax.tree.map(
+            lambda x: None if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree
+        )
 
     def body(held, _):
         full = jax.tree.map(

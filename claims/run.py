@@ -110,10 +110,17 @@ def run(paper: str, name: str, full: bool, seeds, output: pathlib.Path) -> dict:
 
 def versions() -> dict[str, str]:
     """What the numbers belong to."""
-    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    told = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    def git(*words):
+        told = ["git", "-C", str(HERE), *words]
+        run = subprocess.run(told, capture_output=True, text=True, check=False)
+        return run.stdout.strip()
+
+    # Not what is being recorded itself.
+    changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)claims/*.yaml")
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
     return {
-        "commit": told.stdout.strip() or "unknown",
+        "commit": f"{commit}-dirty" if changed else commit,
         "python": sys.version.split()[0],
         "jax": jax.__version__,
     }

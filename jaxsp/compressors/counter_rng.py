@@ -88,10 +88,10 @@ def permutation(seed: jax.Array, positions: jax.Array, d: int) -> jax.Array:
 
     def two_rounds(i, grid):
         # The second word of the counter is never 0: those are the words of `words`.
-        l, r = grid  # noqa: E741
-        l = (l + threefry(seed, r, 2 * i + 1)[0] % a) % a  # noqa: E741
-        r = (r + threefry(seed, l, 2 * i + 2)[0] % b) % b
-        return l, r
+        left, right = grid
+        left = (left + threefry(seed, right, 2 * i + 1)[0] % a) % a
+        right = (right + threefry(seed, left, 2 * i + 2)[0] % b) % b
+        return left, right
 
     def network(carry):
         t, inside = carry

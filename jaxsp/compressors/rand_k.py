@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxsp.compressors import counter_rng
 from jaxsp.compressors.compressor import (
     Compressor,
+    by_eights,
     check_fraction,
     check_input,
     compute_dtype,
@@ -77,14 +78,19 @@ def rand_k(fraction: float) -> Compressor:
     def total(payloads, weights, like):
         d = math.prod(like.shape)
         scales = weights * (d / payloads.values.shape[1])
-        values = scales[:, None] * payloads.values.astype(like.dtype)
-        at = jax.vmap(lambda seed: places(seed, d))(payloads.seed)
-        return jnp.zeros(d, like.dtype).at[at].add(values).reshape(like.shape)
+        full = jnp.zeros(d, like.dtype)
+        # One after another, so that all workers add up in the same order on GPUs too.
+        for scale, values, seed in zip(
+            scales, payloads.values, payloads.seed, strict=True
+        ):
+            values = scale * values.astype(like.dtype)
+            full = full.at[places(seed, d)].add(values, unique_indices=True)
+        return full.reshape(like.shape)
 
     return Compressor(
         f"rand_k({fraction:g})",
         compress,
         decompress,
         q=lambda d: d / number_kept(fraction, d),
-        total=total,
+        total=by_eights(total),
     )

@@ -7,6 +7,7 @@ dtype kept.
 
 import functools
 import math
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -517,6 +518,18 @@ def test_total_is_the_weighted_sum(compressor, count, x64):
     assert total.shape == shape
     assert total.dtype == x.dtype
     np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-12)
+
+
+@names("compressor", SOME)
+def test_what_adds_up_has_one_order(compressor):
+    """A scatter whose places repeat adds up in any order on GPUs."""
+    x, first = jnp.ones(2000), compressor.for_worker(0, 9)
+    payload = first.compress(KEY, x)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 9), payload)
+    program = str(jax.make_jaxpr(lambda s: first.total(s, jnp.ones(9), x))(stacked))
+    scattered = re.findall(r"scatter[\w-]*\[(.*?)\]\s", program, re.DOTALL)
+    assert all("unique_indices=True" in words for words in scattered)
+    assert bool(scattered) == bool(re.search("top_k|rand_k", compressor.name))
 
 
 def test_all_modes_agree():
