@@ -40,7 +40,9 @@ class Compressor:
         helps with this one, else None. A payload of zeros is no help, and no harm.
       total: `total(payloads, weights, like) -> array`, $\sum_m w_m c_m$ of what the
         payloads of all workers stand for, stacked along a first axis in the order of
-        the workers, if that is quicker than one after another, else None.
+        the workers, if that is quicker than one after another, else None. It must
+        add up in one order everywhere, or workers that must agree would not: no
+        scatter whose places repeat, for which GPUs take any order.
     """
 
     name: str

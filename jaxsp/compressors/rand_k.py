@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxsp.compressors import counter_rng
 from jaxsp.compressors.compressor import (
     Compressor,
-    by_eights,
     check_fraction,
     check_input,
     compute_dtype,
@@ -75,22 +74,9 @@ def rand_k(fraction: float) -> Compressor:
         zeros = jnp.zeros(d, like.dtype)
         return zeros.at[places(payload.seed, d)].set(values).reshape(like.shape)
 
-    def total(payloads, weights, like):
-        d = math.prod(like.shape)
-        scales = weights * (d / payloads.values.shape[1])
-        full = jnp.zeros(d, like.dtype)
-        # One after another, so that all workers add up in the same order on GPUs too.
-        for scale, values, seed in zip(
-            scales, payloads.values, payloads.seed, strict=True
-        ):
-            values = scale * values.astype(like.dtype)
-            full = full.at[places(seed, d)].add(values, unique_indices=True)
-        return full.reshape(like.shape)
-
     return Compressor(
         f"rand_k({fraction:g})",
         compress,
         decompress,
         q=lambda d: d / number_kept(fraction, d),
-        total=by_eights(total),
     )

@@ -11,7 +11,6 @@ from jax import lax
 from jaxsp.compressors import packing
 from jaxsp.compressors.compressor import (
     Compressor,
-    by_eights,
     check_fraction,
     check_input,
     number_kept,
@@ -79,25 +78,11 @@ def top_k(fraction: float) -> Compressor:
         )
         return full.reshape(like.shape)
 
-    def total(payloads, weights, like):
-        # One after another: where places repeat GPUs add up in any order, and workers
-        # that must agree would not.
-        full = jnp.zeros(math.prod(like.shape), like.dtype)
-        for weight, payload in zip(weights, zip(*payloads, strict=True), strict=True):
-            values, indices = payload
-            full = full.at[indices.astype(jnp.uint32)].add(
-                weight * values.astype(like.dtype),
-                indices_are_sorted=True,
-                unique_indices=True,
-            )
-        return full.reshape(like.shape)
-
     return Compressor(
         f"top_k({fraction:g})",
         compress,
         decompress,
         delta=lambda d: d / number_kept(fraction, d),
-        total=by_eights(total),
     )
 
 

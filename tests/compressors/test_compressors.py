@@ -7,7 +7,6 @@ dtype kept.
 
 import functools
 import math
-import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -495,7 +494,11 @@ def test_top_k_breaks_ties_by_index_and_keeps_exactly_k():
 # ------------------------------------------------------------------ workers
 
 
-@names("compressor", [*SOME, compressors.blockwise(compressors.quantize(4), 8)])
+TOGETHER = [*SOME, compressors.blockwise(compressors.quantize(4), 8)]
+TOGETHER = [c for c in TOGETHER if c.for_worker(0, 1).total is not None]
+
+
+@names("compressor", TOGETHER)
 @pytest.mark.parametrize("count", [1, 3, 8, 19])
 def test_total_is_the_weighted_sum(compressor, count, x64):
     shape = (5, 29)
@@ -520,16 +523,14 @@ def test_total_is_the_weighted_sum(compressor, count, x64):
     np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-12)
 
 
-@names("compressor", SOME)
+@names("compressor", TOGETHER)
 def test_what_adds_up_has_one_order(compressor):
     """A scatter whose places repeat adds up in any order on GPUs."""
     x, first = jnp.ones(2000), compressor.for_worker(0, 9)
     payload = first.compress(KEY, x)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 9), payload)
-    program = str(jax.make_jaxpr(lambda s: first.total(s, jnp.ones(9), x))(stacked))
-    scattered = re.findall(r"scatter[\w-]*\[(.*?)\]\s", program, re.DOTALL)
-    assert all("unique_indices=True" in words for words in scattered)
-    assert bool(scattered) == bool(re.search("top_k|rand_k", compressor.name))
+    total = jax.make_jaxpr(lambda s: first.total(s, jnp.ones(9), x))(stacked)
+    assert "scatter" not in str(total)
 
 
 def test_all_modes_agree():
