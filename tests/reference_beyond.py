@@ -8,7 +8,7 @@ F(Z) of (M, d) has the rows F_m(z_m) and the points are [steps + 1, M, d].
 """
 
 import numpy as np
-from reference import rate
+from reference import average, rate
 from reference_compressed import exactly, up
 
 
@@ -76,3 +76,113 @@ def three_pillars(z0, F, Fs, Q, coins, lr, local_lr, inner, refresh, project=Non
             at_m = F(m)
         points.append((z, m))
     return tuple(np.stack(p) for p in zip(*points, strict=True))
+
+
+# Local steps against what the others last said. Rows are workers, points [., M, d].
+
+
+def local_play(z0, F, owned, lr, sync_every, steps):
+    """PEARL-SGD and Decoupled SGDA: each plays its own part, the others' stay as heard.
+
+      z_m ← z_m - η o_m F_m(z_m);   every `sync_every` steps each coordinate becomes,
+      on all workers, the mean of its owners'
+
+    `owned` (M, d) of 0 and 1 has the rows o_m: one worker a player is PEARL-SGD, two
+    players are Decoupled SGDA, ones everywhere are local descent.
+    """
+    Z, owned = np.array(z0, float), np.asarray(owned, float)
+    points = [Z]
+    for k in range(steps):
+        Z = Z - rate(lr, k) * owned * F(Z)
+        if (k + 1) % sync_every == 0:
+            joint = (owned * Z).sum(axis=0) / owned.sum(axis=0)
+            Z = np.broadcast_to(joint, Z.shape).copy()
+        points.append(Z)
+    return np.stack(points)
+
+
+def proxskip(z0, F, coins, lr, probability, prox=None):
+    """ProxSkip-VIP: local steps with control variates, a mean when the coin says so.
+
+      ẑ_m = z_m - γ (F_m(z_m) - h_m)
+      z_m ← prox(mean (ẑ_m - (γ/p) h_m), γ/p) if coin k else ẑ_m
+      h_m ← h_m + (p/γ) (z_m - ẑ_m)
+
+    h = 0 at the start; h_m goes to F_m(z*).
+    """
+    prox, Z = prox or same, np.array(z0, float)
+    H, points = np.zeros_like(Z), [Z]
+    for k, coin in enumerate(coins):
+        gamma = rate(lr, k)
+        Z = Z - gamma * (F(Z) - H)
+        if coin:
+            hat, reach = Z, gamma / probability
+            Z = average(prox(average(hat - reach * H), reach))
+            H = H + (Z - hat) / reach
+        points.append(Z)
+    return np.stack(points)
+
+
+def fedgda_gt(z0, F, lr, sync_every, steps):
+    """FedGDA-GT: z_m ← z_m - η (F_m(z_m) - F_m(r) + F(r)), r the last mean.
+
+    Every `sync_every` steps r ← mean z_m and all z_m ← r; the mean F(r) takes a second
+    exchange, at the start of a round. r = z0, the same row for all, at the start.
+    """
+    Z, points = np.array(z0, float), []
+    points.append(Z)
+    for k in range(steps):
+        if k % sync_every == 0:
+            correction = average(F(Z)) - F(Z)
+        Z = Z - rate(lr, k) * (F(Z) + correction)
+        if (k + 1) % sync_every == 0:
+            Z = average(Z)
+        points.append(Z)
+    return np.stack(points)
+
+
+def lookahead(z0, step, every, alpha, steps):
+    """Lookahead-minimax: Z ← step(k, Z);  every `every` steps Z ← s + α (Z - s), s ← Z.
+
+    All players at once; s = z0 at the start. What `step` remembers is not reset.
+    """
+    Z = slow = np.array(z0, float)
+    points = [Z]
+    for k in range(steps):
+        Z = step(k, Z)
+        if (k + 1) % every == 0:
+            Z = slow = slow + alpha * (Z - slow)
+        points.append(Z)
+    return np.stack(points)
+
+
+# Means that withstand bad workers: (M, d) -> (d,).
+
+
+def coordinate_median(V):
+    """The median of every coordinate; of an even number the mean of the middle two."""
+    return np.median(V, axis=0)
+
+
+def trimmed_mean(V, trim):
+    """The mean of every coordinate without its `trim` least and `trim` largest."""
+    return np.sort(V, axis=0)[trim : len(V) - trim].mean(axis=0)
+
+
+def geometric_median(V, iterations, smoothing):
+    """Weiszfeld: c ← Σ w_m v_m / Σ w_m,  w_m = 1/max(ν, |v_m - c|), from the mean."""
+    c = V.mean(axis=0)
+    for _ in range(iterations):
+        w = 1 / np.maximum(smoothing, np.linalg.norm(V - c, axis=1))
+        c = w @ V / w.sum()
+    return c
+
+
+def centered_clipping(V, radius, iterations, center):
+    """c ← c + mean_m (v_m - c) min(1, τ/|v_m - c|), from `center`."""
+    c = np.array(center, float)
+    for _ in range(iterations):
+        away = V - c
+        norms = np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-300)
+        c = c + (away * np.minimum(1, radius / norms)).mean(axis=0)
+    return c
