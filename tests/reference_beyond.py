@@ -9,7 +9,7 @@ F(Z) of (M, d) has the rows F_m(z_m) and the points are [steps + 1, M, d].
 
 import numpy as np
 from reference import average, rate
-from reference_compressed import exactly, up
+from reference_compressed import up
 
 
 def same(v, gamma=None):
@@ -139,6 +139,30 @@ def fedgda_gt(z0, F, lr, sync_every, steps):
             Z = average(Z)
         points.append(Z)
     return np.stack(points)
+
+
+def qoda(z0, F, Q, lr, steps):
+    """QODA: optimistic dual averaging, one compressed message, an adaptive rate.
+
+      X½ = X_k - γ_k g_{k-1};   v_m = Q(F_m(X½));   g_k = mean v_m
+      γ_{k+1} = lr/√(1 + Σ_{i ≤ k} Σ_m |v_m^i - v_m^{i-1}|²/M²)
+      X_{k+1} = X_0 - γ_{k+1} Σ_{i ≤ k} g_i
+
+    v^{-1} = 0 and γ_0 = lr. Returns the half points [steps + 1, d], which are the
+    params, and X.
+    """
+    X = start = np.array(z0, float)
+    g, total, spread, sent, points = np.zeros_like(X), 0.0, 0.0, 0.0, []
+    for k in range(steps + 1):
+        gamma = rate(lr, k) / np.sqrt(1 + spread)
+        X = start - gamma * total
+        half = X - gamma * g
+        points.append((half, X))
+        before, sent = sent, up(Q, k, F(half))
+        g = sent.mean(axis=0)
+        total = total + g
+        spread = spread + ((sent - before) ** 2).sum() / len(sent) ** 2
+    return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
 def lookahead(z0, step, every, alpha, steps):

@@ -69,6 +69,57 @@ def optimal_decentralized(
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
+def time_varying_decentralized(z0, F, gossip, constants, coins=None, sampled=None):
+    """Optimal decentralized VI over graphs that change: two exchanges an iteration.
+
+      δ and, in the line of Δ_x, F(z^{k+1}) as in `optimal_decentralized`
+      z^{k+1} = z^k + ω (w^k - z^k) - η_z (δ - ν z^k - y^k - α (y^k - y^{k-1}))
+      y_c = τ y^k + (1 - τ) y_f;   x_c = τ x^k + (1 - τ) x_f
+      Δ_y = (y_c + x_c)/ν + z^{k+1} + γ (y^k + x^k + ν z^k)
+      Δ_x = (y_c + x_c)/ν + β (x^k + F(z^{k+1}))
+      y^{k+1} = y^k - η_y Δ_y
+      x^{k+1} = x^k - G_k (η_x Δ_x + m);   m ← η_x Δ_x + m - G_k (η_x Δ_x + m)
+      y_f ← y_c + τ (y^{k+1} - y^k);   x_f ← x_c - θ G_k (y_c + x_c)
+      w^{k+1} = z^k if coin k else w^k
+
+    `gossip[k]` is G_k = I - W_k, W_k doubly stochastic; their number is the number of
+    iterations. `constants` maps the names eta_x, eta_y, eta_z, theta, alpha, gamma,
+    beta, nu, omega, tau to numbers; gamma is that of Δ_y and omega draws to w. Start:
+    z^{-1} = w^{-1} = w^0 = z^0, and x, y, m, y_f, x_f are zero. At the solution x is
+    -F(z), y is F(z) - ν z. Returns z, x and y.
+    """
+    c = constants
+    z = np.array(z0, float)
+    w = old_w = old_z = z
+    y = old_y = y_f = x = x_f = m = np.zeros_like(z)
+    points = [(z, x, y)]
+    for k, G in enumerate(gossip):
+        if sampled is None:
+            delta = F(z) + c["alpha"] * (F(z) - F(old_z))
+        else:
+            at, at_w, at_old = (sampled(2 * k, V) for V in (z, old_w, old_z))
+            delta = at - at_w + c["alpha"] * (at - at_old) + F(old_w)
+        delta = delta - c["nu"] * z - y - c["alpha"] * (y - old_y)
+        old_z, z = z, z + c["omega"] * (w - z) - c["eta_z"] * delta
+        if sampled is None:
+            now = F(z)
+        else:
+            now = sampled(2 * k + 1, z) - sampled(2 * k + 1, w) + F(w)
+        y_c = c["tau"] * y + (1 - c["tau"]) * y_f
+        x_c = c["tau"] * x + (1 - c["tau"]) * x_f
+        pull = (y_c + x_c) / c["nu"]
+        old_y = y
+        y = y - c["eta_y"] * (pull + z + c["gamma"] * (y + x + c["nu"] * old_z))
+        wanted = c["eta_x"] * (pull + c["beta"] * (x + now)) + m
+        sent = G @ wanted
+        x, m = x - sent, wanted - sent
+        y_f = y_c + c["tau"] * (y - old_y)
+        x_f = x_c - c["theta"] * G @ (y_c + x_c)
+        old_w, w = w, old_z if coins is not None and coins[k] else w
+        points.append((z, x, y))
+    return tuple(np.stack(p) for p in zip(*points, strict=True))
+
+
 # Gradient tracking: the rows of S follow the mean of F, whose mean they keep exactly.
 # All start at S_{-1} = F(Z_{-1}) = 0: the mean of S_k is that of F(Z_k) from k = 0 on.
 
@@ -112,7 +163,8 @@ def tracked_extragradient(z0, F, W, rounds, lr, steps, combine_first=False):
 def tracked_optimistic(z0, F, W, rounds, lr, steps, combine_first=False):
     """Optimistic gradient tracking: one oracle call, two exchanges an iteration.
 
-      S_k = W (S_{k-1} + F(Z_k) - F(Z_{k-1}));   Z_{k+1} = W (Z_k - η_k (2 S_k - S_{k-1}))
+      S_k = W (S_{k-1} + F(Z_k) - F(Z_{k-1}))
+      Z_{k+1} = W (Z_k - η_k (2 S_k - S_{k-1}))
 
     With `combine_first` S_k = W S_{k-1} + F(Z_k) - F(Z_{k-1}) and Z_{k+1} = W Z_k -
     η_k (2 S_k - S_{k-1}). S_{-1} = 0: the first step is 2 η S_0, as in `ogda`.
@@ -125,5 +177,31 @@ def tracked_optimistic(z0, F, W, rounds, lr, steps, combine_first=False):
         S = track(S, now, old, lambda V: mix(V, W, rounds), combine_first)
         old, step = now, rate(lr, k) * (2 * S - before)
         Z = move(Z, step, lambda V: mix(V, W, rounds), combine_first)
+        points.append(Z)
+    return np.stack(points)
+
+
+def tracked_oadam(
+    z0, F, W, rounds, lr, steps, b1=0.5, b2=0.9, eps=1e-8, mix_moments=False
+):
+    """DP-OAdam of tracked gradients: OAdam takes S_k in place of F(Z_k).
+
+      S_k = W (S_{k-1} + F(Z_k) - F(Z_{k-1}))
+      m ← b1 m + (1 - b1) S_k;   v ← b2 v + (1 - b2) S_k²
+      Z ← W Z - 2 a_t m_t/(√v_t + ε) + a_t m_{t-1}/(√v_{t-1} + ε)
+
+    With `mix_moments` v ← W (b2 v + (1 - b2) S_k²). a_t as in `oadam`. Starts at
+    S_{-1} = F(Z_{-1}) = m = v = 0.
+    """
+    Z = np.array(z0, float)
+    points, m, v = [Z], np.zeros_like(Z), np.zeros_like(Z)
+    S = before = np.zeros_like(Z)
+    for t in range(1, steps + 1):
+        now, old = F(Z), m / (np.sqrt(v) + eps)
+        S, before = mix(S + now - before, W, rounds), now
+        m, v = b1 * m + (1 - b1) * S, b2 * v + (1 - b2) * S**2
+        v = mix(v, W, rounds) if mix_moments else v
+        a = rate(lr, t - 1) * np.sqrt(1 - b2**t) / (1 - b1**t)
+        Z = mix(Z, W, rounds) - 2 * a * m / (np.sqrt(v) + eps) + a * old
         points.append(Z)
     return np.stack(points)
