@@ -194,8 +194,11 @@ def trimmed_mean(V, trim):
 
 
 def geometric_median(V, iterations, smoothing):
-    """Weiszfeld: c ← Σ w_m v_m / Σ w_m,  w_m = 1/max(ν, |v_m - c|), from the mean."""
-    c = V.mean(axis=0)
+    """Weiszfeld: c ← Σ w_m v_m / Σ w_m,  w_m = 1/max(ν, |v_m - c|).
+
+    From the coordinate median: from the mean a large lie takes tens of iterations.
+    """
+    c = coordinate_median(V)
     for _ in range(iterations):
         w = 1 / np.maximum(smoothing, np.linalg.norm(V - c, axis=1))
         c = w @ V / w.sum()
