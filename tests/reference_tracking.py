@@ -69,6 +69,20 @@ def optimal_decentralized(
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
+def time_varying_constants(L, mu, chi):
+    """Constants of `time_varying_decentralized` without snapshot: ours, measured.
+
+    L of every F_m, μ of their mean, and |G_k v - v|² ≤ (1 - 1/χ) |v|² for v of mean
+    zero: χ = 1/(1 - λ2²). Linear at a rate of about μ/(χ L) on rings, paths, random
+    ones of each, and alternating matchings, μ/L from 0.03 to 1; L may be twice too big.
+    """
+    nu, tau = mu / 4, min(1, 0.3 * mu / (L * chi))
+    eta_x, eta_y = 0.5 * nu / (tau * chi**2), 0.4 * nu / tau
+    dual = {"eta_x": eta_x, "eta_y": eta_y, "beta": 0.3 / eta_x, "gamma": 0.15 / eta_y}
+    primal = {"eta_z": 0.3 / L, "nu": nu, "omega": 0.0}
+    return {**dual, **primal, "tau": tau, "theta": 0.25, "alpha": 0.2}
+
+
 def time_varying_decentralized(z0, F, gossip, constants, coins=None, sampled=None):
     """Optimal decentralized VI over graphs that change: two exchanges an iteration.
 
