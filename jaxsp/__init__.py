@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxsp import (
+    aggregators,
     comm,
     compressors,
     distributed,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MinMax",
     "Workers",
+    "aggregators",
     "alternating_extragradient",
     "average",
     "channel",

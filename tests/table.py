@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import reference
+import reference_beyond as beyond
 import reference_compressed as loops
 
 import jaxsp
-from jaxsp import compressors, methods, topology, transforms
+from jaxsp import aggregators, compressors, methods, topology, transforms
 
 AXIS = jaxsp.Workers(1, jax.local_devices()[:1]).axis_name
 KEY = jax.random.key(7)
@@ -146,6 +147,11 @@ METHODS = [
             0
         ],
     ),
+    Row(  # of an array, which is one player; of several in methods/test_players.py
+        "pearl_sgd",
+        lambda t, lr, axis=AXIS: methods.pearl_sgd(lr, 3, axis),
+        lambda z0, F, W, lr, n: beyond.local_play(z0, F, np.ones_like(z0), lr, 3, n),
+    ),
     Row(
         "delayed_optimistic",
         lambda t, lr, axis=AXIS: delayed(lr, jaxsp.average(axis)),
@@ -182,6 +188,7 @@ TRANSFORMS = [
         ),
     ),
     Row("sync", lambda t, lr, axis=AXIS: transforms.sync(2, axis)),
+    Row("sync_players", lambda t, lr, axis=AXIS: transforms.sync_players(2, axis)),
     Row("gossip", lambda t, lr, axis=AXIS: transforms.gossip(t, axis_name=axis)),
     Row(
         "gossip_one_peer",
@@ -268,6 +275,18 @@ COMPRESSED_METHODS = [
         "compressed_extra_step_local_sgd",
         lambda t, lr, axis=AXIS: methods.extra_step_local_sgd(
             lr, 2, on(axis, SIGN, SIGN), outer=nesterov()
+        ),
+    ),
+    Row(
+        "median_cp_oadam",
+        lambda t, lr, axis=AXIS: methods.cp_oadam(
+            lr, jaxsp.channel(axis, aggregate=aggregators.coordinate_median())
+        ),
+    ),
+    Row(
+        "extra_step_geometric_median",
+        lambda t, lr, axis=AXIS: methods.extra_step(
+            lr, jaxsp.channel(axis, aggregate=aggregators.geometric_median(3))
         ),
     ),
     Row(

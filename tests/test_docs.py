@@ -45,7 +45,7 @@ def test_docstring_examples(name):
 def public_functions():
     """Every public name with a callable behind it."""
     modules = "methods", "topology", "problems", "metrics", "projections", "theory"
-    modules += "compressors", "transforms"
+    modules += "aggregators", "compressors", "transforms"
     for module in (jaxsp, *(getattr(jaxsp, name) for name in modules)):
         for name in module.__all__:
             value = getattr(module, name)

@@ -245,6 +245,7 @@ INJECTED = {
     "local_extra_adam": dict(
         factory=methods.local_extra_adam, sync_every=2, channel=AXIS
     ),
+    "pearl_sgd": dict(factory=methods.pearl_sgd, sync_every=2),
     "dposg": dict(factory=methods.dposg, static=("rounds",), topology=ring()),
     "cp_oadam": dict(factory=methods.cp_oadam, channel=AXIS),
     "dp_oadam": dict(factory=methods.dp_oadam, static=("rounds",), topology=ring()),

@@ -51,6 +51,7 @@ BUILD = {
     ),
     "extra_step_local_sgd": lambda a, p: methods.extra_step_local_sgd(0.1, EVERY, a),
     "local_extra_adam": lambda a, p: methods.local_extra_adam(0.1, EVERY, a),
+    "pearl_sgd": lambda a, p: methods.pearl_sgd(0.1, EVERY, a),
     "fl_gan": lambda a, p: fl_gan.fl_gan(
         optax.adam(0.1), optax.adam(0.1), EVERY, axis_name=a
     ),
@@ -89,8 +90,8 @@ def measure(name, refresh):
         updates, state = tx.update(z, state, z, operator_fn=F, **full)
         return optax.apply_updates(z, updates), state
 
-    half = jnp.ones((WORKERS, SIZE // 2))
-    z = jaxsp.MinMax(half, half)
+    players = WORKERS if name == "pearl_sgd" else 2
+    z = (jnp.ones((WORKERS, SIZE // players)),) * players
     state, step = jax.jit(workers.map(tx.init))(z), jax.jit(workers.map(step))
     size = sum(x.nbytes for x in jax.tree.leaves(z))
     kept = sum(x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.float32)

@@ -28,6 +28,7 @@ from jaxsp.gan import losses, md_gan, models
 
 ROOMS = [
     "",
+    "aggregators",
     "comm.channels",
     "compressors",
     "gan.data.partition",
@@ -48,7 +49,7 @@ ROOMS = [
 INNER = {"gan.step.to_batch", "gan.step.moving_average", "gan.step.bits"}
 INNER |= {"gan.step.fetch_losses"}
 INNER |= {f"comm.channels.{f}" for f in ("check_contractive", "check_unbiased")}
-INNER |= {"comm.channels.check_key", "comm.channels.as_channel"}
+INNER |= {f"comm.channels.{f}" for f in ("check_key", "check_mean", "as_channel")}
 INNER |= {"gan.step.draw_keys", "comm.channels.Route"}
 
 KEY = jax.random.key(0)
@@ -144,11 +145,13 @@ ARGUMENTS = {
     "L": ("positive", 2.0),
     "W": ("instance", np.eye(2)),
     "acceleration": ("one of or none", None),
+    "aggregate": ("instance", None),
     "adjacency": ("instance", np.eye(2)),
     "alive": ("instance", ALIVE),
     "alpha": ("positive", 1.0),
     "array": ("anything", np.zeros((6, 2))),
     "axis_name": ("axis", AXIS),
+    "b": ("count from 0", 1),
     "b1": ("decay", 0.5),
     "b2": ("decay", 0.5),
     "batch_share": ("fraction", 0.5),
@@ -188,6 +191,7 @@ ARGUMENTS = {
     "fraction": ("fraction", 0.5),
     "gan": ("instance", GAN),
     "generator_optimizer": ("instance", SGD),
+    "gamma": ("nonnegative", 1.0),
     "gradient_penalty": ("nonnegative", 1.0),
     "graph": ("instance", networkx.path_graph(3)),
     "has_aux": ("flag", False),
@@ -287,6 +291,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "StepSize.times": {"factor": ("positive", 2.0)},
     "MDGan.program": {"workers": ("instance", WORKERS)},
     "Compressor.for_worker": {"index": ("index", 1), "count": ("count", 4)},
+    "aggregators.Aggregator": {
+        "name": ("name", "mine"),
+        "combine": ("function", loss),
+        "coordinatewise": ("flag", False),
+    },
+    "aggregators.centered_clipping": {"radius": ("positive", 1.0)},
+    "aggregators.geometric_median": {"eps": ("positive", 1e-6)},
     "compressors.Compressor": {
         "name": ("name", "mine"),
         "compress": ("function", loss),
@@ -362,6 +373,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "methods.diana_sgda": {"channel": ("channel", UNBIASED)},
     "methods.masha1": {"channel": ("instance", UNBIASED)},
     "methods.masha2": {"channel": ("instance", CONTRACTIVE)},
+    "methods.pearl_sgd": {"sync_every": ("count", 2)},
     "methods.pp_masha1": {"channel": ("instance", UNBIASED)},
     "methods.rand_dp_oadam": {"topology": ("instance", topology.random_ring(4))},
     "methods.vr_masha1": {"channel": ("instance", UNBIASED)},

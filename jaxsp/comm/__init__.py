@@ -28,6 +28,7 @@ from jaxsp.comm.channels import (
     channel,
     check_contractive,
     check_key,
+    check_mean,
     check_unbiased,
 )
 from jaxsp.comm.collectives import (
@@ -48,6 +49,7 @@ from jaxsp.comm.compressed import (
     mean,
     no_residual,
 )
+from jaxsp.comm.parts import mean_of_owners, owners
 from jaxsp.comm.traffic import (
     Traffic,
     add_traffic,
@@ -71,6 +73,7 @@ __all__ = [
     "channel",
     "check_contractive",
     "check_key",
+    "check_mean",
     "check_unbiased",
     "check_unchecked",
     "decode",
@@ -82,10 +85,12 @@ __all__ = [
     "gather",
     "inside_workers",
     "mean",
+    "mean_of_owners",
     "mix",
     "mix_payloads",
     "no_residual",
     "no_traffic",
+    "owners",
     "pack",
     "permute",
     "send",

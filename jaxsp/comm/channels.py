@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 
 from jaxsp import _arguments
+from jaxsp.aggregators import Aggregator
 from jaxsp.comm.axis import AxisName
 from jaxsp.compressors import Compressor
 
@@ -16,6 +17,7 @@ __all__ = [
     "channel",
     "check_contractive",
     "check_key",
+    "check_mean",
     "check_unbiased",
 ]
 
@@ -32,6 +34,7 @@ class Channel:
       down: what the server sends through, or None.
       key: a key that all workers share, or None.
       route: `"gather"`, `"sharded"`, or None for whichever moves fewer bits.
+      aggregate: what takes the place of the mean, or None.
     """
 
     axis_name: AxisName
@@ -39,28 +42,37 @@ class Channel:
     down: Compressor | None = None
     key: jax.Array | None = None
     route: Route | None = None
+    aggregate: Aggregator | None = None
 
     def __repr__(self) -> str:
         parts = [repr(self.axis_name)]
         parts += [] if self.up is None else [f"up={self.up}"]
         parts += [] if self.down is None else [f"down={self.down}"]
         parts += [] if self.route is None else [f"route={self.route!r}"]
+        parts += [] if self.aggregate is None else [f"aggregate={self.aggregate}"]
         return f"channel({', '.join(parts)})"
 
     @property
     def plain(self) -> bool:
         """Whether it is an all-reduce of the numbers themselves."""
+        return self.lossless and self.aggregate is None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether there is no compressor on it."""
         return self.up is None and self.down is None
 
     @property
     def unbiased(self) -> bool:
-        """Whether its errors average out: every compressor on it states a `q`."""
-        return all(c is None or c.q is not None for c in (self.up, self.down))
+        """Whether its errors average out: of a mean, all compressors state a `q`."""
+        of_mean = self.aggregate is None
+        return of_mean and all(c is None or c.q for c in (self.up, self.down))
 
     @property
     def contractive(self) -> bool:
-        """Whether its errors can be fed back: every compressor states a `delta`."""
-        return all(c is None or c.delta is not None for c in (self.up, self.down))
+        """Whether its errors can be fed back: of a mean, all state a `delta`."""
+        of_mean = self.aggregate is None or self.lossless  # or there are no errors
+        return of_mean and all(c is None or c.delta for c in (self.up, self.down))
 
     def at(self, step: jax.Array | int) -> "Channel":
         """The channel of one step, whose compressors draw by a key of that step."""
@@ -76,6 +88,7 @@ def channel(
     *,
     key: jax.Array | None = None,
     route: Route | None = None,
+    aggregate: Aggregator | None = None,
 ) -> Channel:
     r"""Say how a mean over the workers travels: as it is, or through compressors.
 
@@ -97,6 +110,16 @@ def channel(
     Without compressors the mean is one all-reduce of each dtype. Wherever a channel is
     asked for, an axis name alone means that.
 
+    An `aggregate` takes the place of the mean,
+    $c = C_s(\mathrm{agg}(c_1, \dots, c_M))$, such as a median that a few bad workers do
+    not move. The vectors themselves then travel, on one of the routes even without
+    compressors; `"sharded"` is for aggregates that go coordinate by coordinate, and has
+    every worker, good or bad, do a server's work. All vectors are held at once where
+    they are combined. Through `rand_k`, `top_k` or `ternary` most of what arrives is
+    zero, and so is its median: use `quantize` or `natural`. Errors of compressors are
+    not fed back through an aggregate, nor are the differences of DIANA, EF21 and MASHA
+    taken: they stand on the mean of all that was sent, and methods with them refuse it.
+
     Args:
       axis_name: the worker axis, `Workers.axis_name`.
       up: $C$, from `jaxsp.compressors`; None compresses nothing. Workers draw
@@ -105,13 +128,16 @@ def channel(
       key: a key that all workers share, such as `jax.random.key(0)`. Compressors need
         it, and methods that draw coins.
       route: `"gather"`, `"sharded"`, or None for the one that moves fewer bits.
+      aggregate: what takes the place of the mean, from `jaxsp.aggregators`; None is
+        the mean.
 
     Returns:
       The channel. `channel.unbiased` and `channel.contractive` say what it allows.
 
     Raises:
       ValueError: for an argument that is none of the above, a compressor without a
-        key, or a route without a compressor.
+        key, a route without a compressor or aggregate, or an aggregate that its route
+        or `perm_k` does not allow.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -140,13 +166,35 @@ def channel(
     if key is not None:
         key = _arguments.check_key("key", key)
     _arguments.check_choice("route", route, (None, "gather", "sharded"))
-    made = Channel(axis_name, up, down, key, route)
+    if aggregate is not None:
+        _check_aggregate(aggregate, up, route)
+    made = Channel(axis_name, up, down, key, route, aggregate)
     if made.plain and route is not None:
         raise ValueError(
             f"route={route!r} is for payloads of compressors, and there are none: "
             "leave it out, or give up=jaxsp.compressors.identity()."
         )
-    return made if made.plain else check_key(made)
+    return made if made.lossless else check_key(made)
+
+
+def _check_aggregate(aggregate, up, route):
+    """Refuse what is none, and what its vectors cannot travel by."""
+    if not isinstance(aggregate, Aggregator):
+        raise ValueError(
+            "aggregate must come from jaxsp.aggregators, such as "
+            "jaxsp.aggregators.coordinate_median(), or be None, got "
+            f"{_arguments.shown(aggregate)}."
+        )
+    if route == "sharded" and not aggregate.coordinatewise:
+        raise ValueError(
+            f'route must be "gather" for {aggregate}, which needs whole vectors, got '
+            '"sharded": leave it out.'
+        )
+    if up is not None and up.worker is not None:
+        raise ValueError(
+            f"aggregate must be None with {up}, of which every worker sends other "
+            f"coordinates, got {aggregate}: use another compressor."
+        )
 
 
 def as_channel(value: Any) -> Channel:
@@ -174,8 +222,20 @@ def check_key(channel: Channel) -> Channel:
     return channel
 
 
+def check_mean(channel: Channel) -> Channel:
+    """Refuse an aggregate where what is computed stands on the mean."""
+    if channel.aggregate is not None:
+        raise ValueError(
+            "channel must be one of the mean, because what follows stands on the mean "
+            f"of all that was sent, got {channel}: leave aggregate out, or use a "
+            "method without memory of what was sent, such as extra_step or cp_oadam."
+        )
+    return channel
+
+
 def check_unbiased(channel: Channel) -> Channel:
     """Refuse a biased compressor where errors must average out."""
+    check_mean(channel)
     if not channel.unbiased:
         biased = [c for c in (channel.up, channel.down) if c is not None and not c.q]
         raise ValueError(
@@ -188,6 +248,8 @@ def check_unbiased(channel: Channel) -> Channel:
 
 def check_contractive(channel: Channel) -> Channel:
     """Refuse a compressor whose errors may grow where they are fed back."""
+    if not channel.lossless:
+        check_mean(channel)
     if not channel.contractive:
         pair = (channel.up, channel.down)
         growing = [c for c in pair if c is not None and not c.delta]

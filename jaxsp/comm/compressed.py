@@ -1,4 +1,4 @@
-"""The mean over the workers, through whatever a channel has on it."""
+"""The mean over the workers, or another aggregate, through what a channel has on it."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from jaxsp.comm.axis import (
     worker_index,
     worker_key,
 )
-from jaxsp.comm.channels import Channel, Route, as_channel
+from jaxsp.comm.channels import Channel, Route, as_channel, check_mean
 from jaxsp.comm.collectives import all_reduce, gather, pack, transpose
 from jaxsp.comm.traffic import Traffic, dense_bits
 from jaxsp.compressors import Compressor
@@ -37,7 +37,8 @@ class Exchange(NamedTuple):
     """What a worker has after an exchange.
 
     Attributes:
-      mean: the mean of what all workers sent, as it arrived; the same on all workers.
+      mean: the mean of what all workers sent, or the channel's aggregate, as it
+        arrived; the same on all workers.
       sent: what this worker's payload stands for.
       residual: what the server's compressor left out, in parts whose mean over workers
         it is: all of it on every worker that forms the whole mean, M times a block on
@@ -96,9 +97,14 @@ def exchange(
 
     Returns:
       The mean, what this worker sent, the server's new residual; the new count.
+
+    Raises:
+      ValueError: for weights, and a channel with an aggregate.
     """
     channel = as_channel(channel)
     count = worker_count(channel.axis_name)
+    if weights is not None:
+        check_mean(channel)
     if channel.plain:
         mine = None
         if weights is not None:
@@ -165,6 +171,8 @@ def cheapest(channel: Channel, vectors: list[jax.Array], count: int) -> Route:
     """The channel's route, or the one that moves fewer bits for such vectors."""
     if channel.route is not None:
         return channel.route
+    if channel.aggregate is not None and not channel.aggregate.coordinatewise:
+        return "gather"
     mine = _up(channel).for_worker(0, count)
     back = dense_bits if channel.down is None else channel.down.bits
     blocks = [
@@ -189,19 +197,40 @@ def _vectors(compressor, tree):
 
 def _keys(channel, vectors):
     """For each vector a key of this worker's compressor, and the server's."""
-    pairs = [
-        jax.random.split(jax.random.fold_in(channel.key, i))
-        for i in range(len(vectors))
-    ]
+    key = jax.random.key(0) if channel.key is None else channel.key  # nothing is drawn
+    pairs = [jax.random.split(jax.random.fold_in(key, i)) for i in range(len(vectors))]
     if _up(channel).shared_key:
         return pairs
     return [(worker_key(up, channel.axis_name), down) for up, down in pairs]
 
 
+def _combined(channel, received, weights, likes):
+    """What the server makes of all payloads, vector by vector."""
+    up, aggregate = _up(channel), channel.aggregate
+    pairs = list(zip(received, likes, strict=True))
+    if aggregate is None:
+        return [_weighted_mean(up, some, weights, like) for some, like in pairs]
+    stacks = [
+        jax.vmap(partial(_decoded, up, _wide(like)))(some) for some, like in pairs
+    ]
+    found = aggregate.combine(stacks)
+    if [jnp.shape(x) for x in found] != [x.shape for x in likes]:
+        raise ValueError(
+            f"the aggregator {aggregate} must combine stacks of shapes "
+            f"{[x.shape for x in stacks]} to shapes {[x.shape for x in likes]}, got "
+            f"{[jnp.shape(x) for x in found]}."
+        )
+    return [x.astype(like.dtype) for x, like in zip(found, likes, strict=True)]
+
+
+def _wide(like):
+    """The shape, in a type in which numbers of half precision are added up."""
+    return jax.ShapeDtypeStruct(like.shape, np.promote_types(like.dtype, np.float32))
+
+
 def _weighted_mean(compressor, payloads, weights, like):
     """`(1/M) Σ w_m C_m` of payloads that are stacked over workers."""
-    count = len(weights)
-    wide = jax.ShapeDtypeStruct(like.shape, np.promote_types(like.dtype, np.float32))
+    count, wide = len(weights), _wide(like)
 
     total = compressor.for_worker(0, count).total
     if total is not None:
@@ -234,10 +263,9 @@ def _gathered(vectors, remainders, channel, weights, previous, traffic):
         payloads = [mine.compress(key, x) for (key, _), x in pairs]
     received, traffic = gather(payloads, traffic, axis_name)
     means, left = [], []
-    for (_, down_key), x, e, some in zip(
-        keys, vectors, remainders, received, strict=True
+    for (_, down_key), e, average in zip(
+        keys, remainders, _combined(channel, received, weights, vectors), strict=True
     ):
-        average = _weighted_mean(up, some, weights, x)
         if down is not None:  # C_s(mean + e), and what it leaves out
             wanted = average + e
             average = down.decompress(down.compress(down_key, wanted), wanted)
@@ -261,10 +289,10 @@ def _sharded(vectors, remainders, channel, weights, previous, traffic):
     ]
     received, traffic = transpose(payloads, traffic, axis_name)
     left, answers = [], []  # of my block of every vector
-    for (_, down_key), like, e, some in zip(
-        keys, likes, remainders, received, strict=True
+    combined = _combined(channel, received, weights, likes)
+    for (_, down_key), like, e, average in zip(
+        keys, likes, remainders, combined, strict=True
     ):
-        average = _weighted_mean(up, some, weights, like)
         if down is None:
             answers.append(average)
             left.append(e)

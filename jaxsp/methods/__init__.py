@@ -25,6 +25,7 @@ from jaxsp.methods.extra_step import (
     local_extra_adam,
 )
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
+from jaxsp.methods.players import pearl_sgd
 
 __all__ = [
     "compressed_extragradient",
@@ -44,6 +45,7 @@ __all__ = [
     "local_extra_adam",
     "masha1",
     "masha2",
+    "pearl_sgd",
     "pp_masha1",
     "qsgda",
     "rand_dp_oadam",

@@ -245,7 +245,8 @@ def _unbiased(learning_rate, channel, refresh, snapshot, participants=None):
 def _contractive(learning_rate, channel, refresh, snapshot):
     """`s = C_s((1/M) Σ C_m(γ Δ_m + e_m) + e)` around the snapshot."""
     _arguments.check_learning_rate(learning_rate)
-    channel = comm.check_contractive(comm.check_key(comm.as_channel(channel)))
+    channel = comm.check_mean(comm.check_key(comm.as_channel(channel)))
+    comm.check_contractive(channel)
     exchange = optax.chain(
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),
         transforms.error_feedback_average(channel.at(0)),

@@ -37,6 +37,7 @@ from jaxsp.transforms.snapshot_extragradient import (
     snapshot_extragradient,
 )
 from jaxsp.transforms.sync import SyncMemory, SyncState, sync
+from jaxsp.transforms.sync_players import SyncPlayersState, sync_players
 from jaxsp.transforms.two_step_feedback import TwoStepFeedbackState, two_step_feedback
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Refresh",
     "SnapshotExtragradientState",
     "SyncMemory",
+    "SyncPlayersState",
     "SyncState",
     "TwoStepFeedbackState",
     "alternating",
@@ -73,5 +75,6 @@ __all__ = [
     "past_extragradient",
     "snapshot_extragradient",
     "sync",
+    "sync_players",
     "two_step_feedback",
 ]

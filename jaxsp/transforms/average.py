@@ -38,7 +38,8 @@ def average(
     number with 8 workers. Over a channel with compressors it is
     $C_s\big(\frac1M \sum_j C(u_j)\big)$. Nothing is remembered of what compressors
     leave out: that is right for unbiased ones, whose errors average out; for
-    contractive ones see `error_feedback_average`.
+    contractive ones see `error_feedback_average`. Over a channel with an aggregate it
+    is that: $C_s(\mathrm{agg}(C(u_1), \dots, C(u_M)))$.
 
     Args:
       channel: the worker axis, `Workers.axis_name`, or what `jaxsp.channel` makes.
@@ -52,7 +53,8 @@ def average(
 
     Raises:
       ValueError: if `channel` is neither, `participants` is not a positive integer or
-        is given without a key, or a leaf of the parameters is not floating point.
+        is given without a key or with an aggregate, or a leaf of the parameters is not
+        floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,7 +74,7 @@ def average(
     channel = comm.as_channel(channel)
     if participants is not None:
         participants = _arguments.check_count("participants", participants)
-        comm.check_key(channel)
+        comm.check_mean(comm.check_key(channel))
 
     def weights(b, step_key):
         """How often each worker takes part, times M/b."""

@@ -56,7 +56,7 @@ def difference_average(
       Richtárik, Sokolov, Fatkhullin, EF21: A New, Simpler, Theoretically Better, and
       Practically Faster Error Feedback, 2021, arXiv 2106.05203.
     """
-    channel = comm.as_channel(channel)
+    channel = comm.check_mean(comm.as_channel(channel))
     if channel.down is not None:
         raise ValueError(
             "channel must have no compressor on the way down, because every worker "
