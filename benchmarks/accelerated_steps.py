@@ -56,6 +56,15 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "rand_dp_oadam": lambda n, a: methods.rand_dp_oadam(
         _RATE, topology.random_ring(n, pool=3), key=_key(), axis_name=a
     ),
+    "tracked_extragradient, ring": lambda n, a: methods.tracked_extragradient(
+        _RATE, topology.ring(n), axis_name=a
+    ),
+    "tracked_optimistic, ring": lambda n, a: methods.tracked_optimistic(
+        _RATE, topology.ring(n), axis_name=a
+    ),
+    "tracked_dp_oadam, ring": lambda n, a: methods.tracked_dp_oadam(
+        _RATE, topology.ring(n), axis_name=a
+    ),
     "compressed_gossip, sign": lambda n, a: optax.chain(
         optax.sgd(_RATE),
         transforms.compressed_gossip(

@@ -15,6 +15,7 @@ import optax
 import reference
 import reference_beyond as beyond
 import reference_compressed as loops
+import reference_tracking as tracking
 
 import jaxsp
 from jaxsp import aggregators, compressors, methods, topology, transforms
@@ -177,6 +178,30 @@ METHODS = [
         rand_dp_oadam,
         ADAM_RATE,
     ),
+    Row(
+        "tracked_extragradient",
+        lambda t, lr, axis=AXIS: methods.tracked_extragradient(
+            lr, t, axis_name=axis, order="combine_then_adapt"
+        ),
+        lambda z0, F, W, lr, n: tracking.tracked_extragradient(
+            z0, F, W, 1, lr, n, combine_first=True
+        ),
+    ),
+    Row(
+        "tracked_optimistic",
+        lambda t, lr, axis=AXIS: methods.tracked_optimistic(
+            lr, t, 2, axis_name=axis, order="combine_then_adapt"
+        ),
+        lambda z0, F, W, lr, n: tracking.tracked_optimistic(
+            z0, F, W, 2, lr, n, combine_first=True
+        ),
+    ),
+    Row(
+        "tracked_dp_oadam",
+        lambda t, lr, axis=AXIS: methods.tracked_dp_oadam(lr, t, 2, axis_name=axis),
+        lambda z0, F, W, lr, n: tracking.tracked_oadam(z0, F, W, 2, lr, n),
+        ADAM_RATE,
+    ),
 ]
 
 TRANSFORMS = [
@@ -225,6 +250,12 @@ TRANSFORMS = [
         "past_extragradient", lambda t, lr, axis=AXIS: transforms.past_extragradient(lr)
     ),
     Row("delay", lambda t, lr, axis=AXIS: transforms.delay()),
+    Row(
+        "gradient_tracking",
+        lambda t, lr, axis=AXIS: transforms.gradient_tracking(
+            optax.adam(lr), transforms.gossip(t, axis_name=axis)
+        ),
+    ),
     Row("optimistic_adam", lambda t, lr, axis=AXIS: transforms.optimistic_adam(lr)),
 ]
 

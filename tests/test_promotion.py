@@ -19,7 +19,7 @@ SETTINGS = {
 }
 # The Adam of optax itself needs types to be promoted.
 OPTAX = {"local_extra_adam", "extragradient", "alternating_extragradient"}
-OPTAX |= {"alternating", "local_extra_adam_outer"}
+OPTAX |= {"alternating", "local_extra_adam_outer", "gradient_tracking"}
 KEY = jax.random.key(0)
 
 

@@ -21,7 +21,7 @@ ROWS = pytest.mark.parametrize("row", table.ALL, ids=lambda row: row.name)
 KINDS = ("extra_step_local_sgd", "decentralized_extra_step_chebyshev", "dposg")
 KINDS += ("cp_oadam", "rand_dp_oadam", "gossip_one_peer", "alternating_extragradient")
 KINDS += ("dqgan", "masha1", "compressed_gossip", "error_feedback_average")
-KINDS += ("federated_average",)
+KINDS += ("federated_average", "tracked_extragradient")
 KINDS = pytest.mark.parametrize(
     "row", [row for row in table.ALL if row.name in KINDS], ids=lambda row: row.name
 )
@@ -32,6 +32,7 @@ TWO_CALLS = (
     "masha",
     "vr_",
     "compressed_extra",
+    "tracked_extra",
 )
 
 
@@ -255,6 +256,15 @@ INJECTED = {
         topology=topology.random_ring(N, pool=3),
         key=table.KEY,
     ),
+    "tracked_extragradient": dict(
+        factory=methods.tracked_extragradient, static=("rounds",), topology=ring()
+    ),
+    "tracked_optimistic": dict(
+        factory=methods.tracked_optimistic, static=("rounds",), topology=ring()
+    ),
+    "tracked_dp_oadam": dict(
+        factory=methods.tracked_dp_oadam, static=("rounds",), topology=ring()
+    ),
     "dqgan": dict(factory=methods.dqgan, channel=table.on(AXIS, table.SIGN)),
     "masha1": dict(
         factory=methods.masha1, channel=table.on(AXIS, table.EXACT), refresh=0.5
@@ -308,9 +318,9 @@ def test_injected_rounds_must_be_static_and_the_message_says_how():
 )
 def test_two_call_methods_ask_for_the_operator(name):
     (row,) = [row for row in table.ALL if row.name == name]
-    tx, z = row.build(topology.ring(1), 0.1), jnp.ones(3)
+    tx, z = row.build(topology.ring(1), 0.1), jnp.ones((1, 3))
     with pytest.raises(ValueError, match="operator_fn"):
-        tx.update(z, tx.init(z), z)
+        jax.vmap(lambda z: tx.update(z, tx.init(z), z), axis_name=AXIS)(z)
 
 
 @ROWS

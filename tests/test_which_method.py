@@ -46,6 +46,13 @@ BUILD = {
     "rand_dp_oadam": lambda a, p: methods.rand_dp_oadam(
         0.1, topology.random_ring(WORKERS, pool=3), key=KEY, axis_name=a
     ),
+    "tracked_extragradient": lambda a, p: methods.tracked_extragradient(
+        0.1, RING, axis_name=a
+    ),
+    "tracked_optimistic": lambda a, p: methods.tracked_optimistic(
+        0.1, RING, axis_name=a
+    ),
+    "tracked_dp_oadam": lambda a, p: methods.tracked_dp_oadam(0.1, RING, axis_name=a),
     "decentralized_extra_step": lambda a, p: methods.decentralized_extra_step(
         0.1, RING, 4, axis_name=a
     ),

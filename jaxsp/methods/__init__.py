@@ -26,6 +26,11 @@ from jaxsp.methods.extra_step import (
 )
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
 from jaxsp.methods.players import pearl_sgd
+from jaxsp.methods.tracking import (
+    tracked_dp_oadam,
+    tracked_extragradient,
+    tracked_optimistic,
+)
 
 __all__ = [
     "compressed_extragradient",
@@ -49,6 +54,9 @@ __all__ = [
     "pp_masha1",
     "qsgda",
     "rand_dp_oadam",
+    "tracked_dp_oadam",
+    "tracked_extragradient",
+    "tracked_optimistic",
     "vr_masha1",
     "vr_masha2",
 ]

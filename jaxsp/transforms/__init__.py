@@ -26,6 +26,10 @@ from jaxsp.transforms.federated_average import (
     federated_average,
 )
 from jaxsp.transforms.gossip import GossipState, gossip
+from jaxsp.transforms.gradient_tracking import (
+    GradientTrackingState,
+    gradient_tracking,
+)
 from jaxsp.transforms.optimistic_adam import OptimisticAdamState, optimistic_adam
 from jaxsp.transforms.past_extragradient import (
     PastExtragradientState,
@@ -52,6 +56,7 @@ __all__ = [
     "ExtragradientState",
     "FederatedAverageState",
     "GossipState",
+    "GradientTrackingState",
     "OptimisticAdamState",
     "PastExtragradientState",
     "Refresh",
@@ -71,6 +76,7 @@ __all__ = [
     "extragradient",
     "federated_average",
     "gossip",
+    "gradient_tracking",
     "optimistic_adam",
     "past_extragradient",
     "snapshot_extragradient",

@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cp_oadam": _ADAM | _PLAIN,
     "dp_oadam": _ADAM | _RING,
     "rand_dp_oadam": _ADAM | {"topology": "random_ring"},
+    "tracked_dp_oadam": _ADAM | _RING,
     # Steps of their own, averaged once in a while.
     "extra_step_local_sgd": _EXTRA | _LOCAL,
     "local_extra_adam": _ADAM | _LOCAL,

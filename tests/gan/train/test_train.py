@@ -310,6 +310,7 @@ METHODS = {
     "cp_oadam": {},
     "dp_oadam": {"topology": "one_peer_exponential", "workers": 4},
     "rand_dp_oadam": {},
+    "tracked_dp_oadam": {"topology": "path", "rounds": 2},
     "extra_step_local_sgd": {"sync_every": 2, "compressor": "quantize:4"},
     "local_extra_adam": {"sync_epochs": 1e-4, "outer_momentum": 0.5},
     "fl_gan": {"sync_every": 2, "participation": 0.5},
