@@ -1,6 +1,5 @@
-"""The page of claims: figures, and one HTML file without anything from elsewhere."""
+"""The pages of claims as Markdown, their figures, and one HTML file of it all."""
 
-import html
 import json
 import math
 import pathlib
@@ -8,12 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from experiment import Panel
+from markdown_it import MarkdownIt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxsp.gan.files import replacing
 
-__all__ = ["draw", "in_words", "write"]
+__all__ = [
+    "draw",
+    "experiment",
+    "in_words",
+    "paper",
+    "summary",
+    "verdicts",
+    "words",
+    "write",
+]
 
 # Colours that remain apart for most colour-blind readers (Okabe and Ito, 2008); dashes
 # for more lines than there are colours.
@@ -23,19 +32,16 @@ _MARKS = {"held": "✓", "partly held": "≈", "not held": "✗", "not testable 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
        padding: 0 1rem; color: #1b1b1b; background: #fff; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: .92rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0;
+        font-size: .92rem; }
 td, th { border-bottom: 1px solid #ccc; padding: .35rem .5rem; text-align: left;
          vertical-align: top; }
 code { background: #f2f2f2; padding: .1rem .3rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; }
-.scroll { overflow-x: auto; }
-.held { color: #00664b; } .not { color: #a33c00; font-weight: 600; }
-.partly { color: #8a5a00; } .none { color: #666; }
 @media (prefers-color-scheme: dark) {
   body { color: #e8e8e8; background: #161616; } code { background: #2a2a2a; }
   img { background: #fff; } td, th { border-color: #444; }
-  .held { color: #5fd3b3; } .not { color: #ff9d66; } .partly { color: #f0c060; }
-  .none { color: #aaa; } a { color: #8ab4ff; }
+  a { color: #8ab4ff; }
 }
 """
 
@@ -103,96 +109,136 @@ def write(
     Returns:
       The page.
     """
-    summary, parts = [], []
-    for paper, (written, recorded) in papers.items():
-        parts.append(f'<h2 id="{paper}">{_text(written["title"])}</h2>')
-        parts.append(f"<p>{_text(written['paper'])}</p>")
-        parts += [f"<p>{_text(line)}</p>" for line in written.get("notes", ())]
-        counts = dict.fromkeys([*_MARKS, "not run"], 0)
-        for name, experiment in written["experiments"].items():
-            path = output / f"{paper}.{name}.json"
-            found = json.loads(path.read_text()) if path.exists() else None
-            before = recorded.get(name, {})
-            parts += _experiment(f"{paper}.{name}", experiment, found, before, output)
-            none = [None] * len(experiment["claims"])
-            for verdict in found["verdicts"] if found else none:
-                counts[verdict or "not run"] += 1
-        cells = "".join(f"<td>{count or ''}</td>" for count in counts.values())
-        title = _text(written["title"])
-        summary.append(f'<tr><td><a href="#{paper}">{title}</a></td>{cells}</tr>')
-    heads = "".join(f"<th>{name}</th>" for name in [*_MARKS, "not in this form"])
+    rows, parts = [], []
+    for name, (written, recorded) in papers.items():
+        paths = {n: output / f"{name}.{n}.json" for n in written["experiments"]}
+        found = {n: json.loads(p.read_text()) for n, p in paths.items() if p.exists()}
+        judged = [v for n in paths for v in verdicts(written, n, found.get(n))]
+        rows.append((f"[{written['title']}](#{name})", judged))
+        parts += [f'<section id="{name}">', paper(name, written, recorded, found)]
+        parts.append("</section>")
     body = (
-        "<h1>The papers' claims, tested</h1><p>Each claim is judged on every seed: "
-        "<i>held</i> on all, <i>partly held</i> on some, <i>not held</i> on none. "
-        "Numbers are means over seeds ± standard deviations.</p>"
-        f'<div class="scroll"><table><tr><th>paper</th>{heads}</tr>{"".join(summary)}'
-        f"</table></div>{''.join(parts)}"
+        "# The papers' claims, tested\n\nEach claim is judged on every seed: *held* on "
+        "all, *partly held* on some, *not held* on none. Numbers are means over seeds "
+        f"± standard deviations.\n\n{summary(rows, 'not in this form')}\n"
     )
+    markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
+    text = markdown.render("\n\n".join([body, *parts]))
     page = output / "index.html"
     with replacing(page) as path:
         path.write_text(
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The '
             'papers\' claims, tested</title><meta name="viewport" content="'
-            f'width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>'
+            f'width=device-width"><style>{_STYLE}</style></head><body>{text}</body></html>'
         )
     return page
 
 
-def _experiment(name, experiment, found, recorded, output):
-    """The lines of one experiment: what has just come out, and what was recorded."""
-    yield f'<h3 id="{name}">{_text(experiment["title"])}</h3>'
-    yield f"<p>{_text(experiment['setup'])}</p>"
-    differences = experiment.get("differences", ())
-    if differences:
-        items = "".join(f"<li>{_text(line)}</li>" for line in differences)
-        yield f"<p>Ours and the paper's:</p><ol>{items}</ol>"
-    full = " --full" if found and found["form"] == "long" else ""
-    short, long = experiment["minutes"]
-    form = f"{short:g} minutes; in the long form {long:g}"
-    if not experiment["seeds"][0]:
-        full, form = " --full", f"{long:g} minutes; there is no short form"
-    yield f"<p><code>python claims/run.py {name}{full}</code> (about {form})</p>"
-    for picture in found["pictures"] if found else ():
-        vector = picture.removesuffix(".png") + ".svg"
-        target = vector if (output / vector).exists() else picture
-        yield (
-            f'<a href="{target}"><img src="{picture}" '
-            f'alt="figure of {_text(experiment["title"])}"></a>'
-        )
-    runs = {"here": found} if found else {}
-    runs |= {f"recorded, {form} form": recorded[form] for form in recorded}
-    if found is None:
-        yield '<p class="none">Not run.</p>'
-    heads = "".join(f"<th>{_text(head)}</th>" for head in runs)
-    yield (
-        '<div class="scroll"><table><tr><th>claim</th><th>where</th><th>paper</th>'
-        f"<th>asked for</th>{heads}</tr>"
+def summary(rows: Sequence[tuple[str, Sequence[str | None]]], rest: str) -> str:
+    """A table of how many claims of each paper have which verdict.
+
+    Args:
+      rows: for each paper its title and its verdicts.
+      rest: what None stands for.
+    """
+    kinds = [*_MARKS, None]
+    lines = [["paper", *_MARKS, rest], ["---"] * (len(kinds) + 1)]
+    lines += [[title, *(str(v.count(k) or "") for k in kinds)] for title, v in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def verdicts(written: Mapping, name: str, found: Mapping | None) -> list[str | None]:
+    """The verdicts of an experiment's claims, None of those that it did not judge."""
+    claims = written["experiments"][name]["claims"]
+    if found is not None:
+        return found["verdicts"]
+    return ["not testable here" if "untestable" in claim else None for claim in claims]
+
+
+def paper(
+    name: str, written: Mapping, recorded: Mapping, found: Mapping | None = None
+) -> str:
+    """A paper's page: its claims, and what came out.
+
+    Args:
+      name: of its file.
+      written: what it claims.
+      recorded: by experiment and form, what was recorded.
+      found: by experiment what has just come out, to be shown with its figures; None
+        for a page of what was recorded alone.
+    """
+    lines = [f"# {written['title']}", words(written["paper"])]
+    lines += [f"- {words(note)}" for note in written.get("notes", ())]
+    for one, claimed in written["experiments"].items():
+        runs = {
+            f"{form} form": recorded[one][form]
+            for form in ("short", "long")
+            if form in recorded.get(one, {})
+        }
+        if found is not None:
+            runs = {f"recorded, {form}": run for form, run in runs.items()}
+            runs |= {"here": found[one]} if one in found else {}
+        lines += experiment(f"{name}.{one}", claimed, runs)
+        if found is not None and one not in found:
+            lines.append("Not run.")
+    return "\n\n".join(lines) + "\n"
+
+
+def experiment(name: str, claimed: Mapping, runs: Mapping[str, Mapping]) -> list[str]:
+    """The paragraphs of an experiment: its claims, and a column for each of its runs.
+
+    Args:
+      name: as `claims/run.py` takes it.
+      claimed: what a paper's file says of it.
+      runs: by what heads their columns.
+    """
+    lines = [f"## {claimed['title']}", words(claimed["setup"])]
+    different = [
+        f"{i + 1}. {words(d)}" for i, d in enumerate(claimed.get("differences", ()))
+    ]
+    if different:
+        lines += ["Ours and the paper's:", "\n".join(different)]
+    short, long = claimed["minutes"]
+    only = not claimed["seeds"][0]
+    took = (
+        f"about {long:g} minutes; there is no short form"
+        if only
+        else (f"about {short:g} minutes; with `--full` about {long:g}")
     )
-    for index, claim in enumerate(experiment["claims"]):
-        cells = [claim["claim"], claim["where"], claim.get("paper", ""), _asked(claim)]
-        tds = "".join(f"<td>{_text(str(cell))}</td>" for cell in cells)
-        judged = "".join(_judged(claim, run, index) for run in runs.values())
-        yield f"<tr>{tds}{judged}</tr>"
-    yield "</table></div>"
+    lines.append(f"`python claims/run.py {name}{' --full' if only else ''}` ({took})")
+    for run in runs.values():
+        for picture in run.get("pictures", ()):
+            image = f"![figure of {claimed['title']}]({picture})"
+            vector = picture == f"{name}.png"  # samples are no curves
+            lines.append(f"[{image}]({name}.svg)" if vector else image)
+    table = [["claim", "where", "paper", "asked for", *runs], ["---"] * (4 + len(runs))]
+    for index, claim in enumerate(claimed["claims"]):
+        said = claim["claim"]
+        if "untestable" in claim:
+            said += f" (*not testable here*: {claim['untestable']})"
+        cells = [said, claim["where"], claim.get("paper", ""), _asked(claim)]
+        cells += [_judged(claim, run, index) for run in runs.values()]
+        table.append([words(cell).replace("|", r"\|") for cell in cells])
+    lines.append("\n".join(f"| {' | '.join(row)} |" for row in table))
+    if not runs:
+        lines.append("*What came out has not been recorded yet.*")
     for head, run in runs.items():
         form = f"{run['form']} form, " if "form" in run else ""
-        yield (
-            f'<p class="none">{head}: {form}seeds {run["seeds"]}, '
-            f"{run['minutes']:g} minutes, commit {run['commit']}, Python "
-            f"{run['python']}, JAX {run['jax']}</p>"
+        seeds = ", ".join(map(str, run["seeds"]))
+        lines.append(
+            f"*{head}: {form}seeds {seeds}; {run['minutes']:g} minutes; commit "
+            f"{run['commit']}, Python {run['python']}, JAX {run['jax']}.*"
         )
+    return lines
 
 
 def _judged(claim, run, index):
-    """The cell of one claim in one run: its number and the verdict."""
+    """What one claim came to in one run: its number and the verdict."""
     verdict, value = run["verdicts"][index], run["values"].get(claim.get("value"), "")
     if not isinstance(value, str):  # of every seed; what is recorded is in words
         value = in_words(value)
-    kind = (verdict or "none").partition(" ")[0]
-    kind = "none" if verdict == "not testable here" else kind
     said = f"{_MARKS.get(verdict, '')} {verdict or 'in the long form only'}"
-    reason = f"<br>{_text(claim['untestable'])}" if "untestable" in claim else ""
-    return f'<td class="{kind}">{value} {said}{reason}</td>'
+    return f"{value} {said}"
 
 
 def in_words(values: Sequence[float]) -> str:
@@ -204,14 +250,15 @@ def in_words(values: Sequence[float]) -> str:
     return f"{mean:.3g}{deviation}"
 
 
+def words(text: object) -> str:
+    """Text of a file in one line."""
+    return " ".join(str(text).split())
+
+
 def _asked(claim):
     """What a claim asks of its number, in words."""
     if "near" in claim:
         return f"{claim['near']:g}, within a factor of {claim['within']:g}"
-    words = [f"at least {claim['above']:g}"] if "above" in claim else []
-    words += [f"at most {claim['below']:g}"] if "below" in claim else []
-    return " and ".join(words)
-
-
-def _text(words):
-    return html.escape(" ".join(words.split()))
+    asked = [f"at least {claim['above']:g}"] if "above" in claim else []
+    asked += [f"at most {claim['below']:g}"] if "below" in claim else []
+    return " and ".join(asked)

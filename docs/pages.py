@@ -10,6 +10,7 @@ import json
 import pathlib
 import pkgutil
 import re
+import sys
 import types
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ import yaml
 import jaxsp
 
 ROOT = pathlib.Path(__file__).parent.parent
-VERDICTS = ("held", "partly held", "not held", "not testable here", "not recorded")
+sys.path.append(str(ROOT / "claims"))
+
+import page as claims  # noqa: E402
 
 
 class Entry(NamedTuple):
@@ -253,7 +256,7 @@ def tutorials(folder: pathlib.Path) -> str:
             next(c for c in cells if c["cell_type"] == "markdown")["source"]
         )
         title, _, rest = words.partition("\n")
-        first = _words(rest.strip().partition("\n\n")[0])
+        first = claims.words(rest.strip().partition("\n\n")[0])
         first = first[: first.rfind(".") + 1]  # whole sentences
         rows.append(f"| [{title.lstrip('# ')}](tutorials/{path.name}) | {first} |")
         names.append(f"tutorials/{path.stem}")
@@ -266,83 +269,28 @@ def tutorials(folder: pathlib.Path) -> str:
 
 def papers() -> dict[str, str]:
     """The pages of the papers: what each claims, and what came out."""
-    pages, summary = {}, []
+    pages, rows = {}, []
     for path in sorted((ROOT / "claims").glob("*.yaml")):
-        claimed, *recorded = yaml.safe_load_all(path.read_text())
-        recorded = recorded[0] if recorded and recorded[0] else {}
-        counts = dict.fromkeys(VERDICTS, 0)
-        parts = [
-            _experiment(path.stem, name, experiment, recorded.get(name, {}), counts)
-            for name, experiment in claimed["experiments"].items()
-        ]
-        notes = "".join(f"- {_words(note)}\n" for note in claimed.get("notes", ()))
-        pages[path.stem] = (
-            f"# {claimed['title']}\n\n{_words(claimed['paper'])}\n\n{notes}\n"
-            + "\n".join(parts)
-        )
-        cells = " | ".join(str(counts[name]) for name in VERDICTS)
-        summary.append(f"| [{claimed['title']}]({path.stem}.md) | {cells} |")
-    heads = " | ".join(VERDICTS)
+        written, *rest = yaml.safe_load_all(path.read_text())
+        recorded = rest[0] if rest and rest[0] else {}
+        pages[path.stem] = claims.paper(path.stem, written, recorded)
+        judged = []
+        for name in written["experiments"]:
+            forms = recorded.get(name, {})  # of both forms the long one's count
+            both = [
+                claims.verdicts(written, name, forms.get(f)) for f in ("short", "long")
+            ]
+            judged += [last or first for first, last in zip(*both, strict=True)]
+        rows.append((f"[{written['title']}]({path.stem}.md)", judged))
     pages["index"] = (
         "# The papers\n\nWhat the papers claim, and what came out when it was recorded "
         "last. A claim is judged on every seed: *held* on all, *partly held* on some, "
         "*not held* on none. Where both forms were recorded, the long one counts here. "
         "`make papers` tests all of them anew, in a short form, and draws figures "
         "beside the numbers; `FULL=1` takes the papers' sizes.\n\n"
-        f"| paper | {heads} |\n| --- |{' --- |' * len(VERDICTS)}\n"
-        + "\n".join(summary)
-        + "\n\n"
-        + _tree(pages)
+        f"{claims.summary(rows, 'not recorded')}\n\n{_tree(pages)}"
     )
     return pages
-
-
-def _experiment(paper, name, experiment, recorded, counts):
-    """One experiment, and into `counts` its verdicts."""
-    lines = [f"## {experiment['title']}\n", f"{_words(experiment['setup'])}\n"]
-    different = experiment.get("differences", ())
-    if different:
-        lines += ["Ours and the paper's:\n", *(f"- {_words(d)}" for d in different), ""]
-    lines += [f"`python claims/run.py {paper}.{name}`\n"]
-    forms = [form for form in ("short", "long") if form in recorded]
-    lines += [
-        "| claim | where | paper |" + "".join(f" {form} form |" for form in forms),
-        "| --- | --- | --- |" + " --- |" * len(forms),
-    ]
-    for index, claim in enumerate(experiment["claims"]):
-        cells = [claim["claim"], claim["where"], str(claim.get("paper", ""))]
-        judged = [recorded[form]["verdicts"][index] for form in forms]
-        for form, verdict in zip(forms, judged, strict=True):
-            value = recorded[form]["values"].get(claim.get("value"), "")
-            said = f"*{verdict}*" if verdict else "in the long form only"
-            cells.append(f"{value} {said}" + _reason(claim))
-        last = [verdict for verdict in judged if verdict][-1:]
-        if "untestable" in claim:
-            last = ["not testable here"]
-            if not forms:
-                cells[0] += _reason(claim)
-        counts[last[0] if last else "not recorded"] += 1
-        lines.append(
-            "| " + " | ".join(_words(c).replace("|", r"\|") for c in cells) + " |"
-        )
-    if not forms:
-        lines.append("\n*What came out has not been recorded yet.*")
-    for form in forms:
-        run = recorded[form]
-        lines.append(
-            f"\n*{form} form: seeds {', '.join(map(str, run['seeds']))}; "
-            f"{run['minutes']:g} minutes; commit {run['commit']}, Python "
-            f"{run['python']}, JAX {run['jax']}.*"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _reason(claim):
-    return f". {claim['untestable']}" if "untestable" in claim else ""
-
-
-def _words(text):
-    return " ".join(str(text).split())
 
 
 def differences() -> str:
@@ -350,9 +298,9 @@ def differences() -> str:
     parts = []
     for path in sorted((ROOT / "claims").glob("*.yaml")):
         claimed = next(iter(yaml.safe_load_all(path.read_text())))
-        lines = [f"- {_words(note)}" for note in claimed.get("notes", ())]
+        lines = [f"- {claims.words(note)}" for note in claimed.get("notes", ())]
         lines += [
-            f"- *{experiment['title']}*: {_words(line)}"
+            f"- *{experiment['title']}*: {claims.words(line)}"
             for experiment in claimed["experiments"].values()
             for line in experiment.get("differences", ())
         ]

@@ -90,7 +90,7 @@ def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkey
     recorded = list(yaml.safe_load_all(text))[1]["feedback"]["short"]
     assert recorded["verdicts"] == ["held", "held"]
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "recorded, short form: seeds [0]" in page
+    assert "recorded, short form: seeds 0;" in page
     assert "defaults.mnist --full</code> (about 40 minutes; there is no short" in page
     assert float(recorded["values"]["growth"]) == pytest.approx(1 + 0.11 / 6, abs=2e-3)
 
