@@ -316,20 +316,28 @@ def test_two_processes_over_loopback(tmp_path):
     assert "wire_ratio" not in rows["all-reduce"]
 
 
-def test_when_a_score_is_reached(capsys):
-    points = [(0, 700), (10, 200), (20, 100), (30, 150)]
-    records = [
-        {"step": s, "seconds": s, "frechet_distance": score, "bits_up": 8e6 * s}
-        for s, score in points
-    ]
-    reached = load("mnist").reached
-    assert [reached(records, score) for score in (800, 700, 150, 100)] == [0, 0, 15, 20]
-    assert reached(records, 99) is None
-    faster = [{**record, "seconds": record["step"] / 2} for record in records]
-    load("mnist").print_runs({"slow": records, "fast": faster})
+def test_when_a_score_is_reached(capsys, tmp_path):
+    mnist = load("mnist")
+    steps = np.array([0, 10, 20, 30])
+    curve = mnist.Curve(steps, np.array([700.0, 200, 100, 150]), megabytes=30.0)
+    reached = [mnist.reached(curve, score) for score in (800, 700, 150, 100, 99)]
+    assert reached == [0, 0, 15, 20, np.inf]
+    late = curve._replace(steps=2 * steps)
+    curves = {"first": [curve, curve], "local": [late, late]}
+    curves["bad"] = [curve._replace(scores=curve.scores + 100)]
+    took = {"none": {"first": 0.1, "local": 0.1, "bad": 0.1}}
+    took["slow"] = {"first": 1.0, "local": 0.2, "bad": 0.2}
+    mnist.print_goals(curves, took, 100.0)
     table = capsys.readouterr().out
-    assert "| slow | 1e+03 | 30 | 100 | 20 | 1x |" in table
-    assert "| fast | 500 | 30 | 100 | 10 | 2x |" in table
+    # 20 steps of 100 ms; 40 of 200 on the slow link, where the first takes 20 s.
+    assert (
+        "| first | 100 | 1e+03 | 20 20 | 100 | 1e+03 | 2 (1, 1x) | 20 (10, 1x) |"
+        in (table)
+    )
+    assert "| 4 (2, 0.5x) | 8 (4, 2.5x) |" in table
+    assert "| bad | 200 | 1e+03 | inf | 100 | 200 | never | never |" in table
+    mnist.plot(curves, took, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 # ------------------------------------------------------------------ the namespaces
