@@ -34,24 +34,25 @@ from jaxsp.gan.training.records import read_metrics
 __all__ = ["METHODS", "Curve", "main", "plot", "print_goals", "reached", "tune"]
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples/train_gan.py"
-SHARED = "--dataset=mnist --model=mlp:128 --loss=acgan --batch_size=20 --resume"
+SHARED = "--dataset=mnist --model=mlp:128 --loss=acgan --batch_size=20 "
+SHARED += "--ema_decay=0.99 --resume"
 FOUR_BITS = "--compressor=quantize:4 --down=quantize:4"
 # The lines of the plot: flags of the script, and the learning rate. The first is what
 # the others are compared with.
 METHODS = {
-    "CP-OAdam, float32 all-reduce": ("--method=cp_oadam", 0.001),
-    "DQGAN (Adam), 4 bits both ways": (f"--method=dqgan_adam {FOUR_BITS}", 0.001),
-    "local ExtraAdam, H=8": ("--method=local_extra_adam --sync_every=8", 0.001),
+    "CP-OAdam, float32 all-reduce": ("--method=cp_oadam", 0.004),
+    "DQGAN (Adam), 4 bits both ways": (f"--method=dqgan_adam {FOUR_BITS}", 0.004),
+    "local ExtraAdam, H=8": ("--method=local_extra_adam --sync_every=8", 0.008),
     "the same through 4 bits": (
         f"--method=local_extra_adam --sync_every=8 {FOUR_BITS}",
-        0.001,
+        0.008,
     ),
     "the same, H=32": (
         f"--method=local_extra_adam --sync_every=32 {FOUR_BITS}",
-        0.001,
+        0.008,
     ),
 }
-TRIED = (0.0005, 0.001, 0.002, 0.004)
+TRIED = (0.002, 0.004, 0.008, 0.016)
 
 
 class Curve(NamedTuple):
