@@ -18,7 +18,10 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warm_up: int = 1,
+    clock: Callable[[], Any] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
     """Time calls that take turns, so that the machine's noise falls on all alike.
 
@@ -26,17 +29,18 @@ def in_turns(
       calls: what to time. What a call returns is waited for.
       repeats: how often. Every other time the order is reversed.
       warm_up: repeats before, which are not counted.
+      clock: what is read before and after; a number, or an array of several.
 
     Returns:
-      The seconds of each call in each repeat.
+      By how much it has advanced, the seconds, of each call in each repeat.
     """
-    seconds = {name: np.zeros(warm_up + repeats) for name in calls}
+    advanced: dict[str, list[Any]] = {name: [] for name in calls}
     for i in range(warm_up + repeats):
         for name in list(calls)[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(calls[name]())
-            seconds[name][i] = time.perf_counter() - start
-    return {name: times[warm_up:] for name, times in seconds.items()}
+            advanced[name].append(clock() - start)
+    return {name: np.array(times[warm_up:]) for name, times in advanced.items()}
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,9 +1,11 @@
-"""The cost of a gossip step per worker, from 8 to 1,024 virtual workers on a ring.
+"""Gossip of many virtual workers as a share of the memory's bandwidth.
 
-    python benchmarks/gossip_scaling.py [--size 10000] [--repeats 15]
+    python benchmarks/gossip_scaling.py [--numbers 16777216] [--repeats 15]
 
-Steps run in one compiled loop of `gossip` updates on one device. The counts take turns
-in every repeat, so that noise of the machine falls on all alike.
+One mixing must read every number once and write it once, as a copy does. So the share
+is the time of a compiled copy of the same bytes by the time of a mixing that takes
+turns with it, a median over turns; the goal is one half. All workers together always
+have the same number of numbers, far more than the caches hold.
 """
 
 import jax
@@ -14,46 +16,68 @@ from common import command_line, in_turns, print_table
 import jaxsp
 
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
+GRAPHS = {
+    "ring": jaxsp.topology.ring,
+    "one-peer exponential": jaxsp.topology.one_peer_exponential,
+}
+GOAL = 0.5
 
 
-def make_run(count: int, size: int, steps: int):
-    """A compiled function that does `steps` gossip updates of `count` workers."""
+def make_mixing(graph: str, count: int, numbers: int):
+    """One mixing of `count` workers: a function of point and state; both."""
     workers = jaxsp.Workers(count, devices=jax.devices()[:1])
-    ring = jaxsp.topology.ring(count)
-    tx = jaxsp.gossip(ring, axis_name=workers.axis_name)
+    tx = jaxsp.gossip(GRAPHS[graph](count), axis_name=workers.axis_name)
 
-    def run(params):
-        def step(carry, _):
-            params, state = carry
-            updates, state = tx.update(jnp.zeros_like(params), state, params)
-            return (params + updates, state), None
+    def mixing(z, state):
+        updates, state = tx.update(jnp.zeros_like(z), state, z)
+        return z + updates, state
 
-        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0]
-
-    params = jnp.arange(count * size, dtype=jnp.float32).reshape(count, size)
-    fn = jax.jit(workers.map(run))
-    return lambda: fn(params)
+    z = jax.random.normal(jax.random.key(0), (count, numbers // count))
+    return workers.map(mixing), z, jax.jit(workers.map(tx.init))(z)
 
 
-def measure(size: int, repeats: int, counts=COUNTS) -> dict[int, float]:
-    """Median nanoseconds per step and worker for each number of workers."""
-    # The same amount of work in every timing.
-    steps = {n: max(2, 200_000_000 // (n * size * 10)) for n in counts}
-    runs = {str(n): make_run(n, size, steps[n]) for n in counts}
-    seconds = in_turns(runs, repeats)
-    return {n: np.median(seconds[str(n)]) / (steps[n] * n) * 1e9 for n in counts}
+def into_memory_at_hand(fn, z, *args):
+    """A call of `fn(z, ...)` that writes where the call before has written.
+
+    Fresh memory would cost both sides page faults, which take longer than either.
+    """
+    compiled = jax.jit(lambda _, *args: fn(*args), donate_argnums=0, keep_unused=True)
+    kept = [jnp.zeros_like(z)]
+
+    def call():
+        kept[0], *_ = jax.block_until_ready(compiled(kept[0], z, *args))
+
+    return call
+
+
+def measure(graph: str, count: int, numbers: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of a mixing and of a copy, the mixing's GB/s, and the share."""
+    mixing, z, state = make_mixing(graph, count, numbers)
+    calls = {
+        "mixing": into_memory_at_hand(mixing, z, state),
+        "copy": into_memory_at_hand(lambda z: (jnp.copy(z),), z),
+    }
+    seconds = in_turns(calls, repeats, warm_up=2)
+    found = {f"{name} ms": 1e3 * np.median(t) for name, t in seconds.items()}
+    bandwidth = 2 * z.nbytes / np.median(seconds["mixing"]) / 1e9
+    share = np.median(seconds["copy"] / seconds["mixing"])
+    return found | {"GB/s": bandwidth, "share": share}
 
 
 def main():
     parser = command_line(__doc__)
-    parser.add_argument("--size", type=int, default=10_000, help="numbers a worker")
+    parser.add_argument("--numbers", type=int, default=2**24, help="of all workers")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
-    found = measure(arguments.size, arguments.repeats)
-    print_table(
-        ["workers", "ns per step and worker", "next to 8 workers"],
-        ([n, f"{ns:,.0f}", f"{ns / found[COUNTS[0]]:.2f}"] for n, ns in found.items()),
-    )
+    print(f"{arguments.numbers:,} float32 numbers, goal: a share of {GOAL}\n")
+
+    def row(graph, count):
+        found = measure(graph, count, arguments.numbers, arguments.repeats)
+        met = "met" if found["share"] >= GOAL else "missed"
+        return [graph, count, *(f"{value:.2f}" for value in found.values()), met]
+
+    head = ["graph", "workers", "mixing ms", "copy ms", "GB/s", "share", "goal"]
+    print_table(head, (row(graph, count) for graph in GRAPHS for count in COUNTS))
 
 
 if __name__ == "__main__":

@@ -298,13 +298,19 @@ def mix(
         mixed = [_weighted_permutations(topology, x, axis_name) for x in arrays]
         return mixed, _count_messages(traffic, arrays, topology, axis_name)
 
+    def count(topology, traffic):
+        return _count_messages(traffic, arrays, topology, axis_name)
+
     members = topology.members
     if len(members) == 1:
-        arrays, traffic = one(members[0], arrays, traffic)
-    else:
+        mixed, traffic = one(members[0], arrays, traffic)
+    elif between_devices(axis_name):
         branches = [partial(one, w) for w in members]
-        arrays, traffic = lax.switch(member, branches, arrays, traffic)
-    return restore(arrays), traffic
+        mixed, traffic = lax.switch(member, branches, arrays, traffic)
+    else:  # what a branch returns would be written and read once more
+        mixed = [_weighted_rows(members, member, x, axis_name) for x in arrays]
+        traffic = lax.switch(member, [partial(count, w) for w in members], traffic)
+    return restore(mixed), traffic
 
 
 def _count_messages(traffic, payload, topology, axis_name):
@@ -323,6 +329,28 @@ def _weighted_permutations(topology, x, axis_name):
     for sources, weights in _rounds(topology, axis_name):
         received = permute(x, sources, axis_name)  # P_r x
         mixed = mixed + _scaled(weights, received.astype(wide), axis_name)
+    return mixed.astype(x.dtype)
+
+
+def _weighted_rows(members, member, x, axis_name):
+    """`_weighted_permutations` of one of several matrices, of what is on one device.
+
+    Who receives from whom is looked up, so that all is one pass over the rows.
+    """
+    rounds = max(len(w.permutations) for w in members)
+    shape = len(members), rounds, members[0].size
+    sources = np.broadcast_to(np.arange(shape[2]), shape).copy()
+    weights = np.zeros(shape)
+    for k, topology in enumerate(members):  # rounds that are missing weigh nothing
+        sources[k, : len(topology.permutations)] = topology.permutations
+        weights[k, : len(topology.weights)] = topology.weights
+    at = member, worker_index(axis_name)
+    rows, wide = all_gather(x, axis_name), np.promote_types(x.dtype, np.float32)
+    own = np.stack([w.self_weights for w in members])
+    mixed = _scaled(own, x.astype(wide), axis_name, at)
+    for r in range(rounds):
+        received = rows.at[jnp.asarray(sources[:, r])[at]].get(mode="clip")
+        mixed += _scaled(weights[:, r], received.astype(wide), axis_name, at)
     return mixed.astype(x.dtype)
 
 
@@ -350,11 +378,15 @@ def _rounds(topology, axis_name):
     ]
 
 
-def _scaled(weights, x, axis_name):
-    """This worker's weight times `x`, and zero where the weight is, whatever `x` is."""
-    if np.all(weights == weights[0]):  # circulant: one number, nothing to look up
-        return weights[0].item() * x if weights[0] else jnp.zeros_like(x)
-    weight = jnp.asarray(weights, x.dtype)[worker_index(axis_name)]
+def _scaled(weights, x, axis_name, at=None):
+    """This worker's weight times `x`, and zero where the weight is, whatever `x` is.
+
+    `at` says which of the weights it is, the worker's number if None.
+    """
+    if np.all(weights == weights.flat[0]):  # circulant: nothing to look up
+        return weights.flat[0].item() * x if weights.flat[0] else jnp.zeros_like(x)
+    at = worker_index(axis_name) if at is None else at
+    weight = jnp.asarray(weights, x.dtype)[at]
     if np.all(weights):
         return weight * x
     return jnp.where(weight == 0, jnp.zeros_like(x), weight * x)

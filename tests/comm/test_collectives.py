@@ -187,6 +187,21 @@ def test_mix_takes_the_member_of_a_sequence(x64, workers, member):
     np.testing.assert_allclose(mixed, one_peer.to_matrix(member) @ X, atol=1e-15)
 
 
+@pytest.mark.parametrize("member", [0, 1, 2])
+def test_members_may_have_other_weights_and_fewer_rounds(x64, workers, member):
+    """And what weighs nothing does not travel, if it is no number."""
+    graphs = [topology.star(N), topology.ring(N), topology.path(N)]
+    several = topology.from_sequence([w.to_matrix() for w in graphs])
+    X = np.random.default_rng(1).normal(size=(N, 5))
+    mix = on_all(workers, lambda x, m: free(comm.mix, x, several, AXIS, m), (0, None))
+    expected = several.to_matrix(member) @ X
+    np.testing.assert_allclose(mix(jnp.asarray(X), member), expected, atol=1e-15)
+    X[N - 1] = np.nan
+    heard = np.flatnonzero(several.to_matrix(member)[:, N - 1])
+    mixed = np.asarray(mix(jnp.asarray(X), member))
+    assert sorted(np.flatnonzero(np.isnan(mixed[:, 0]))) == list(heard)
+
+
 def test_mix_refuses_another_number_of_workers(workers):
     with pytest.raises(ValueError, match=r"for 5 workers, but the axis .* has 8"):
         workers.map(lambda x: free(comm.mix, x, topology.ring(5), AXIS))(jnp.ones(N))
