@@ -303,11 +303,8 @@ class Workers:
         def one_device(*args):
             if self._block > 1 or pair:
                 return _vmap(fn, axes, self._block, "block" if pair else _AXIS)(*args)
-            args = [
-                jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg
-                for arg, axis in zip(args, axes, strict=True)
-            ]
-            return jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*args))
+            out = fn(*_first_rows(args, axes))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], out)
 
         # Without check_vma=False `jax.grad` of what is replicated comes out already
         # summed over workers, unlike under vmap, and several optax states do not scan.
@@ -362,17 +359,22 @@ class Workers:
             data = comm.permute(jax.random.key_data(x), rows, axis)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
-        def one_worker(tree):
-            return jax.tree.map(one, tree)
-
-        return jax.jit(self._shard_map(one_worker, (0,), pair=True))
+        return jax.jit(self._shard_map(lambda t: jax.tree.map(one, t), (0,), True))
 
 
 def _vmap(fn, axes, count, axis_name):
+    # Of one worker a dimension would make every product a batch of products.
+    inside = axes if count > 1 else (None,) * len(axes)
     # vmap wants a mapped leaf, and the arguments may have none: it gets one that
     # the function never sees.
-    inner = jax.vmap(lambda _, *args: fn(*args), (0, *axes), axis_name=axis_name)
-    return lambda *args: inner(jnp.arange(count), *args)
+    inner = jax.vmap(lambda _, *args: fn(*args), (0, *inside), axis_name=axis_name)
+    first = _first_rows if count == 1 else lambda args, axes: args
+    return lambda *args: inner(jnp.arange(count), *first(args, axes))
+
+
+def _first_rows(args, axes):
+    pairs = zip(args, axes, strict=True)
+    return [a if axis is None else jax.tree.map(lambda x: x[0], a) for a, axis in pairs]
 
 
 def _to_host(x):

@@ -236,3 +236,20 @@ def test_the_workers_own_mesh_in_the_context_is_fine(workers):
     for fn in (mean, jax.jit(mean)):
         with jax.set_mesh(mesh):
             np.testing.assert_array_equal(fn(jnp.arange(8.0)), np.full(8, 3.5))
+
+
+def test_one_virtual_worker_computes_without_a_dimension_of_workers():
+    workers = jaxsp.Workers(1, jax.devices()[:1])
+    seen = []
+
+    def product(w, x):
+        index = comm.worker_index(workers.axis_name)
+        return w[index] @ x + jax.lax.pmean(x, workers.axis_name).sum()
+
+    w, x = jnp.ones((1, 2, 3, 4)), jnp.arange(20.0).reshape(1, 4, 5)
+    mapped = workers.map(product)
+    for equation in jax.make_jaxpr(mapped)(w, x).eqns:
+        if equation.primitive.name == "dot_general":
+            seen.append([v.aval.shape for v in equation.invars])
+    assert seen == [[(3, 4), (4, 5)]]
+    np.testing.assert_allclose(mapped(w, x), w[:, 0] @ x + x.sum())

@@ -49,6 +49,8 @@ AxisName = str | tuple[str, str]
 def worker_index(axis_name: AxisName) -> jax.Array:
     """The number of the worker who asks, from 0: an int32 scalar."""
     if isinstance(axis_name, str):
+        if lax.axis_size(axis_name) == 1 and not between_devices(axis_name):
+            return jnp.zeros((), jnp.int32)  # that of `vmap` would have a dimension
         return lax.axis_index(axis_name)
     devices, block = axis_name
     return lax.axis_index(devices) * lax.axis_size(block) + lax.axis_index(block)
@@ -196,7 +198,7 @@ def all_to_all(x: jax.Array, axis_name: AxisName) -> jax.Array:
             return lax.all_to_all(x, axis_name, 0, 0, tiled=True)
         # Under `vmap` an all-to-all of what all workers hold alike has a wrong shape.
         rows = lax.all_gather(x, axis_name)  # [sender, receiver, ...]
-        return jnp.take(rows, lax.axis_index(axis_name), axis=1)
+        return jnp.take(rows, worker_index(axis_name), axis=1)
     devices, block = axis_name
     count, size = lax.axis_size(devices), lax.axis_size(block)
     rows = lax.all_gather(x, block)  # [sender in block, receiver, ...]
