@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 TEST = $(RUN) -m pytest -n 2 --dist worksteal
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help demo papers docs test lint format bench accelerators test-accelerators \
+.PHONY: help demo papers docs test lint format bench peers accelerators test-accelerators \
     test-lowest clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make lint              ruff and pyright"
 	@echo "make format            ruff format"
 	@echo "make bench             the short benchmarks of BENCHMARKS.md"
+	@echo "make peers             jaxsp beside optax, cooper, DrJAX and PyTorch's DDP"
 	@echo "make accelerators      what the compilers of TPUs and GPUs make of every step"
 	@echo "make test-accelerators test the same, on some of them"
 	@echo "make test-lowest       run all tests with the oldest versions in pyproject.toml"
@@ -31,6 +32,11 @@ $(VENV)/.all: pyproject.toml
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[all]"
 	@touch $@ $(VENV)/.gan
+
+$(VENV)/.bench: pyproject.toml
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -64,6 +70,11 @@ bench: $(VENV)/.gan
 	$(RUN) benchmarks/gossip_scaling.py
 	$(RUN) benchmarks/step_overhead.py
 	$(RUN) benchmarks/step_overhead.py --devices=8
+
+# With PyTorch, of which the index has builds with CUDA for Linux; where a CPU one is
+# wanted, install that first.
+peers: $(VENV)/.bench
+	$(RUN) benchmarks/peers.py --output=out/peers.json
 
 # Beside the environment, as JAX would look for a TPU and a GPU in every run of it.
 $(VENV)/compilers: $(VENV)/.all
