@@ -38,7 +38,8 @@ from jaxsp.gan.training import loop, plots
 from jaxsp.gan.training.records import read_metrics
 
 PROGRAM = "compare.py"
-_SCORES = ("fid", "frechet_distance", "classifier_score", "modes_covered")
+_SCORES = "fid", "frechet_distance", "classifier_score", "modes_covered"
+_SCORES += "modes_reached", "reverse_kl"
 _FLAGS = tuple(field.name for field in dataclasses.fields(train.Config))
 _NOT_OF_A_RUN = ("method", "steps", "workdir", "resume", "dry_run")
 

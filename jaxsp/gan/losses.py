@@ -26,7 +26,7 @@ from jaxsp._arguments import check_nonnegative
 from jaxsp.gan import models
 from jaxsp.gan.models.gan import check_gan
 
-__all__ = ["Losses", "acgan", "hinge", "non_saturating", "wasserstein"]
+__all__ = ["Losses", "acgan", "hinge", "non_saturating", "relativistic", "wasserstein"]
 
 Loss = Callable[..., jax.Array]
 
@@ -38,7 +38,8 @@ class Losses(NamedTuple):
       generator: minimized by the generator, over x.
       discriminator: minimized by the discriminator, over y.
       generator_on: the generator's loss of generated samples, `f(y, fakes)`; its
-        gradient with respect to them, through the generator, is the generator's.
+        gradient with respect to them, through the generator, is the generator's. None
+        where it is of real samples too.
       discriminator_on: the discriminator's loss of real and generated samples,
         `f(y, batch, fakes, key)`.
       reads: what turns outputs of the discriminator into what people read, such as
@@ -116,12 +117,17 @@ def _slopes(gan, y, samples: jax.Array) -> jax.Array:
     return jax.grad(lambda s: models.discriminate(gan, y, s).sum())(samples)
 
 
+def _steepness(gan, y, samples) -> jax.Array:
+    r"""$\frac12 \mathrm{E} |\nabla D|^2$ at samples."""
+    return 0.5 * jnp.sum(_slopes(gan, y, samples) ** 2) / samples.shape[0]
+
+
 def _r1(gan, weight):
     """The penalty R1, or None where it weighs nothing."""
     check_nonnegative("r1", weight)
 
     def penalty(y, real, *_):
-        return weight * (0.5 * jnp.sum(_slopes(gan, y, real) ** 2) / real.shape[0])
+        return weight * _steepness(gan, y, real)
 
     return penalty if weight else None
 
@@ -262,3 +268,53 @@ def wasserstein(gan: models.Gan, *, gradient_penalty: float = 10.0) -> Losses:
 
     penalized = penalty if gradient_penalty else None
     return _losses(gan, lambda fake: -fake, lambda real, fake: fake - real, penalized)
+
+
+def relativistic(gan: models.Gan, *, gamma: float = 1.0) -> Losses:
+    r"""The relativistic logistic loss of pairs, with the penalties R1 and R2.
+
+    $$\begin{aligned}
+    f_x &= \mathrm{E}\, \mathrm{softplus}(D(b) - D(g)), \\
+    f_y &= \mathrm{E}\, \mathrm{softplus}(D(g) - D(b))
+        + \tfrac{\gamma}{2} \big(\mathrm{E} |\nabla D(b)|^2
+        + \mathrm{E} |\nabla D(g)|^2\big)
+    \end{aligned}$$
+
+    Each generated sample is compared with a real one, and only the difference of their
+    logits counts: a generator is judged beside the data everywhere, also at modes that
+    it drops. Without penalties it need not converge, nor with R1 alone, at the real
+    samples; R2 is the same at the generated ones. Both are differentiated through.
+
+    Both losses need real samples, so that they are none of generated samples alone:
+    there is no `generator_on`, and `md_gan` cannot be trained by it.
+
+    Args, returns and raises: as `non_saturating`, but for r1
+      gamma: weight $\gamma$ of both penalties; 0 leaves them out.
+
+    Raises:
+      ValueError: when called, if there are not as many generated samples as real ones.
+
+    References:
+      Jolicoeur-Martineau, *The relativistic discriminator: a key element missing from
+      standard GAN*, 2018, arXiv 1807.00734.
+      Huang, Gokaslan, Kuleshov, Tompkin, *The GAN is dead; long live the GAN! A Modern
+      GAN Baseline*, 2025, arXiv 2501.05441.
+    """
+    check_nonnegative("gamma", gamma)
+
+    def ahead(better, worse):
+        if better.shape != worse.shape:
+            raise ValueError(
+                "fakes must be as many as the samples of the batch for relativistic, "
+                f"got logits of shapes {better.shape} and {worse.shape}."
+            )
+        return jax.nn.softplus(worse - better)
+
+    def penalty(y, real, fake, _):
+        return gamma * (_steepness(gan, y, real) + _steepness(gan, y, fake))
+
+    penalized = penalty if gamma else None
+    found = _losses(gan, jnp.negative, ahead, penalized)
+    # The generator's is the discriminator's with real and generated in turned places.
+    turned = _losses(gan, jnp.negative, lambda real, fake: ahead(fake, real), None)
+    return found._replace(generator=turned.discriminator, generator_on=None)

@@ -7,8 +7,11 @@ anywhere on the second, so that methods of one and of two gradients are called a
 $$g_m = F_m(z_m; \xi_m), \qquad
 z_m \leftarrow z_m + \mathrm{update}(g_m, \mathrm{state}_m, z_m, F_m(\cdot; \xi'_m))$$
 
-(or on the same, $\xi' = \xi$). All that is random follows from a key, the step and the
-worker's index.
+(or on the same, $\xi' = \xi$). Where a method asks for the field on all of a worker's
+data, `full_operator_fn`, it is the mean over batches that go once through the share,
+the last filled up from the beginning, with one latent for each example: the latents are
+a sample, there being no end of them. All that is random follows from a key, the step
+and the worker's index.
 """
 
 import functools
@@ -158,6 +161,20 @@ def make_step(
             batch = data.draw(draw_key, share, size, batch_size)
             return operator(z, to_batch(batch), noise_key)
 
+        def field_on_all(point):
+            def add(i, total):
+                rows = (i * batch_size + jnp.arange(batch_size)) % size
+                batch = to_batch(jax.tree.map(lambda leaf: leaf[rows], share))
+                noise = jax.random.fold_in(first[1], i)
+                return jax.tree.map(jnp.add, total, operator(point, batch, noise)[0])
+
+            batches, nothing = (
+                -(-size // batch_size),
+                jax.tree.map(jnp.zeros_like, point),
+            )
+            total = lax.fori_loop(0, batches, add, nothing)
+            return jax.tree.map(lambda g: g / jnp.asarray(batches, g.dtype), total)
+
         z: Any = state.params
         g, values = field_at(z, *first)  # F_m(z; ξ)
         updates, opt_state = update(
@@ -165,6 +182,7 @@ def make_step(
             state.opt_state,
             z,
             operator_fn=lambda point: field_at(point, *second)[0],  # F_m(·; ξ')
+            full_operator_fn=field_on_all,
         )
         z = optax.apply_updates(z, updates)
         reported: Any = methods.eval_params(opt_state, z)

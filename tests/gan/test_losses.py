@@ -3,10 +3,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
-from jaxsp.gan import losses, models
+import jaxsp
+from jaxsp.gan import losses, md_gan, models
 from jaxsp.operators import game
 
 KEY = jax.random.key(7)
@@ -18,6 +20,8 @@ BUILD = {
     "hinge r1": functools.partial(losses.hinge, r1=0.7),
     "wasserstein": losses.wasserstein,
     "wasserstein plain": functools.partial(losses.wasserstein, gradient_penalty=0.0),
+    "relativistic": functools.partial(losses.relativistic, gamma=0.7),
+    "relativistic plain": functools.partial(losses.relativistic, gamma=0.0),
 }
 
 
@@ -75,16 +79,21 @@ def numbers(gan, z, batch, curved):
     s = u * b + (1 - u) * g
     if curved:
         slope = lambda p: w * (1 - np.tanh(p) ** 2)  # noqa: E731
-        return np.tanh(b) @ w, np.tanh(g) @ w, slope(b), slope(s)
-    ones = np.ones_like(b)
-    return b @ w, g @ w, ones * w, ones * w
+        return np.tanh(b) @ w, np.tanh(g) @ w, slope(b), slope(s), slope(g)
+    flat = np.ones_like(b) * w
+    return b @ w, g @ w, flat, flat, flat
 
 
 def softplus(t):
     return np.log1p(np.exp(t))
 
 
-def expected(name, real, fake, at_real, at_between):
+def expected(name, real, fake, at_real, at_between, at_fake):
+    if name.startswith("relativistic"):
+        steep = np.mean((at_real**2).sum(-1)) + np.mean((at_fake**2).sum(-1))
+        f_y = np.mean(softplus(-(real - fake)))
+        weight = 0.0 if "plain" in name else 0.7
+        return np.mean(softplus(-(fake - real))), f_y + weight / 2 * steep
     r1 = 0.5 * 0.7 * np.mean((at_real**2).sum(-1)) if "r1" in name else 0.0
     if name.startswith("non_saturating"):
         sigma = 1 / (1 + np.exp(-fake))
@@ -107,7 +116,10 @@ def test_formulas(name, curved, batch):
     np.testing.assert_allclose([f_x, f_y], wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["wasserstein", "hinge r1", "non_saturating r1"])
+PENALIZED = "wasserstein", "hinge r1", "non_saturating r1", "relativistic"
+
+
+@pytest.mark.parametrize("name", PENALIZED)
 def test_field_through_the_penalty_against_finite_differences(name, batch):
     _, z = tiny(curved=True)
     f = compiled(name, True)
@@ -167,6 +179,7 @@ PAIRS = {
     [
         (losses.non_saturating, "mlp"),
         (losses.wasserstein, "mlp"),
+        (losses.relativistic, "mlp"),
         (losses.acgan, "conditional"),
         (losses.hinge, "spectral"),
     ],
@@ -254,6 +267,8 @@ def test_losses_of_samples_after_generate_are_the_losses(name, x64):
             pairs += [(batch[0], fakes[0])]
         whole = loss.generator(*z, batch, KEY), loss.discriminator(*z, batch, KEY)
         on_x, on_y = loss.generator_on, loss.discriminator_on
+        if on_x is None:  # of real samples too
+            return whole[1:], [(on_y(z.y, b, f, penalty_key),) for b, f in pairs]
         return whole, [(on_x(z.y, f), on_y(z.y, b, f, penalty_key)) for b, f in pairs]
 
     whole, parts = values(z, batch)
@@ -305,6 +320,7 @@ def test_key_decides(batch):
         (losses.non_saturating, "r1"),
         (losses.hinge, "r1"),
         (losses.wasserstein, "gradient_penalty"),
+        (losses.relativistic, "gamma"),
         (losses.acgan, "r1"),
         (losses.acgan, "class_weight"),
     ],
@@ -312,3 +328,15 @@ def test_key_decides(batch):
 def test_penalties_that_are_no_weights_are_refused(build, name, value):
     with pytest.raises(ValueError, match=f"{name} must be finite and at least 0"):
         build(CONDITIONAL, **{name: value})
+
+
+def test_relativistic_needs_pairs_and_md_gan_refuses_it():
+    gan, z = tiny()
+    loss = losses.relativistic(gan)
+    assert loss.generator_on is None
+    with pytest.raises(ValueError, match="fakes must be as many as the samples"):
+        loss.discriminator_on(z.y, jnp.ones((8, 2, 2)), jnp.ones((4, 2, 2)), KEY)
+    with pytest.raises(ValueError, match="losses must have generator_on"):
+        md_gan.MDGan(optax.sgd(0.1), optax.sgd(0.1)).program(
+            gan, loss, jaxsp.Workers(2, jax.devices()[:1])
+        )

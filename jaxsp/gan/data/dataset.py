@@ -34,6 +34,9 @@ class Dataset:
       std: standard deviation of each mode of a mixture; else None.
       data_dir: the TFDS directory that it was sought in; else None.
       class_names: what the classes are called, in pictures; by default their numbers.
+      single: of images whose channels are samples of another data set, drawn apart,
+        that data set, of one channel; else None. The class is then the number whose
+        digits are the channels' classes.
 
     Raises:
       ValueError: if the splits are of other shapes, lengths do not fit, labels are not
@@ -59,6 +62,7 @@ train_labels - 1.
     std: float | None = None
     data_dir: str | None = None
     class_names: tuple[str, ...] = ()
+    single: "Dataset | None" = None
 
     def __post_init__(self):
         classes = check_count("num_classes", self.num_classes)
@@ -81,6 +85,16 @@ train_labels - 1.
                 "train and test must hold samples of one shape, got "
                 f"{self.train.shape[1:]} and {self.test.shape[1:]}."
             )
+        if self.single is not None:
+            shape, channels = self.single.sample_shape, self.sample_shape[-1]
+            stacked = (*shape[:-1], channels), self.single.num_classes**channels
+            if shape[-1:] != (1,) or stacked != (self.sample_shape, classes):
+                raise ValueError(
+                    "single must be images of one channel whose classes, one for each "
+                    f"channel, make num_classes={classes} for samples "
+                    f"{self.sample_shape}, got {self.single.num_classes} classes of "
+                    f"samples {shape}."
+                )
         if self.centers is not None or self.std is not None:
             centers, wanted = np.asarray(self.centers), (classes, *self.sample_shape)
             fits = centers.shape == wanted and np.isfinite(centers).all()

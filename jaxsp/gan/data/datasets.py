@@ -1,9 +1,10 @@
 """Data sets as arrays: loaded once on the host, drawn from inside the step.
 
-`digits` comes with scikit-learn, the mixtures are drawn from a fixed seed. The others
-are read from a directory that TFDS has prepared, or from the official files, which are
-downloaded on first use. Their arrays are kept in `cache_dir()`, in files that are
-mapped into memory: a process reads only what it uses.
+`digits` comes with scikit-learn, the mixtures are drawn from a fixed seed, and so are
+the digits that are stacked. The others are read from a directory that TFDS has
+prepared, or from the official files, which are downloaded on first use. Their arrays
+are kept in `cache_dir()`, in files that are mapped into memory: a process reads only
+what it uses.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from jaxsp.gan import files
 from jaxsp.gan.data import official, prepared
 from jaxsp.gan.data.dataset import Dataset
 
-NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", *prepared.NAMES)
+NAMES: tuple[str, ...] = ("digits", "mixture_ring", "mixture_grid", "stacked_digits")
+NAMES += ("stacked_mnist", *prepared.NAMES)
 
 _CLASSES = {
     "fashion_mnist": "T-shirt/top,trouser,pullover,dress,coat,sandal,shirt,sneaker,"
@@ -34,6 +36,8 @@ _CLASSES = {
     "cifar10": "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck",
     "celeb_a": "female,male",
 }
+_STACKED = {"stacked_digits": "digits", "stacked_mnist": "mnist"}
+STACKED_EXAMPLES = 50_000, 26_000  # of the splits
 _FORMAT = 4  # raised whenever the same files would give other arrays
 _PACKAGES = "tensorflow_datasets", "array_record", "importlib_resources", "PIL", "tqdm"
 _FILES = "train", "train_labels", "test", "test_labels"
@@ -55,6 +59,10 @@ def load(
       $\{-4, -2, 0, 2, 4\}^2$. These are the customary constants, so mode counts compare
       with published ones; points are *not* scaled to [-1, 1], so a generator of points
       ends in a linear layer. 50,000 and 10,000 points; the label is the mode.
+    - `stacked_digits`, `stacked_mnist`: three images of `digits` or of `mnist`, drawn
+      apart, as the channels of one; 1,000 modes, and the label is the number that they
+      write. 50,000 of the training split and 26,000 of the test split: the customary
+      number of samples from which modes are counted.
     - `mnist`, `fashion_mnist`, `cifar10`: as TFDS has prepared them in `data_dir`; else
       from the official files in `<data_dir>/downloads`, to which those that are missing
       are downloaded. The arrays are the same, in the same order, either way.
@@ -97,6 +105,8 @@ def _load(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
         ticks = np.linspace(-4, 4, 5)
         grid = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1)
         return _mixture(name, grid.reshape(-1, 2), std=0.05)
+    if name in _STACKED:
+        return _stacked(name, _load(_STACKED[name], data_dir, download))
     if name in prepared.NAMES:
         return _images(name, data_dir, download)
     near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
@@ -179,6 +189,20 @@ def _mixture(name: str, centers: np.ndarray, std: float) -> Dataset:
     train, test = slice(50_000), slice(50_000, None)
     arrays = points[train], labels[train], points[test], labels[test]
     return Dataset(name, *arrays, len(centers), centers.astype(np.float32), std)
+
+
+def _stacked(name: str, single: Dataset) -> Dataset:
+    """Images whose three channels are images of another data set, drawn apart."""
+    rng, arrays = np.random.default_rng(0), []
+    splits = (single.train, single.train_labels), (single.test, single.test_labels)
+    for (images, labels), count in zip(splits, STACKED_EXAMPLES, strict=True):
+        rows = rng.integers(len(images), size=(count, 3))
+        channels = [images[rows[:, c]] for c in range(3)]
+        numbers = labels[rows] @ np.array([100, 10, 1])  # the digits that one reads
+        arrays += [np.concatenate(channels, axis=-1), numbers]
+    own: Any = {"data_dir": single.data_dir, "single": single}
+    names = tuple(f"{number:03}" for number in range(1000))
+    return Dataset(name, *arrays, num_classes=1000, class_names=names, **own)
 
 
 def _images(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:

@@ -14,6 +14,7 @@ _EXAMPLES = {
     "fashion_mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
     "celeb_a": (162_770, 19_962),
+    "stacked_mnist": datasets.STACKED_EXAMPLES,
 }
 
 
@@ -43,11 +44,14 @@ def outline(
       >>> mnist.train.shape, mnist.train.strides, mnist.num_classes
       ((60000, 28, 28, 1), (0, 0, 0, 0), 10)
     """
-    if name not in prepared.NAMES:
+    if name not in _EXAMPLES:
         return datasets.load(name), True
-    classes = datasets.number_of_classes(name)
-    shape, black = prepared.SHAPES[name], np.uint8(0)
-    cached = datasets.cached_labels(name, data_dir)
+    black = np.uint8(0)
+    if name == "stacked_mnist":
+        classes, shape, cached = 1000, (28, 28, 3), None
+    else:
+        classes, shape = datasets.number_of_classes(name), prepared.SHAPES[name]
+        cached = datasets.cached_labels(name, data_dir)
     arrays: list[Any] = []
     for i, count in enumerate(_EXAMPLES[name]):
         equal = np.arange(count, dtype=np.int32) % classes

@@ -15,6 +15,7 @@ from jaxsp.gan.scores.classes import (
     classes_covered,
     classifier_score,
     mode_coverage,
+    reverse_kl,
 )
 from jaxsp.gan.scores.classifier import Classifier, features, fit_classifier
 from jaxsp.gan.scores.distances import (
@@ -58,4 +59,5 @@ __all__ = [
     "mode_coverage",
     "neighbor_distances",
     "neighbor_scores",
+    "reverse_kl",
 ]

@@ -270,7 +270,7 @@ def _print_table(result):
         print(f"{name:20}  {value:>10.4g}  {result['floor'][name]:>10.4g}")
     for name, value in result["bias"].items():
         print(f"{name} of as many samples of the data's own distribution: {value:.3g}")
-    if result["class_coverage"]:
+    if result["class_coverage"] and len(result["class_coverage"]) <= 100:
         shares = " ".join(f"{share:.2f}" for share in result["class_coverage"])
         print(f"share of each class among the samples, relative to the data: {shares}")
 

@@ -11,6 +11,7 @@ __all__ = [
     "classes_covered",
     "classifier_score",
     "mode_coverage",
+    "reverse_kl",
 ]
 
 
@@ -78,6 +79,38 @@ def classes_covered(counts) -> int:
     """
     counts = np.asarray(counts)
     return int((counts >= max(0.1 * counts.mean(), 1)).sum())
+
+
+def reverse_kl(counts, data_counts) -> float:
+    r"""How far the classes of samples are from those of the data.
+
+    $$\mathrm{KL}(p \,\|\, q) = \sum_c p_c \log \frac{p_c}{q_c}$$
+
+    with the classes' shares $p$ of the samples and $q$ of the data. It is reverse, of
+    samples to data: a class that samples lack costs what the others have too much of.
+    Of a few samples it is above 0 though their distribution be right: by about
+    $(k - 1)/2n$ for $n$ samples of $k$ classes.
+
+    Args:
+      counts: samples of each class [classes].
+      data_counts: data of each class [classes].
+
+    Returns:
+      The divergence, 0 where the shares are equal; infinite where samples are of a
+      class that the data have not.
+
+    Raises:
+      ValueError: as `class_coverage`.
+
+    Example:
+      >>> round(reverse_kl([10, 0, 30], [50, 25, 25]), 4)
+      0.6507
+    """
+    coverage = class_coverage(counts, data_counts)  # p / q, NaN where q is 0
+    share = np.asarray(counts) / np.sum(counts)
+    if np.any(share[np.isnan(coverage)] > 0):
+        return float("inf")
+    return float(scipy.special.xlogy(share, np.nan_to_num(coverage, nan=1.0)).sum())
 
 
 class ModeCoverage(NamedTuple):

@@ -17,7 +17,7 @@ from jaxsp.gan.models import halvings, strided_conv
 from jaxsp.gan.scores import cache
 from jaxsp.gan.scores.batches import apply_to_images
 
-__all__ = ["Classifier", "features", "fit_classifier"]
+__all__ = ["Classifier", "channel_features", "features", "fit_classifier"]
 
 # Part of the cache key: a change of anything below that changes the weights changes it.
 _VERSION = 1
@@ -78,6 +78,29 @@ def features(classifier: Classifier, images) -> tuple[np.ndarray, np.ndarray]:
     network = functools.partial(_apply, params, num_classes=num_classes)
     hidden, found = apply_to_images(network, images, 500)
     return hidden, np.exp(found)
+
+
+def channel_features(classifier: Classifier, images) -> tuple[np.ndarray, np.ndarray]:
+    """Features and class of images of which every channel is judged by itself.
+
+    Args:
+      classifier: from `fit_classifier`, of images of one channel.
+      images: [n, height, width, channels], uint8, or float in [-1, 1].
+
+    Returns:
+      The channels' features one after another [n, channels d], float32, and the number
+      [n] whose digits are the channels' classes, the first channel's first.
+
+    Raises:
+      ValueError: if images are not of these kinds.
+    """
+    found = [
+        features(classifier, images[..., c : c + 1]) for c in range(images.shape[-1])
+    ]
+    number = np.zeros(len(images), int)
+    for _, probabilities in found:
+        number = number * classifier.num_classes + probabilities.argmax(-1)
+    return np.concatenate([hidden for hidden, _ in found], axis=-1), number
 
 
 def fit_classifier(

@@ -74,8 +74,9 @@ class Config:
     )
     penalty: float | None = flag(
         None,
-        "Weight of the gradient penalty: R1, of wasserstein that of WGAN-GP. Default: "
-        "1 (0.05 of points), 10 of wasserstein, none of hinge of images.",
+        "Weight of the gradient penalty: R1, of relativistic R1 and R2, of "
+        "wasserstein that of WGAN-GP. Default: 1 (0.05 of points), 10 of "
+        "wasserstein, none of hinge of images.",
         bounds=_AT_LEAST_0,
     )
     latent_size: int | None = flag(
@@ -139,11 +140,19 @@ class Config:
     refresh: float | None = _own(
         "refresh",
         "Probability that the snapshot moves, and a whole gradient is exchanged. "
-        "balanced is when these cost as much as the compressed messages. The masha "
-        "methods compare gradients at two points, which here come of different "
-        "batches: on GANs they are a heuristic.",
+        "balanced is when these cost as much as the compressed messages, and, of "
+        "vr_masha1 and vr_masha2, their gradients at most those of the batches. These "
+        "two go through all of a worker's data at a snapshot, with one latent for each "
+        "example, and compare two points on one batch, the other masha methods on two: "
+        "on GANs all are a heuristic.",
         "balanced",
         bounds=(1e-12, 1),
+    )
+    second_sample: str | None = _own(
+        "second_sample",
+        "Whether the second gradient of a step is taken on a batch and latents of its "
+        "own, as the theory of extragradient asks, or on those of the first.",
+        names=("own", "same"),
     )
     sync_every: int | None = _own(
         "sync_every", "Steps between two averages of the workers.", bounds=_COUNT

@@ -33,6 +33,7 @@ OWN |= {"process_id", "heartbeat_timeout"}
 _HEADLINES = {
     "high_quality": "share of the samples that are on a mode",
     "modes_covered": "modes covered",
+    "modes_reached": "modes of which there is a sample",
     "frechet_distance": "Frechet distance",
     "fid": "FID",
 }
@@ -110,9 +111,8 @@ def run(
     if isinstance(method, md_gan.MDGan):
         program = method.program(gan, game, workers, **options)
     else:
-        same = (
-            "disc_steps" in methods.METHODS[config.method]
-        )  # of players who take turns
+        turns = "disc_steps" in methods.METHODS[config.method]
+        same = turns or config.second_sample == "same"
         program = step.program(gan, game, method, workers, same_sample=same, **options)
 
     tell = functools.partial(print, flush=True) if writes else lambda line: None
@@ -133,8 +133,9 @@ def run(
         return None
     tell(f"{x:,} parameters of the generator, {y:,} of the discriminator")
     tell(f"files in {directory}")
-    tell("who holds how many of which class:")
-    tell(partition.format_table(partition.table(labels, parts)))
+    few = loaded.num_classes <= 100
+    tell(f"who holds how many of which {'class' if few else 'hundred of classes'}:")
+    tell(partition.format_table(partition.table(labels // (1 if few else 100), parts)))
     if config.resume and not going_on:
         tell(f"nothing to resume in {directory}: starting at step 0")
     with (
@@ -143,7 +144,8 @@ def run(
     ):
         if writes:
             evaluate = scores.evaluator(loaded, progress=progress, inception=weights)
-    samples = min(10_000, len(loaded.test))  # as many as the real ones beside them
+    most = 10_000 if loaded.single is None else len(loaded.test)
+    samples = min(most, len(loaded.test))  # as many as the real ones beside them
     with naming("workdir", None, checkpoint.WorkdirError, OSError):
         result = loop.train(
             program,

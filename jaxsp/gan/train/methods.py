@@ -35,15 +35,16 @@ _PLAIN, _CODES, _RANDOM, _LARGEST = (
     for name in ("none", "quantize", "rand_k", "top_k")
 )
 _RING, _REFRESH = {"topology": "ring", "rounds": 1}, {"refresh": None}
-_LOCAL = {"sync_every": 10, "sync_epochs": None} | _PLAIN
+_TWICE = {"second_sample": "own"}
+_LOCAL = _TWICE | {"sync_every": 10, "sync_epochs": None} | _PLAIN
 _LOCAL |= {"outer_learning_rate": None, "outer_momentum": None}
 _FEDERATED = {"sync_every": None, "sync_epochs": 1.0, "participation": 1.0}
 _SERVER = {"swap_epochs": 1.0, "moments": "stay", "batches_k": "log"}
 # The flags that not every method reads, with their defaults.
 METHODS: dict[str, dict[str, Any]] = {
     # Whole gradients or parameters, exchanged in every step.
-    "extra_step": _EXTRA | _PLAIN,
-    "decentralized_extra_step": _EXTRA | _RING | {"rounds": 4},
+    "extra_step": _EXTRA | _PLAIN | _TWICE,
+    "decentralized_extra_step": _EXTRA | _RING | {"rounds": 4} | _TWICE,
     "dposg": _OPTIMISTIC | _RING,
     "cp_oadam": _ADAM | _PLAIN,
     "dp_oadam": _ADAM | _RING,
@@ -64,6 +65,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "masha1": _EXTRA | _RANDOM | _REFRESH,
     "masha2": _EXTRA | _LARGEST | _REFRESH,
     "pp_masha1": _EXTRA | _RANDOM | _REFRESH | {"participation": 0.5},
+    "vr_masha1": _EXTRA | _RANDOM | _REFRESH,
+    "vr_masha2": _EXTRA | _LARGEST | _REFRESH,
+    "compressed_extragradient": _EXTRA | _CODES | _TWICE,
+    "error_feedback_extragradient": _EXTRA | _LARGEST | _TWICE,
     "qsgda": _EXTRA | _CODES,
     "diana_sgda": _EXTRA | _CODES,
     "ef21_sgda": _EXTRA | _LARGEST,
@@ -76,8 +81,10 @@ ADAM_FORMS = {
     "extra_step_local_sgd": "local_extra_adam",
     "dqgan": "dqgan_adam",
     **dict.fromkeys(("masha1", "masha2", "pp_masha1"), "dqgan_adam"),
+    **dict.fromkeys(("vr_masha1", "vr_masha2", "ef21_sgda"), "dqgan_adam"),
     **dict.fromkeys(("qsgda", "diana_sgda"), "cp_oadam_gq"),
-    "ef21_sgda": "dqgan_adam",
+    "compressed_extragradient": "cp_oadam_gq",
+    "error_feedback_extragradient": "dqgan_adam",
 }
 
 
@@ -95,6 +102,7 @@ LOSSES: dict[str, tuple[Any, str, tuple[float, float]]] = {
     "wasserstein": (losses.wasserstein, "gradient_penalty", (10.0, 10.0)),
     "hinge": (losses.hinge, "r1", (0.0, 0.05)),
     "acgan": (losses.acgan, "r1", (1.0, 0.05)),
+    "relativistic": (losses.relativistic, "gamma", (1.0, 0.05)),
 }
 
 
@@ -190,8 +198,10 @@ def make(config: Any, workers: jaxsp.Workers, sizes: np.ndarray, numbers: int) -
     if "refresh" in own and config.refresh is None:
         vector = jax.ShapeDtypeStruct((numbers,), jnp.float32)
         sent = 32 * numbers if up is None else up.for_worker(0, count).bits(vector)
-        density = sent / (32 * numbers)
-        values["refresh"] = min(1.0, density * (config.participation or 1.0))
+        density = sent / (32 * numbers) * (config.participation or 1.0)
+        if config.method.startswith("vr_"):  # or as the gradients at a snapshot do
+            density = min(density, config.batch_size / float(np.mean(sizes)))
+        values["refresh"] = min(1.0, density)
     takes = inspect.signature(build).parameters
     texts = [n for n in ("topology", "compressor", "down") if n in own]
     texts = " ".join([config.method, *(f"--{n}={getattr(config, n)}" for n in texts)])

@@ -34,6 +34,7 @@ _NO_SCORES = {"step", "seconds", "loss_generator", "loss_discriminator", "bits_u
 _NO_SCORES |= {"bits_down", "consensus_distance", "consensus_relative", "workers"}
 _NO_SCORES |= {"d_real", "d_fake"}
 _UNITS = {"high_quality": "share of the samples", "modes_covered": "modes"}
+_UNITS |= {"modes_reached": "modes"}
 _UNITS |= {"classes_covered": "classes", "precision": "share", "recall": "share"}
 _UNITS |= {"coverage": "share", "least_class_coverage": "share"}
 

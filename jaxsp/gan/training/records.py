@@ -36,7 +36,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 # Of these scores the first two that there are stand beside the losses, so called.
-_HEADLINE = {"modes_covered": "modes", "high_quality": "HQ"}
+_HEADLINE = {"modes_covered": "modes", "high_quality": "HQ", "modes_reached": "modes"}
 _HEADLINE |= {"fid": "FID", "frechet_distance": "FD"}
 
 

@@ -76,6 +76,15 @@ def test_fields_that_do_not_fit_are_refused(fields, message):
         make(**fields)
 
 
+def test_stacked_images_are_of_the_data_set_of_one_channel():
+    single, three = make(), np.tile(LEVELS, 3)
+    given = dict(test=three, num_classes=1000, single=single)
+    assert make(three, **given).single is single
+    for wrong in ({"num_classes": 100}, {"single": make(three, test=three)}):
+        with pytest.raises(ValueError, match="single must be images of one channel"):
+            make(three, **given | wrong)
+
+
 @pytest.mark.parametrize(
     ("centers", "std"),
     [

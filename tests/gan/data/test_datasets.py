@@ -81,6 +81,33 @@ def test_mixture_moments(name, modes, std):
     assert not np.isin(mixture.test[:, 0], mixture.train[:, 0]).all()
 
 
+def test_stacked_digits_are_three_digits_each():
+    """Every channel is an image of the split; the label is the number they write."""
+    stacked, digits = data.load("stacked_digits"), data.load("digits")
+    assert (stacked.name, stacked.sample_shape) == ("stacked_digits", (8, 8, 3))
+    assert (len(stacked.train), len(stacked.test)) == (50_000, 26_000)
+    assert stacked.train.dtype == np.uint8
+    assert (stacked.num_classes, stacked.class_names[42]) == (1000, "042")
+    np.testing.assert_array_equal(stacked.single.train, digits.train)
+    for split in ("train", "test"):
+        known = {
+            image.tobytes(): label
+            for image, label in zip(
+                getattr(digits, split), getattr(digits, f"{split}_labels"), strict=True
+            )
+        }
+        images = getattr(stacked, split)[:500]
+        labels = getattr(stacked, f"{split}_labels")[:500]
+        for image, label in zip(images, labels, strict=True):
+            channels = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+            digit = [known[channel.tobytes()] for channel in channels]
+            assert 100 * digit[0] + 10 * digit[1] + digit[2] == label
+    counts = np.bincount(stacked.train_labels, minlength=1000)
+    assert counts.min() > 0
+    channels = stacked.train[:, :, :, 0] != stacked.train[:, :, :, 1]
+    assert channels.any(axis=(1, 2)).mean() > 0.99  # drawn apart
+
+
 def test_mixture_centers():
     ring = data.load("mixture_ring").centers
     np.testing.assert_allclose(np.linalg.norm(ring, axis=1), 2, rtol=1e-6)

@@ -10,6 +10,7 @@ import scipy.linalg
 from hypothesis import strategies as st
 
 from jaxsp.gan import data, scores
+from jaxsp.gan.data import datasets
 from jaxsp.gan.scores import cache, classifier
 from jaxsp.gan.scores.statistics import Statistics
 
@@ -195,6 +196,50 @@ def test_evaluator_of_a_mixture():
     bad = evaluate(np.full((4, 2), np.inf))
     assert bad.keys() == collapsed.keys()
     assert np.isnan(list(bad.values())).all()
+
+
+# stacked images
+
+
+def test_reverse_kl_is_of_samples_to_data():
+    p, q = np.array([0.5, 0.25, 0.25, 0.0]), np.array([0.1, 0.2, 0.3, 0.4])
+    wanted = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a)
+    assert scores.reverse_kl(8 * p, 100 * q) == pytest.approx(wanted, rel=1e-12)
+    assert scores.reverse_kl([3, 6], [10, 20]) == 0
+    assert scores.reverse_kl([3, 6], [10, 0]) == np.inf
+    assert scores.reverse_kl([3, 0], [10, 0]) == 0
+    with pytest.raises(ValueError, match="counts and data_counts must be"):
+        scores.reverse_kl([1, 2], [1, 2, 3])
+
+
+def test_evaluator_of_stacked_images(evaluate, digits, tmp_path, monkeypatch):
+    """Each channel is named by the classifier of one, which is trained on one."""
+    monkeypatch.setattr(datasets, "STACKED_EXAMPLES", (20_000, 3_000))
+    stacked = data.load("stacked_digits")
+    found = []
+    monkeypatch.setattr(
+        "jaxsp.gan.scores.evaluate.fit_classifier",
+        lambda dataset, *_: found.append(dataset.name) or evaluate.classifier,
+    )
+    judge = scores.evaluator(stacked, tmp_path, progress=False)
+    assert found == ["digits"]
+    floor = judge.floor
+    assert floor["modes_reached"] > 900
+    assert floor["reverse_kl"] < 0.5
+    # The same digit in every channel: ten modes, of a thousand.
+    same = judge.measure(np.tile(digits.train, 3))
+    assert 10 <= same.scores["modes_reached"] < 60
+    assert same.counts[[0, 111, 999]].min() > 100
+    assert same.scores["reverse_kl"] > 3
+    assert same.scores["frechet_distance"] > 2 * floor["frechet_distance"]
+    # Channels in another order are other modes.
+    turned = judge.measure(stacked.test[:500, :, :, ::-1]).counts
+    first = judge.measure(stacked.test[:500]).counts
+    there = np.arange(1000).reshape(10, 10, 10)
+    np.testing.assert_array_equal(turned[there], first[there.transpose(2, 1, 0)])
+    hidden, _ = scores.features(evaluate.classifier, stacked.test[:4, :, :, 1:2])
+    both = classifier.channel_features(evaluate.classifier, stacked.test[:4])[0]
+    np.testing.assert_array_equal(both[:, 64:128], hidden)
 
 
 # images
