@@ -105,6 +105,15 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "pp_masha1, rand-k 1 %": lambda n, a: methods.pp_masha1(
         _RATE, _on(a, compressors.rand_k(0.01)), n // 2, _REFRESH
     ),
+    "optimistic_masha, perm_k": lambda n, a: methods.optimistic_masha(
+        _RATE, _on(a, compressors.perm_k()), _REFRESH
+    ),
+    "three_pillars, perm_k": lambda n, a: methods.three_pillars(
+        _RATE, _on(a, compressors.perm_k()), _REFRESH, 4, _RATE
+    ),
+    "optimal_decentralized, ring": lambda n, a: methods.optimal_decentralized(
+        _RATE, topology.ring(n), 1.0, 0.5, axis_name=a
+    ),
     "compressed_extragradient, 8 bits": lambda n, a: methods.compressed_extragradient(
         _RATE, _on(a, compressors.quantize(8))
     ),
@@ -171,7 +180,12 @@ def _step(name, workers, size):
             return 0.5 * point + g
 
         updates, state = tx.update(
-            g, state, z, operator_fn=field, full_operator_fn=field
+            g,
+            state,
+            z,
+            operator_fn=field,
+            full_operator_fn=field,
+            server_operator_fn=lambda point: 0.4 * point,
         )
         return optax.apply_updates(z, updates), state
 

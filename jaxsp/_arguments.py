@@ -32,11 +32,11 @@ def refuse(name: str, required: str, value: Any) -> NoReturn:
 # ------------------------------------------------------------------ numbers
 
 
-def check_learning_rate(learning_rate: Any) -> None:
+def check_learning_rate(learning_rate: Any, name: str = "learning_rate") -> None:
     """Accept a schedule, a traced value, or a finite number above zero."""
     if not callable(learning_rate):
         required = "finite and above 0, or a schedule (a function of the step)"
-        check_number("learning_rate", learning_rate, lambda x: x > 0, required)
+        check_number(name, learning_rate, lambda x: x > 0, required)
 
 
 def check_positive(name: str, value: Any) -> None:

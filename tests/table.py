@@ -55,6 +55,20 @@ def rand_dp_oadam(z0, F, W, lr, steps):
     return reference.rand_dp_oadam(z0, F, matrices, lr)
 
 
+def coins(probability, steps, key=KEY):
+    """Whether the snapshot is taken anew, iteration by iteration."""
+    keys = [jax.random.fold_in(key, k) for k in range(steps)]
+    return [bool(jax.random.bernoulli(step_key, probability)) for step_key in keys]
+
+
+def optimal_decentralized(z0, F, W, lr, steps, **finite_sums):
+    """The reference, with the dual step, the feedback and the momentum of the rows."""
+    G = tracking.gossip_matrix(W) if len(W) > 1 else np.zeros((1, 1))
+    return tracking.optimal_decentralized(
+        z0, F, G, lr, 1.0, 0.5, 1.0, steps, **finite_sums
+    )[0]
+
+
 def delayed(lr, average, look_ahead=2.0):
     """Optimistic descent with a mean of the step before."""
     ahead = transforms.past_extragradient(lr, look_ahead=look_ahead)
@@ -152,6 +166,23 @@ METHODS = [
         "pearl_sgd",
         lambda t, lr, axis=AXIS: methods.pearl_sgd(lr, 3, axis),
         lambda z0, F, W, lr, n: beyond.local_play(z0, F, np.ones_like(z0), lr, 3, n),
+    ),
+    Row(
+        "optimal_decentralized",
+        lambda t, lr, axis=AXIS: methods.optimal_decentralized(
+            lr, t, 1.0, 0.5, axis_name=axis
+        ),
+        optimal_decentralized,
+        covers=("primal_dual_gossip",),
+    ),
+    Row(
+        "vr_optimal_decentralized",
+        lambda t, lr, axis=AXIS: methods.vr_optimal_decentralized(
+            lr, t, 1.0, 0.5, transforms.Refresh(0.3, KEY), axis_name=axis
+        ),
+        lambda z0, F, W, lr, n: optimal_decentralized(
+            z0, F, W, lr, n, blend=0.3, coins=coins(0.3, n), sampled=lambda c, Z: F(Z)
+        ),
     ),
     Row(
         "delayed_optimistic",
@@ -292,6 +323,20 @@ COMPRESSED_METHODS = [
         covers=("vr_masha2",),
     ),
     Row(
+        "optimistic_masha",
+        lambda t, lr, axis=AXIS: methods.optimistic_masha(
+            lr, on(axis, EXACT, EXACT), 0.5
+        ),
+        covers=("optimistic_snapshot",),
+    ),
+    Row(
+        "three_pillars",
+        lambda t, lr, axis=AXIS: methods.three_pillars(
+            lr, on(axis, EXACT), 0.5, 3, 0.05
+        ),
+        covers=("server_steps",),
+    ),
+    Row(
         "compressed_extragradient",
         lambda t, lr, axis=AXIS: methods.compressed_extragradient(lr, on(axis, SIGN)),
         covers=("error_feedback_extragradient",),
@@ -354,7 +399,9 @@ COMPRESSED_TRANSFORMS = [
 # Real compressors and the families that they make, for the tests of worker modes.
 FOUR_BITS = compressors.scaled(compressors.quantize(4))
 RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
+PERM = compressors.perm_k()
 ONE_ROUTE = {("cp_oadam_gq", "gather"), ("ef21", "gather")}
+ONE_ROUTE |= {("optimistic", "sharded"), ("pillars", "gather")}
 ONE_ROUTE |= {("qsgda", "sharded"), ("diana", "sharded")}
 LOSSY = [
     Row(
@@ -370,6 +417,18 @@ LOSSY = [
         ("cp_oadam_gq", 0.003, (RAND,), methods.cp_oadam_gq),
         ("masha1", 0.1, (RAND,), lambda lr, c: methods.masha1(lr, c, 0.3)),
         ("masha2", 0.02, (TOP,), lambda lr, c: methods.masha2(lr, c, 0.3)),
+        (
+            "optimistic",
+            0.05,
+            (RAND,),
+            lambda lr, c: methods.optimistic_masha(lr, c, 0.3),
+        ),
+        (
+            "pillars",
+            0.2,
+            (PERM,),
+            lambda lr, c: methods.three_pillars(lr, c, 0.3, 3, 0.05),
+        ),
         (
             "local",
             0.05,
@@ -436,10 +495,19 @@ def trajectory(workers, tx, game, z0, steps):
         def F(z):
             return game.operator(z, H, h)
 
+        def server(z):  # of worker 0, which all know
+            return game.operator(z, game.H[0], game.h[0])
+
         def step(carry, _):
             z, state = carry
             updates, state = tx.update(
-                F(z), state, z, operator_fn=F, full_operator_fn=F
+                F(z),
+                state,
+                z,
+                operator_fn=F,
+                full_operator_fn=F,
+                dual_operator_fn=F,
+                server_operator_fn=server,
             )
             z = optax.apply_updates(z, updates)
             return (z, state), z

@@ -46,7 +46,9 @@ def test_methods(row, setting, dtype):
             return jax.tree.map(jnp.tanh, z)
 
         z = MinMax({"a": z, "b": z[0]}, z)
-        updates, _ = tx.update(F(z), tx.init(z), z, operator_fn=F, full_operator_fn=F)
+        names = ("operator_fn", "full_operator_fn", "dual_operator_fn")
+        given = dict.fromkeys((*names, "server_operator_fn"), F)
+        updates, _ = tx.update(F(z), tx.init(z), z, **given)
         return optax.apply_updates(z, updates)
 
     if setting == "rank" or row.name not in OPTAX:

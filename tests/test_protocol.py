@@ -33,6 +33,7 @@ TWO_CALLS = (
     "vr_",
     "compressed_extra",
     "tracked_extra",
+    "three_pillars",
 )
 
 
@@ -61,6 +62,8 @@ def make_step(tx, **extra):
             params,
             operator_fn=operator,
             full_operator_fn=operator,
+            dual_operator_fn=operator,
+            server_operator_fn=operator,
             **extra,
         )
         return optax.apply_updates(params, updates), state
@@ -264,6 +267,19 @@ INJECTED = {
     ),
     "tracked_dp_oadam": dict(
         factory=methods.tracked_dp_oadam, static=("rounds",), topology=ring()
+    ),
+    "optimal_decentralized": dict(
+        factory=methods.optimal_decentralized,
+        topology=ring(),
+        dual_learning_rate=1.0,
+        feedback=0.5,
+    ),
+    "vr_optimal_decentralized": dict(
+        factory=methods.vr_optimal_decentralized,
+        topology=ring(),
+        dual_learning_rate=1.0,
+        feedback=0.5,
+        refresh=transforms.Refresh(0.5, table.KEY),
     ),
     "dqgan": dict(factory=methods.dqgan, channel=table.on(AXIS, table.SIGN)),
     "masha1": dict(

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp import compressors, methods, topology
+from jaxsp import compressors, methods, topology, transforms
 from jaxsp.gan import fl_gan
 from jaxsp.gan.train.methods import METHODS
 
@@ -31,6 +31,10 @@ def scaled_bits(axis):
 
 def hundredth(axis, codec=compressors.rand_k):
     return jaxsp.channel(axis, codec(0.01), key=KEY)
+
+
+def permuted(axis):
+    return jaxsp.channel(axis, compressors.perm_k(), key=KEY)
 
 
 def largest(axis):
@@ -69,6 +73,14 @@ BUILD = {
     "pp_masha1": lambda a, p: methods.pp_masha1(0.1, hundredth(a), 4, p),
     "masha2": lambda a, p: methods.masha2(0.1, largest(a), p),
     "vr_masha2": lambda a, p: methods.vr_masha2(0.1, largest(a), p),
+    "optimistic_masha": lambda a, p: methods.optimistic_masha(0.1, permuted(a), p),
+    "three_pillars": lambda a, p: methods.three_pillars(0.1, permuted(a), p, 4, 0.1),
+    "optimal_decentralized": lambda a, p: methods.optimal_decentralized(
+        0.1, RING, 1.0, 0.5, axis_name=a
+    ),
+    "vr_optimal_decentralized": lambda a, p: methods.vr_optimal_decentralized(
+        0.1, RING, 1.0, 0.5, transforms.Refresh(p, KEY), axis_name=a
+    ),
     "compressed_extragradient": lambda a, p: methods.compressed_extragradient(
         0.1, four_bits(a)
     ),
@@ -81,6 +93,9 @@ BUILD = {
     "ef21_sgda": lambda a, p: methods.ef21_sgda(0.1, largest(a)),
 }
 REFRESH = 0.01
+# What does not use the gradient that `update` is given.
+UNUSED = {"masha1", "masha2", "vr_masha1", "vr_masha2", "pp_masha1"}
+UNUSED |= {"three_pillars", "vr_optimal_decentralized"}
 
 
 def measure(name, refresh):
@@ -93,8 +108,12 @@ def measure(name, refresh):
         return z
 
     def step(z, state):
-        full = {"full_operator_fn": F} if name.startswith("vr_") else {}
-        updates, state = tx.update(z, state, z, operator_fn=F, **full)
+        more = {"full_operator_fn": F} if name.startswith("vr_") else {}
+        if name == "vr_optimal_decentralized":
+            more["dual_operator_fn"] = F
+        updates, state = tx.update(
+            z, state, z, operator_fn=F, server_operator_fn=lambda z: z, **more
+        )
         return optax.apply_updates(z, updates), state
 
     players = WORKERS if name == "pearl_sgd" else 2
@@ -113,9 +132,9 @@ def measure(name, refresh):
 def numbers(name):
     """Gradients, bytes and memory as the page has them."""
     calls, travels, kept = measure(name, 1e-9)
-    if "masha" in name:  # which does not use the gradient that `update` is given
+    if "masha" in name or name == "three_pillars":
         travels += REFRESH * (measure(name, 1.0)[1] - travels)
-    else:
+    if name not in UNUSED:
         calls += 1
     return calls, f"{travels:.2g}", f"{kept:.3g}"
 

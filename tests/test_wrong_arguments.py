@@ -126,6 +126,7 @@ ALIVE = np.ones(2, bool)
 UNBIASED = jaxsp.channel(AXIS, compressors.rand_k(0.5), key=KEY)
 CONTRACTIVE = jaxsp.channel(AXIS, compressors.top_k(0.5), key=KEY)
 SIGN = compressors.sign()
+REFRESH = jaxsp.transforms.Refresh(0.5, KEY)
 
 
 # What flax or optax made, and refuses itself where it does not fit.
@@ -182,12 +183,14 @@ ARGUMENTS = {
     "dtype": ("dtype", np.dtype("float32")),
     "ema_decay": ("decay", 0.9),
     "ends": ("instance", ([0], [1])),
+    "dual_learning_rate": ("rate", 0.1),
     "eps": ("nonnegative", 1e-8),
     "epsilon": ("fraction", 0.5),
     "every": ("count", 2),
     "exchange": ("instance", SGD),
     "exchanges": ("count from 0", 2),
     "f": ("function", loss),
+    "feedback": ("positive", 0.5),
     "fraction": ("fraction", 0.5),
     "gan": ("instance", GAN),
     "generator_optimizer": ("instance", SGD),
@@ -206,6 +209,9 @@ ARGUMENTS = {
     "latents": ("instance", jnp.ones((2, 5))),
     "learning_rate": ("rate", 0.1),
     "levels": ("count", 4),
+    "local": ("instance", jaxsp.transforms.LocalSteps(2, 0.1)),
+    "local_learning_rate": ("rate", 0.1),
+    "local_steps": ("count", 2),
     "look_ahead": ("positive", 2.0),
     "losses": ("instance", LOSSES),
     "lower": ("bound", 0.0),
@@ -213,6 +219,7 @@ ARGUMENTS = {
     "members": ("instance", (RING, RING)),
     "method": ("instance", SGD),
     "min_size": ("count", 1),
+    "momentum": ("nonnegative", 1.0),
     "moments": ("one of", "stay"),
     "n": ("count", 4),
     "name": ("name", "a name"),
@@ -229,6 +236,7 @@ ARGUMENTS = {
     "parts": ("instance", PARTS),
     "payoff": ("instance", PAYOFF),
     "pool": ("count", 3),
+    "project": ("function", loss),
     "prox": ("function", loss),
     "q": ("one to", 1.5),
     "q_server": ("one to", 1.5),
@@ -376,6 +384,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "methods.pearl_sgd": {"sync_every": ("count", 2)},
     "methods.pp_masha1": {"channel": ("instance", UNBIASED)},
     "methods.rand_dp_oadam": {"topology": ("instance", topology.random_ring(4))},
+    "methods.optimistic_masha": {"channel": ("instance", UNBIASED)},
+    "methods.three_pillars": {"channel": ("instance", UNBIASED)},
+    "methods.vr_optimal_decentralized": {"refresh": ("instance", REFRESH)},
     "methods.vr_masha1": {"channel": ("instance", UNBIASED)},
     "methods.vr_masha2": {"channel": ("instance", CONTRACTIVE)},
     "metrics.residual": {"z": ("tree", POINT)},
@@ -386,17 +397,29 @@ OTHERS: dict[str, dict[str, Any]] = {
     "projections.simplex": {"tree": ("rows of floats", POINT)},
     "projections.l1_ball": {"radius": ("positive", 1.0)},
     **{f"theory.{f}": {"mu": ("decay", 0.5)} for f in jaxsp.theory.__all__},
+    "theory.optimistic_masha": {
+        "mu": ("decay", 0.5),
+        "delta": ("nonnegative", 0.5),
+    },
+    "theory.optimal_decentralized": {"mu": ("decay", 0.5), "chi": ("one to", 4.0)},
+    "theory.three_pillars": {"mu": ("decay", 0.5), "delta": ("nonnegative", 0.5)},
     "topology.Topology": {
         "self_weights": ("instance", RING.self_weights),
         "permutations": ("instance", RING.permutations),
         "weights": ("instance", RING.weights),
     },
     "transforms.average": {"channel": ("channel", UNBIASED)},
-    "transforms.snapshot_extragradient": {
-        "refresh": (
-            "instance",
-            jaxsp.transforms.Refresh(0.5, KEY),
+    **{
+        f"transforms.{f}": {"refresh": ("instance", REFRESH)}
+        for f in (
+            "optimistic_snapshot",
+            "server_steps",
+            "snapshot_extragradient",
         )
+    },
+    "transforms.primal_dual_gossip": {
+        "refresh": ("instance", REFRESH),
+        "steps": ("instance", jaxsp.transforms.PrimalDualSteps(0.1, 1.0, 0.5)),
     },
     "transforms.sync": {"every": ("schedule or count", 2)},
 }

@@ -50,6 +50,7 @@ from jaxsp.comm.compressed import (
     no_residual,
 )
 from jaxsp.comm.parts import mean_of_owners, owners
+from jaxsp.comm.refresh import check_refresh, flip
 from jaxsp.comm.traffic import (
     Traffic,
     add_traffic,
@@ -74,6 +75,7 @@ __all__ = [
     "check_contractive",
     "check_key",
     "check_mean",
+    "check_refresh",
     "check_unbiased",
     "check_unchecked",
     "decode",
@@ -82,6 +84,7 @@ __all__ = [
     "exchange",
     "find_traffic",
     "first_payloads",
+    "flip",
     "gather",
     "inside_workers",
     "mean",

@@ -103,7 +103,7 @@ def _bound(index, count):
         _arguments.refuse("index", "one integer", index)
 
     # Which of a group's numbers is whose: `[tiles, M, width]`.
-    number = np.arange(count, dtype=np.uint32)[:, None]
+    number = np.arange(count, dtype=np.uint32)[None, :, None]
 
     def shape(d):
         """Groups, one in each column of a tile."""

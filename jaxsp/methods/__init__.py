@@ -25,7 +25,12 @@ from jaxsp.methods.extra_step import (
     local_extra_adam,
 )
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
+from jaxsp.methods.optimal_decentralized import (
+    optimal_decentralized,
+    vr_optimal_decentralized,
+)
 from jaxsp.methods.players import pearl_sgd
+from jaxsp.methods.similarity import optimistic_masha, three_pillars
 from jaxsp.methods.tracking import (
     tracked_dp_oadam,
     tracked_extragradient,
@@ -50,13 +55,17 @@ __all__ = [
     "local_extra_adam",
     "masha1",
     "masha2",
+    "optimal_decentralized",
+    "optimistic_masha",
     "pearl_sgd",
     "pp_masha1",
     "qsgda",
     "rand_dp_oadam",
+    "three_pillars",
     "tracked_dp_oadam",
     "tracked_extragradient",
     "tracked_optimistic",
     "vr_masha1",
     "vr_masha2",
+    "vr_optimal_decentralized",
 ]

@@ -231,14 +231,20 @@ def vr_masha2(
     return around(differences="minibatch")
 
 
-def _unbiased(learning_rate, channel, refresh, snapshot, participants=None):
-    """`s = γ Q_s((1/M) Σ Q_m(Δ_m))` around the snapshot."""
+def unbiased_exchange(learning_rate, channel, participants=None):
+    """`γ Q_s((1/M) Σ Q_m(Δ_m))` of what comes in, and the channel, checked."""
     _arguments.check_learning_rate(learning_rate)
     channel = comm.check_unbiased(comm.check_key(comm.as_channel(channel)))
     exchange = optax.chain(
         transforms.average(channel.at(0), participants),
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),
     )
+    return exchange, channel
+
+
+def _unbiased(learning_rate, channel, refresh, snapshot, participants=None):
+    """The same around the snapshot."""
+    exchange, channel = unbiased_exchange(learning_rate, channel, participants)
     return _around(learning_rate, exchange, channel, refresh, snapshot)
 
 

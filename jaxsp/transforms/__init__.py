@@ -1,5 +1,6 @@
 """Building blocks of the methods: optax transformations, one a file."""
 
+from jaxsp.comm.refresh import Refresh
 from jaxsp.transforms.alternating import AlternatingState, alternating
 from jaxsp.transforms.alternating_extragradient import (
     AlternatingExtragradientState,
@@ -31,12 +32,21 @@ from jaxsp.transforms.gradient_tracking import (
     gradient_tracking,
 )
 from jaxsp.transforms.optimistic_adam import OptimisticAdamState, optimistic_adam
+from jaxsp.transforms.optimistic_snapshot import (
+    OptimisticSnapshotState,
+    optimistic_snapshot,
+)
 from jaxsp.transforms.past_extragradient import (
     PastExtragradientState,
     past_extragradient,
 )
+from jaxsp.transforms.primal_dual_gossip import (
+    PrimalDualGossipState,
+    PrimalDualSteps,
+    primal_dual_gossip,
+)
+from jaxsp.transforms.server_steps import LocalSteps, ServerStepsState, server_steps
 from jaxsp.transforms.snapshot_extragradient import (
-    Refresh,
     SnapshotExtragradientState,
     snapshot_extragradient,
 )
@@ -57,9 +67,14 @@ __all__ = [
     "FederatedAverageState",
     "GossipState",
     "GradientTrackingState",
+    "LocalSteps",
     "OptimisticAdamState",
+    "OptimisticSnapshotState",
     "PastExtragradientState",
+    "PrimalDualGossipState",
+    "PrimalDualSteps",
     "Refresh",
+    "ServerStepsState",
     "SnapshotExtragradientState",
     "SyncMemory",
     "SyncPlayersState",
@@ -78,7 +93,10 @@ __all__ = [
     "gossip",
     "gradient_tracking",
     "optimistic_adam",
+    "optimistic_snapshot",
     "past_extragradient",
+    "primal_dual_gossip",
+    "server_steps",
     "snapshot_extragradient",
     "sync",
     "sync_players",

@@ -10,20 +10,7 @@ import optax
 from jax import lax
 
 from jaxsp import _arguments, comm
-
-
-class Refresh(NamedTuple):
-    r"""When a snapshot is taken anew, and of what.
-
-    Attributes:
-      probability: $1 - \tau$, above 0 and at most 1.
-      key: a key that all workers share, for the coin.
-      snapshot: `"previous"` takes the point before the step, `"current"` the one after.
-    """
-
-    probability: chex.Numeric
-    key: chex.PRNGKey
-    snapshot: Literal["previous", "current"] = "previous"
+from jaxsp.comm.refresh import Refresh
 
 
 class SnapshotExtragradientState(NamedTuple):
@@ -99,12 +86,8 @@ def snapshot_extragradient(
       Guarantees, 2022, arXiv 2110.03313.
     """
     _arguments.check_learning_rate(learning_rate)
-    if not isinstance(refresh, Refresh):
-        _arguments.refuse("refresh", "a jaxsp.transforms.Refresh", refresh)
-    _arguments.check_probability("refresh", refresh.probability)
-    coin_key = _arguments.check_key("key", refresh.key)
+    refresh = comm.check_refresh(refresh, current=True)
     _arguments.check_axis_name(axis_name)
-    _arguments.check_choice("snapshot", refresh.snapshot, ("previous", "current"))
     _arguments.check_choice("differences", differences, ("full", "minibatch"))
     if prox is not None:
         _arguments.check_callable("prox", prox)
@@ -172,8 +155,7 @@ def snapshot_extragradient(
             difference, state.exchange, params, **extra_args
         )
         point = project(optax.tree.sub(base, step), rate)  # z⁺
-        step_key = jax.random.fold_in(coin_key, state.count)
-        coin = jax.random.bernoulli(step_key, refresh.probability)
+        coin = comm.flip(refresh, state.count)
         if not after_step:  # w ← z, whose operators the next update exchanges
             snapshot = jax.tree.map(
                 lambda z, w: jnp.where(coin, z, w), params, snapshot

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference_beyond as beyond
 import reference_compressed as loops
 import table
 
@@ -115,7 +116,11 @@ def trajectory(mode, tx, game, steps=STEPS, full=False):
         def F(z):
             return game.operator(z, H, h)
 
-        extra = {"full_operator_fn": F} if full else {}
+        def server(z):  # of worker 0, which all know
+            return game.operator(z, game.H[0], game.h[0])
+
+        extra = {"server_operator_fn": server}
+        extra |= {"full_operator_fn": F} if full else {}
 
         def step(carry, _):
             z, state = carry
@@ -206,6 +211,85 @@ def test_masha2(x64, codec, two_way, mode, snapshot):
         0.3,
         Cs=server(down, exchange_key, False) if two_way else None,
         snapshot=snapshot,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
+
+
+def box(z, gamma=None):
+    """A projection that cuts."""
+    return z.clip(-0.5, 0.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("codec", UNBIASED)
+def test_optimistic_masha(x64, codec, mode):
+    game, up = Game(), UNBIASED[codec]
+    prox = box if codec == "rand_k" else None
+    tx = methods.optimistic_masha(0.05, gather(up), 0.3, 0.9, prox=prox)
+    ours, _ = trajectory(mode, tx, game)
+    exchange_key = jax.random.fold_in(KEY, 0)
+    theirs = beyond.optimistic_masha(
+        start_point(),
+        game,
+        averaged(up, exchange_key),
+        coins(0.3),
+        0.05,
+        0.3,
+        0.9,
+        prox,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("codec", "projected"), [("rand_k", True), ("perm_k", False), ("natural", False)]
+)
+def test_three_pillars(x64, codec, projected, mode):
+    game, up = Game(), UNBIASED[codec]
+    project = box if projected else None
+    tx = methods.three_pillars(0.3, gather(up), 0.3, 3, 0.05, project=project)
+    ours, _ = trajectory(mode, tx, game)
+    theirs = beyond.three_pillars(
+        start_point(),
+        game,
+        lambda u: game(u)[0],
+        averaged(up, jax.random.fold_in(KEY, 0)),
+        coins(0.3),
+        0.3,
+        0.05,
+        3,
+        0.3,
+        project,
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
+    assert np.abs(ours[-1] - ours[0]).max() > 0.1
+
+
+def test_both_take_schedules_of_the_iteration(x64):
+    game, up = Game(), UNBIASED["rand_k"]
+    sent = averaged(up, jax.random.fold_in(KEY, 0))
+
+    def rate(k):
+        return 0.1 / (1 + jnp.asarray(k, float) / 20)
+
+    ours, _ = trajectory("vmap", methods.optimistic_masha(rate, gather(up), 0.3), game)
+    theirs = beyond.optimistic_masha(
+        start_point(), game, sent, coins(0.3), rate, 0.3, 1.0
+    )
+    np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
+    tx = methods.three_pillars(rate, gather(up), 0.3, 2, lambda k: rate(k) / 3)
+    ours, _ = trajectory("vmap", tx, game)
+    theirs = beyond.three_pillars(
+        start_point(),
+        game,
+        lambda u: game(u)[0],
+        sent,
+        coins(0.3),
+        rate,
+        lambda k: rate(k) / 3,
+        2,
+        0.3,
     )
     np.testing.assert_allclose(ours, spread(theirs), rtol=0, atol=1e-12)
 
@@ -585,6 +669,31 @@ SIGN, NATURAL = compressors.sign(), compressors.natural()
             'snapshot must be "previous" or "current"',
         ),
         (
+            lambda: methods.optimistic_masha(0.1, gather(SIGN), 0.5),
+            r"channel must be unbiased, and sign\(\) is not",
+        ),
+        (
+            lambda: methods.optimistic_masha(0.1, gather(NATURAL), 0.5, -1.0),
+            "momentum must be finite and at least 0",
+        ),
+        (
+            lambda: transforms.optimistic_snapshot(
+                0.1,
+                optax.identity(),
+                transforms.Refresh(0.5, KEY, "current"),
+                axis_name=AXIS,
+            ),
+            'snapshot must be "previous" here',
+        ),
+        (
+            lambda: methods.three_pillars(0.1, gather(NATURAL), 0.5, 0, 0.1),
+            "local_steps must be at least 1",
+        ),
+        (
+            lambda: methods.three_pillars(0.1, gather(NATURAL), 0.5, 1, 0.0),
+            "local_learning_rate must be finite and above 0",
+        ),
+        (
             lambda: methods.pp_masha1(0.1, gather(NATURAL), 0, 0.5),
             "participants",
         ),
@@ -601,4 +710,12 @@ def test_the_minibatch_forms_ask_for_the_full_operator():
     z = jnp.ones((1, 4))
     one = jaxsp.Workers(1, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="full_operator_fn"):
+        one.map(lambda z: tx.update(z, tx.init(z), z, operator_fn=lambda z: z))(z)
+
+
+def test_the_servers_steps_ask_for_the_servers_operator():
+    tx = methods.three_pillars(0.1, gather(compressors.natural()), 0.5, 1, 0.1)
+    z = jnp.ones((1, 4))
+    one = jaxsp.Workers(1, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="server_operator_fn is required"):
         one.map(lambda z: tx.update(z, tx.init(z), z, operator_fn=lambda z: z))(z)

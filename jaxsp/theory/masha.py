@@ -1,42 +1,22 @@
-r"""Step sizes, refresh probabilities and contraction factors from a game's constants.
-
-Worker $m$ has an operator $F_m$ with Lipschitz constant $L_m$. Their mean
-$F = \frac1M \sum_m F_m$ is $\mu$-strongly monotone ($\mu = 0$: monotone), and
-$\tilde L^2 = \frac1M \sum_m L_m^2$. The compressor of worker $m$ is unbiased with
-$\mathbb E|Q_m(v)|^2 \le q_m |v|^2$, or contractive with
-$\mathbb E|C(v) - v|^2 \le (1 - 1/\delta)|v|^2$. A refresh is an exchange of
-uncompressed operators; it follows an iteration with probability $1 - \tau$.
-
-Each docstring says whether its constants are proved, follow from a proved bound, or are
-this library's choice.
-
-Example:
-  >>> from jaxsp import theory
-  >>> theory.masha1(1.0, 0.1, q=10.0, workers=40)
-  StepSize(learning_rate=0.20203..., refresh=0.1, contraction=0.98989...)
-
-References:
-  Beznosikov, Richtárik, Diskin, Ryabinin, Gasnikov, *Distributed methods with
-  compressed communication for solving variational inequalities, with theoretical
-  guarantees*, NeurIPS 2022, arXiv 2110.03313.
-"""
+"""Step sizes of extragradient and of MASHA."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxsp import _arguments
+from jaxsp.theory.checks import (
+    at_least_1,
+    lipschitz,
+    per_worker,
+    real,
+    refresh_probability,
+    strong_monotonicity,
+)
 
-__all__ = [
-    "StepSize",
-    "extra_step",
-    "masha1",
-    "masha2",
-    "pp_masha1",
-]
+__all__ = ["StepSize", "extra_step", "masha1", "masha2", "pp_masha1"]
 
 
 class StepSize(NamedTuple):
@@ -71,7 +51,7 @@ class StepSize(NamedTuple):
           >>> theory.extra_step(2.0, 0.4).times(0.5)
           StepSize(learning_rate=0.0625, refresh=1.0, contraction=0.975)
         """
-        factor = _real("factor", factor, lambda f: f > 0, "above 0")
+        factor = real("factor", factor, lambda f: f > 0, "above 0")
         rho = None
         if self.contraction is not None and factor <= 1:
             rho = 1 - factor * (1 - self.contraction)
@@ -104,8 +84,8 @@ def extra_step(L: npt.ArrayLike, mu: float) -> StepSize:
       >>> theory.extra_step(2.0, 0.4)
       StepSize(learning_rate=0.125, refresh=1.0, contraction=0.95)
     """
-    constants = _lipschitz(L)
-    mu = _strong_monotonicity(mu, constants)
+    constants = lipschitz(L)
+    mu = strong_monotonicity(mu, constants)
     gamma = 1 / (4 * float(constants.mean()))
     return StepSize(gamma, 1.0, 1 - gamma * mu)
 
@@ -166,10 +146,10 @@ def masha1(
       >>> theory.masha1([1.0, 1.0], 0.5, q=1.0, refresh=0.5)
       StepSize(learning_rate=0.5, refresh=0.5, contraction=0.875)
     """
-    constants, q = _per_worker(L, q, workers)
-    mu = _strong_monotonicity(mu, constants)
-    tau1 = _refresh(refresh, 1 / float(q.mean()), batch_share)
-    C2 = _at_least_1("q_server", q_server) * _second_moment(constants, q)
+    constants, q = per_worker(L, q, workers)
+    mu = strong_monotonicity(mu, constants)
+    tau1 = refresh_probability(refresh, 1 / float(q.mean()), batch_share)
+    C2 = at_least_1("q_server", q_server) * _second_moment(constants, q)
     return _masha1_step(C2, mu, tau1)
 
 
@@ -208,18 +188,18 @@ def pp_masha1(
     Raises:
       ValueError: an argument is out of range, or the lengths of arrays differ.
     """
-    constants, q = _per_worker(L, q, workers)
-    mu = _strong_monotonicity(mu, constants)
+    constants, q = per_worker(L, q, workers)
+    mu = strong_monotonicity(mu, constants)
     if _arguments.check_count("participants", participants) > constants.size:
         raise ValueError(
             f"participants must be at most workers = {constants.size}, got "
             f"{participants}."
         )
     share = participants / constants.size
-    tau1 = _refresh(refresh, share / float(q.mean()))
+    tau1 = refresh_probability(refresh, share / float(q.mean()))
     alone = float(np.mean(q * constants**2))
     C2 = alone / participants + (1 - 1 / participants) * _second_moment(constants, q)
-    return _masha1_step(_at_least_1("q_server", q_server) * C2, mu, tau1)
+    return _masha1_step(at_least_1("q_server", q_server) * C2, mu, tau1)
 
 
 def masha2(
@@ -262,11 +242,11 @@ def masha2(
       >>> theory.masha2(2.0, 0.01, delta=4.0)
       StepSize(learning_rate=0.0625, refresh=0.25, contraction=None)
     """
-    constants = _lipschitz(L)
-    mu = _strong_monotonicity(mu, constants)
-    delta = _at_least_1("delta", delta)
-    tau1 = _refresh(refresh, 1 / delta, batch_share)
-    both = delta * _at_least_1("delta_server", delta_server)
+    constants = lipschitz(L)
+    mu = strong_monotonicity(mu, constants)
+    delta = at_least_1("delta", delta)
+    tau1 = refresh_probability(refresh, 1 / delta, batch_share)
+    both = delta * at_least_1("delta_server", delta_server)
     gamma = math.sqrt(tau1) / (both * math.sqrt(float(np.mean(constants**2))))
     return StepSize(min(gamma, _limit(tau1, mu)), tau1, None)
 
@@ -286,76 +266,3 @@ def _masha1_step(C2: float, mu: float, tau1: float) -> StepSize:
 def _limit(tau1: float, mu: float) -> float:
     r"""$(1 - \tau)/2\mu$."""
     return tau1 / (2 * mu) if mu > 0 else math.inf
-
-
-# ------------------------------------------------------------------ arguments
-
-
-def _real(
-    name: str, value: Any, valid: Callable[[float], bool], required: str
-) -> float:
-    """A finite number, as a Python float, that is as required."""
-    _arguments.check_number(name, value, valid, required, False)
-    return float(value)
-
-
-def _at_least_1(name: str, value: Any) -> float:
-    """The constant of a compressor."""
-    return _real(name, value, lambda c: c >= 1, "at least 1, which is no compression")
-
-
-def _strong_monotonicity(mu: float, L: np.ndarray) -> float:
-    r"""$0 \le \mu \le$ the mean of the $L_m$."""
-    largest = float(L.mean())
-    required = f"between 0 and the (mean) Lipschitz constant {largest:g}"
-    return _real("mu", mu, lambda m: 0 <= m <= largest * (1 + 1e-12), required)
-
-
-def _refresh(refresh: Any, balanced: float, batch_share: Any = 1.0) -> float:
-    """The probability of a refresh, as given or by default."""
-    required = "above 0 and at most 1"
-    share = _real("batch_share", batch_share, lambda p: 0 < p <= 1, required)
-    if refresh is None:
-        return min(balanced, share, 0.5)
-    required = (
-        "above 0 and at most 1/2, where the theorem holds (for refresh=1, which is "
-        "extragradient, use theory.extra_step)"
-    )
-    return _real("refresh", refresh, lambda p: 0 < p <= 0.5, required)
-
-
-def _array(
-    name: str, value: npt.ArrayLike, valid: Callable[[np.ndarray], Any], required: str
-) -> np.ndarray:
-    """A nonempty vector of finite numbers as required; a number has length 1."""
-    array = np.atleast_1d(_arguments.check_array(name, value)).astype(np.float64)
-    if array.ndim != 1 or not array.size or not valid(array).all():
-        required = f"{required}, a number or an array of one for each worker"
-        _arguments.refuse(name, required, value)
-    return array
-
-
-def _lipschitz(L: npt.ArrayLike) -> np.ndarray:
-    """The $L_m$."""
-    return _array("L", L, lambda L: L > 0, "above 0")
-
-
-def _per_worker(
-    L: npt.ArrayLike, q: npt.ArrayLike, workers: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The $L_m$ and the $q_m$, one of each for each worker."""
-    given = {"L": _lipschitz(L), "q": _array("q", q, lambda q: q >= 1, "at least 1")}
-    counts = {
-        name: given[name].size for name, value in (("L", L), ("q", q)) if np.ndim(value)
-    }
-    if workers is not None:
-        counts["workers"] = _arguments.check_count("workers", workers)
-    if not counts:
-        raise ValueError(
-            "workers must be given where L and q are numbers: pass workers=M, or L as "
-            "an array of one constant for each worker."
-        )
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"L, q and workers must agree in length, got {counts}.")
-    M = next(iter(counts.values()))
-    return np.broadcast_to(given["L"], M), np.broadcast_to(given["q"], M)

@@ -1,0 +1,134 @@
+"""Decentralized methods whose number of rounds is the least there is."""
+
+import chex
+import optax
+
+from jaxsp import comm, transforms
+from jaxsp.topology import TimeVarying, Topology
+
+__all__ = ["optimal_decentralized", "vr_optimal_decentralized"]
+
+
+def optimal_decentralized(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology | TimeVarying,
+    dual_learning_rate: optax.ScalarOrSchedule,
+    feedback: chex.Numeric,
+    momentum: chex.Numeric = 1.0,
+    *,
+    axis_name: comm.AxisName,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Optimal decentralized method: one exchange an iteration, and no bias.
+
+    On the stacked points of all workers, with
+    $G = (I - W) / \lambda_{\max}(I - W)$,
+
+    $$\delta = F(z^k) + \alpha \big(F(z^k) - F(z^{k-1})\big), \qquad
+    z^{k+1} = z^k - \eta \big(\delta - y^k - \alpha (y^k - y^{k-1})\big),$$
+
+    $$y^{k+1} = y^k - \theta\, G \big(z^{k+1} - \beta (F(z^{k+1}) - y^k)\big).$$
+
+    One oracle call and one exchange with the neighbours an iteration; `operator_fn` is
+    ignored. There is no inner loop of gossip, and no bias where workers differ: the
+    dual variable $y_m$ learns $F_m(z^*)$. With the steps of
+    `jaxsp.theory.optimal_decentralized` the number of exchanges is that of the lower
+    bound, $O(\sqrt\chi (L/\mu) \log(1/\varepsilon))$ with $\chi$ the topology's, as
+    long as $\sqrt\chi \le L/\mu$. A projection, and finite sums of other momenta, take
+    `jaxsp.transforms.primal_dual_gossip`.
+
+    Args:
+      learning_rate: $\eta$, a number or a schedule of the iteration.
+      topology: the mixing matrix, symmetric, from `jaxsp.topology`; of a time-varying
+        one every iteration takes the next member, which is ours and not the paper's.
+      dual_learning_rate: $\theta$, a number or a schedule of the iteration.
+      feedback: $\beta$, above 0.
+      momentum: $\alpha$, at least 0.
+      axis_name: the worker axis, `Workers.axis_name`.
+
+    Returns:
+      The method; `update` needs `params`.
+
+    Raises:
+      ValueError: for a bad argument, or a topology that is not symmetric.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsp, optax
+      >>> problem = jaxsp.problems.quadratic(
+      ...     8, 3, L=1.0, mu=0.3, heterogeneity=1.0, seed=0
+      ... )
+      >>> workers, ring = jaxsp.Workers(8), jaxsp.topology.ring(8)
+      >>> tx = jaxsp.methods.optimal_decentralized(
+      ...     0.5, ring, 1.0, 0.5, axis_name=workers.axis_name
+      ... )
+      >>> def run(data):
+      ...   def step(carry, _):
+      ...     z, state = carry
+      ...     updates, state = tx.update(problem.operator(z, data), state, z)
+      ...     return (optax.apply_updates(z, updates), state), None
+      ...   z = jax.tree.map(jnp.zeros_like, problem.z_star)
+      ...   return jax.lax.scan(step, (z, tx.init(z)), length=400)[0][0]
+      >>> z = jax.jit(workers.map(run))(problem.data)
+      >>> one = jax.tree.map(lambda x: x[5], z)  # of any worker
+      >>> bool(jaxsp.metrics.distance(one, problem.z_star) < 1e-5)
+      True
+
+    References:
+      Kovalev, Beznosikov, Sadiev, Persiianov, Richtárik, Gasnikov, Optimal Algorithms
+      for Decentralized Stochastic Variational Inequalities, 2022, arXiv 2202.02771
+      (Algorithm 1, the listing as in its authors' public talks).
+    """
+    steps = transforms.PrimalDualSteps(
+        learning_rate, dual_learning_rate, feedback, momentum
+    )
+    return transforms.primal_dual_gossip(topology, steps, axis_name=axis_name)
+
+
+def vr_optimal_decentralized(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology | TimeVarying,
+    dual_learning_rate: optax.ScalarOrSchedule,
+    feedback: chex.Numeric,
+    refresh: transforms.Refresh,
+    *,
+    axis_name: comm.AxisName,
+) -> optax.GradientTransformationExtraArgs:
+    r"""`optimal_decentralized` with minibatches of finite sums.
+
+    $$\delta = F_S(z^k) - F_S(w^{k-1}) + \alpha \big(F_S(z^k) - F_S(z^{k-1})\big)
+    + F(w^{k-1}),$$
+
+    $$z^{k+1} = z^k + p (w^k - z^k)
+    - \eta \big(\delta - y^k - \alpha (y^k - y^{k-1})\big), \qquad
+    w^{k+1} = z^k \text{ with probability } p,$$
+
+    by one coin for all workers, with $\alpha = 1$, a worker's own minibatch $S$, and
+    $F_{S'}(z^{k+1}) - F_{S'}(w^k) + F(w^k)$ in the place of $F(z^{k+1})$ in the line of
+    $y$, where the minibatch $S'$ is drawn afresh.
+
+    `update(g, state, z, operator_fn=F_S, dual_operator_fn=F_S', full_operator_fn=F)`:
+    the functions are called at three points, at two, and at a new snapshot, and the
+    gradient is not used. The $S'$ that an update is given is that of the iteration
+    before.
+
+    Args:
+      learning_rate: $\eta$, a number or a schedule of the iteration.
+      topology: the mixing matrix, as in `optimal_decentralized`.
+      dual_learning_rate: $\theta$, a number or a schedule of the iteration.
+      feedback: $\beta$, above 0.
+      refresh: `jaxsp.transforms.Refresh(p, key)`, with a key that all workers share;
+        a balanced $p$ is the minibatch's share of the data.
+      axis_name: the worker axis, `Workers.axis_name`.
+
+    Returns:
+      The method; `update` needs `params` and the three operators.
+
+    Raises:
+      ValueError: for a bad argument, or a topology that is not symmetric.
+
+    References:
+      As `optimal_decentralized`.
+    """
+    comm.check_refresh(refresh)  # None is for the method above
+    steps = transforms.PrimalDualSteps(learning_rate, dual_learning_rate, feedback)
+    return transforms.primal_dual_gossip(topology, steps, refresh, axis_name=axis_name)
