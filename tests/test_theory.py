@@ -172,6 +172,10 @@ BAD = [
         "delta_server must be at least 1.* got inf",
     ),
     (lambda: theory.masha2(1.0, 0.1, 2.0, refresh=0.6), "at most 1/2"),
+    (lambda: theory.optimistic_masha(1.0, 0.1, 0.1), "workers must be given where L"),
+    (lambda: theory.three_pillars([1, 1], 0.1, 0.0), "delta must be above 0 without"),
+    (lambda: theory.optimal_decentralized(1.0, 2.0, 4.0), "mu must be between 0 and"),
+    (lambda: theory.optimal_decentralized(1.0, 0.1, 0.5), "chi must be at least 1"),
 ]
 
 
@@ -179,3 +183,25 @@ BAD = [
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_steps_for_like_workers_by_hand():
+    # √γ/2δ = 0.5/0.4 and γ/4μ = 0.25/0.4 are above 1/2L.
+    found = theory.optimistic_masha([1.0, 3.0], 0.1, 0.2, workers=4)
+    np.testing.assert_allclose(found, (1 / 4, 1 / 4, 1 - 0.25 * 0.1 / 2), rtol=1e-14)
+    assert theory.optimistic_masha(2.0, 0.0, 5.0, refresh=0.25).learning_rate == 0.05
+    assert theory.optimistic_masha(2.0, 2.0, 0.0, refresh=0.1).learning_rate == 0.0125
+    assert theory.optimistic_masha([1.0] * 5, 0.0, 1.0).refresh == 1 / 5
+    # H = ⌈100/(1 · √10)⌉, γ = p/μ = 0.1 below √p/2δ = 0.158 and H/L = 0.32.
+    found = theory.three_pillars(100.0, 1.0, 1.0, workers=10)
+    np.testing.assert_allclose(found, (0.1, 0.1, 32, 1 / 220), rtol=1e-14)
+    found = theory.three_pillars(2.0, 0.0, 0.0, refresh=0.25, local_steps=8)
+    np.testing.assert_allclose(found, (4.0, 0.25, 8, 1 / 4.5), rtol=1e-14)
+    assert theory.three_pillars(2.0, 0.1, 2.0, workers=4).local_steps == 1
+
+
+def test_steps_of_the_optimal_decentralized_method_by_hand():
+    found = theory.optimal_decentralized([1.0, 2.0], 0.1, chi=4.0)  # s = 1
+    np.testing.assert_allclose(found, (1 / 4, 2.0, 3 / 8, 1.0), rtol=1e-14)
+    found = theory.optimal_decentralized(2.0, 0.5, chi=36.0)  # s = √(36/4) = 3
+    np.testing.assert_allclose(found, (1 / 12, 6.0, 1 / 8, 1.0), rtol=1e-14)

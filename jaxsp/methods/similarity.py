@@ -78,7 +78,7 @@ def optimistic_masha(
       talks).
     """
     exchange, channel = unbiased_exchange(learning_rate, channel)
-    coin = transforms.Refresh(refresh, channel.at(1).key)
+    coin = _coin(refresh, channel)
     return transforms.optimistic_snapshot(
         learning_rate, exchange, coin, momentum, axis_name=channel.axis_name, prox=prox
     )
@@ -167,7 +167,12 @@ def three_pillars(
     return transforms.server_steps(
         learning_rate,
         exchange,
-        transforms.Refresh(refresh, channel.at(1).key),
+        _coin(refresh, channel),
         transforms.LocalSteps(local_steps, local_learning_rate, project),
         channel.axis_name,
     )
+
+
+def _coin(refresh, channel):
+    """The coin, which has a key of its own."""
+    return transforms.Refresh(refresh, channel.at(1).key)

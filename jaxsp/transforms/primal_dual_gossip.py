@@ -135,7 +135,7 @@ def primal_dual_gossip(
     _arguments.check_learning_rate(steps.dual_learning_rate, "dual_learning_rate")
     _arguments.check_positive("feedback", steps.feedback)
     _arguments.check_nonnegative("momentum", steps.momentum)
-    coin = None if refresh is None else comm.check_refresh(refresh)
+    coin: Any = None if refresh is None else comm.check_refresh(refresh)
     _arguments.check_axis_name(axis_name)
     if prox is not None:
         _arguments.check_callable("prox", prox)
