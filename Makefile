@@ -74,7 +74,7 @@ bench: $(VENV)/.gan
 # With PyTorch, of which the index has builds with CUDA for Linux; where a CPU one is
 # wanted, install that first.
 peers: $(VENV)/.bench
-	$(RUN) benchmarks/peers.py --output=out/peers.json
+	$(RUN) benchmarks/peers/peers.py --output=out/peers.json
 
 # Beside the environment, as JAX would look for a TPU and a GPU in every run of it.
 $(VENV)/compilers: $(VENV)/.all

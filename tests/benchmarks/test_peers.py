@@ -15,7 +15,7 @@ import pytest
 
 import jaxsp
 
-ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks" / "peers"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def load(monkeypatch):
 
 @pytest.fixture
 def quadratic(load):
-    return list(load("peers_games").games())[1]
+    return list(load("games").games())[1]
 
 
 def extragradient(game, steps, worker=0):
@@ -50,7 +50,7 @@ def extragradient(game, steps, worker=0):
 def test_our_side_is_the_plain_loop(load, quadratic, x64, each):
     tx = jaxsp.extragradient(optax.sgd(quadratic.rate))
     workers = jaxsp.Workers(1, jax.devices()[:1])
-    side = load("peers_jax").in_a_loop(tx, quadratic, float, workers, each=each)
+    side = load("in_jax").in_a_loop(tx, quadratic, float, workers, each=each)
     side.run(3)
     side.run(4)
     np.testing.assert_allclose(side.point(), extragradient(quadratic, 7), atol=1e-12)
@@ -70,7 +70,7 @@ def test_sides_that_differ_are_not_timed(load, quadratic):
     bench = load("peers")
     row = next(bench.optax_rows(quadratic))
     other = optax.with_extra_args_support(optax.optimistic_gradient_descent(0.099))
-    made = load("peers_jax").in_a_loop
+    made = load("in_jax").in_a_loop
     wrong = row._replace(theirs=lambda dtype: made(other, quadratic, dtype))
     with pytest.raises(bench.DisagreementError, match="nothing was timed"):
         bench.measure(wrong, repeats=1)
@@ -114,7 +114,7 @@ def test_who_is_here_is_compared(load, quadratic, peer):
     bench = load("peers")
     try:
         rows = list(bench.ROWS[peer](quadratic))
-    except load("peers_torch").MissingPackageError as error:
+    except load("in_torch").MissingPackageError as error:
         assert "make peers" in str(error)  # noqa: PT017
         return
     for row in rows:
@@ -128,7 +128,7 @@ def stacked(rng):
 
 def updates(load, rule, u):
     workers = jaxsp.Workers(2, jax.devices()[:1])
-    tx = load("peers_processes").method(rule, 1.0, workers.axis_name)
+    tx = load("ddp").method(rule, 1.0, workers.axis_name)
     u = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), u)
     made = workers.map(lambda u: tx.update(u, tx.init(u), u)[0])(u)
     return jax.tree.map(lambda x: -np.asarray(x[0]), made)

@@ -22,16 +22,16 @@ import time
 from functools import partial
 from typing import Any
 
+import in_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from common import in_turns
+from games import Game, gan_game
+from in_jax import Side, in_a_loop
 from jax.flatten_util import ravel_pytree
 from peers import Row, check, clock, difference, on_one_core, summary
-from peers_games import Game, gan_game
-from peers_jax import Side, in_a_loop
-from peers_torch import gan_losses, need, tensors
 
 import jaxsp
 from jaxsp.transforms import error_feedback_average
@@ -86,12 +86,14 @@ class Ddp:
     """A replica of the GAN in DDP, with one of its hooks."""
 
     def __init__(self, name: str, game: Game, data: Any, dtype: Any):
-        torch, self.distributed = need("torch", "torch.distributed")
+        torch, self.distributed = in_torch.need("torch", "torch.distributed")
         hooks = "torch.distributed.algorithms.ddp_comm_hooks"
-        default, power, nn = need(
+        default, power, nn = in_torch.need(
             f"{hooks}.default_hooks", f"{hooks}.powerSGD_hook", "torch.nn.parallel"
         )
-        leaves = [torch.nn.Parameter(v) for v in tensors(torch, game.start, dtype)]
+        leaves = [
+            torch.nn.Parameter(v) for v in in_torch.tensors(torch, game.start, dtype)
+        ]
 
         class Losses(torch.nn.Module):
             def __init__(self):
@@ -99,10 +101,12 @@ class Ddp:
                 self.leaves = torch.nn.ParameterList(leaves)
 
             def forward(self, images, latents):
-                return sum(gan_losses(torch, list(self.leaves), images, latents, True))
+                return sum(
+                    in_torch.gan_losses(torch, list(self.leaves), images, latents, True)
+                )
 
         self.leaves, self.done = leaves, 0
-        images, latents = tensors(torch, data, dtype)
+        images, latents = in_torch.tensors(torch, data, dtype)
         self.data = images.flatten(2), latents
         # In one bucket: of several over gloo the hook of PowerSGD can wait for ever.
         self.model = nn.DistributedDataParallel(Losses(), bucket_cap_mb=25)
@@ -212,7 +216,7 @@ def agree(row: Row, game: Game, workers: Any) -> float:
 
 def measure(row: Row, game: Game, workers: Any, task: dict[str, Any]) -> dict[str, Any]:
     """As `peers.measure`, in all processes alike."""
-    (distributed,) = need("torch.distributed")
+    (distributed,) = in_torch.need("torch.distributed")
     with jax.enable_x64(True):
         far = agree(row, game, workers)
     sides = {"ours": row.ours(np.float32), "theirs": row.theirs(np.float32)}
@@ -238,7 +242,7 @@ def measure(row: Row, game: Game, workers: Any, task: dict[str, Any]) -> dict[st
 
 def main(task: dict[str, Any]):
     jaxsp.distributed.initialize()
-    torch, distributed = need("torch", "torch.distributed")
+    torch, distributed = in_torch.need("torch", "torch.distributed")
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",

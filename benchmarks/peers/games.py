@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from peers_torch import gan_field, saddle_field
+from in_torch import gan_field, saddle_field
 
 import jaxsp
 from jaxsp.gan import data, losses, models

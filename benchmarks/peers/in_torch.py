@@ -5,11 +5,16 @@ Everything here is given `torch`, which only they import who have it.
 
 import importlib
 import importlib.util
+import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+# What all benchmarks share lies a folder above, where Python does not look by itself.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 __all__ = [
     "MissingPackageError",

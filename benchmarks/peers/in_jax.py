@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from peers_games import Game
-from peers_torch import need
+from games import Game
+from in_torch import need
 
 import jaxsp
 

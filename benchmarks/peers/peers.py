@@ -1,6 +1,6 @@
 """jaxsp beside what people use: optax, cooper, DrJAX, PyTorch's DDP and its hooks.
 
-    python benchmarks/peers.py [--peers optax cooper drjax ddp] [--output peers.json]
+    python benchmarks/peers/peers.py [--peers optax cooper drjax ddp] [--output FILE]
 
 Both sides of a row play the same game from the same start on the same data by the same
 rule. First they must agree to 1e-6 of the point, in float64, or the script ends. Then
@@ -9,7 +9,7 @@ seconds and of seconds of CPU (user and system, all threads) per iteration.
 
 Where jaxsp stands beside PyTorch it runs twice: its iterations in one compiled loop,
 which goals are about, and, in rows that say so, a call of Python for each, as PyTorch
-runs them. DDP is in `peers_processes.py`, which this script starts.
+runs them. DDP is in `ddp.py`, which this script starts.
 
 All packages are on PyPI: pip install -e ".[bench]". Without one of them the rows that
 need it are left out, and a line says so.
@@ -29,13 +29,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import in_torch
 import jax
 import numpy as np
 import optax
-import peers_torch
 from common import command_line, in_turns, print_table
-from peers_games import Game, all_games
-from peers_jax import CLIENTS, LOCAL, Side, drjax_rounds, in_a_loop
+from games import Game, all_games
+from in_jax import CLIENTS, LOCAL, Side, drjax_rounds, in_a_loop
 
 import jaxsp
 from jaxsp.transforms import past_extragradient
@@ -114,14 +114,14 @@ def optax_rows(game: Game) -> Iterator[Row]:
 
 def cooper_rows(game: Game) -> Iterator[Row]:
     """ExtraSGD and ExtraAdam of cooper, in PyTorch."""
-    peers_torch.need("torch", "cooper")
+    in_torch.need("torch", "cooper")
     one = jaxsp.Workers(1, jax.devices()[:1])
     for method, rate, base, options in (
         ("ExtraSGD", game.rate, optax.sgd(game.rate), {}),
         ("ExtraAdam", game.adam_rate, optax.adam(game.adam_rate, **ADAM), ADAM),
     ):
         ours = partial(in_a_loop, jaxsp.extragradient(base), game, workers=one)
-        theirs = partial(peers_torch.cooper_side, Side, method, rate, options, game)
+        theirs = partial(in_torch.cooper_side, Side, method, rate, options, game)
         row = Row(game.name, method, "cooper", ours, theirs, goal=game.goal)
         yield row
         yield row._replace(
@@ -131,7 +131,7 @@ def cooper_rows(game: Game) -> Iterator[Row]:
 
 def drjax_rows(game: Game) -> Iterator[Row]:
     """Rounds of local extragradient steps in DrJAX."""
-    peers_torch.need("drjax")
+    in_torch.need("drjax")
     workers = jaxsp.Workers(CLIENTS, jax.devices()[:1])
     method = jaxsp.methods.extra_step_local_sgd(game.rate, LOCAL, workers.axis_name)
     yield Row(
@@ -226,9 +226,9 @@ def on_one_core(which: int) -> Iterator[None]:
 
 
 def in_processes(repeats: int, seconds: float) -> list[dict[str, Any]]:
-    """What `peers_processes.py` finds, in two processes."""
-    peers_torch.need("torch")
-    script = pathlib.Path(__file__).with_name("peers_processes.py")
+    """What `ddp.py` finds, in two processes."""
+    in_torch.need("torch")
+    script = pathlib.Path(__file__).with_name("ddp.py")
     with tempfile.TemporaryDirectory() as directory:
         task = {"repeats": repeats, "seconds": seconds, "directory": directory}
         command = [sys.executable, "-m", "jaxsp.launch", "-n", "2", str(script)]
@@ -274,7 +274,7 @@ def all_rows(peers, repeats, seconds, left_out) -> Iterator[dict[str, Any]]:
                 for game in all_games():
                     for row in ROWS[peer](game):
                         yield measure(row, repeats, seconds)
-        except peers_torch.MissingPackageError as error:
+        except in_torch.MissingPackageError as error:
             left_out[peer] = str(error)
             print(f"beside {peer}: {error}", file=sys.stderr)
 
