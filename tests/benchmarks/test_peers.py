@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2] / "benchmarks" / "peers"
 @pytest.fixture
 def load(monkeypatch):
     """A script of `benchmarks/` as a module, as where it is run."""
+    monkeypatch.syspath_prepend(str(ROOT.parent))  # what all benchmarks share
     monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module
 
