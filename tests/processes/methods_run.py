@@ -26,6 +26,7 @@ KINDS += ("federated_average", "compressed_gossip", "dqgan_gather", "masha1_shar
 STEPS_TOO = ("decentralized_extra_step_chebyshev", "local_extra_adam", "cp_oadam")
 STEPS_TOO += ("dqgan_sharded", "masha2_gather", "local_sharded", "diana_gather")
 STEPS_TOO += ("error_feedback_average", "apply_if_all_finite", "vr_masha1")
+STEPS_TOO += ("median_cp_oadam", "extra_step_geometric_median")
 
 
 def rows(times, count):
@@ -105,6 +106,23 @@ def check_derivatives(workers):
     assert np.abs(found[0][0]).max() > 0.1
 
 
+def check_players(workers):
+    """Players of unequal lengths, as many as workers, and two: each from its own."""
+    n, axis = workers.count, workers.axis_name
+    for players in (n, 2):
+        z = tuple(np.zeros((n, 2 + i), np.float32) for i in range(players))
+        tx = jaxsp.transforms.sync_players(1, axis)
+
+        def told(*z, tx=tx):
+            moved = tuple(jnp.full_like(x, comm.worker_index(axis)) for x in z)
+            return tx.update(moved, tx.init(z), z)[0]
+
+        found = workers.fetch(jax.jit(workers.map(told))(*z))
+        own = comm.owners(players, n)
+        for i, x in enumerate(found):
+            np.testing.assert_array_equal(x, np.flatnonzero(own[:, i]).mean())
+
+
 def check_mixing(workers):
     """On graphs with and without partners for all."""
     n = workers.count
@@ -160,6 +178,7 @@ def main(path):
         assert len(workers.local) == times
         check_exchanges(workers)
         check_mixing(workers)
+        check_players(workers)
         check_derivatives(workers)
         for row in rows(times, jaxsp.distributed.process_count()):
             found[f"{row.name}-{times}"] = run(row, workers)
