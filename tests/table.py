@@ -210,6 +210,18 @@ METHODS = [
         ADAM_RATE,
     ),
     Row(
+        "fedgda_gt",
+        lambda t, lr, axis=AXIS: methods.fedgda_gt(lr, 3, axis),
+        lambda z0, F, W, lr, n: beyond.fedgda_gt(z0, F, lr, 3, n),
+    ),
+    Row(
+        "proxskip_vip",
+        lambda t, lr, axis=AXIS: methods.proxskip_vip(
+            lr, jaxsp.channel(axis, key=KEY), 0.3
+        ),
+        lambda z0, F, W, lr, n: beyond.proxskip(z0, F, coins(0.3, n), lr, 0.3),
+    ),
+    Row(
         "tracked_extragradient",
         lambda t, lr, axis=AXIS: methods.tracked_extragradient(
             lr, t, axis_name=axis, order="combine_then_adapt"
@@ -281,6 +293,17 @@ TRANSFORMS = [
         "past_extragradient", lambda t, lr, axis=AXIS: transforms.past_extragradient(lr)
     ),
     Row("delay", lambda t, lr, axis=AXIS: transforms.delay()),
+    Row(
+        "drift_correction",
+        lambda t, lr, axis=AXIS: transforms.drift_correction(2, axis),
+    ),
+    Row("lookahead", lambda t, lr, axis=AXIS: transforms.lookahead(2)),
+    Row(
+        "prox_skip",
+        lambda t, lr, axis=AXIS: transforms.prox_skip(
+            lr, jaxsp.channel(axis, key=KEY), 0.5, prox=lambda z, reach: z
+        ),
+    ),
     Row(
         "gradient_tracking",
         lambda t, lr, axis=AXIS: transforms.gradient_tracking(

@@ -259,6 +259,17 @@ INJECTED = {
         topology=topology.random_ring(N, pool=3),
         key=table.KEY,
     ),
+    "fedgda_gt": dict(factory=methods.fedgda_gt, sync_every=2, channel=AXIS),
+    "proxskip_vip": dict(
+        factory=methods.proxskip_vip,
+        channel=jaxsp.channel(AXIS, key=table.KEY),
+        probability=0.5,
+    ),
+    "prox_skip": dict(
+        factory=transforms.prox_skip,
+        channel=jaxsp.channel(AXIS, key=table.KEY),
+        probability=0.5,
+    ),
     "tracked_extragradient": dict(
         factory=methods.tracked_extragradient, static=("rounds",), topology=ring()
     ),
@@ -342,6 +353,7 @@ def test_two_call_methods_ask_for_the_operator(name):
 @ROWS
 def test_what_moves_parameters_asks_for_them(row):
     looks = ("average", "cp_oadam", "dqgan_adam", "sgda", "optimistic_adam", "delay")
+    looks += ("drift_correction",)
     if row.name.endswith(looks):
         return  # only at updates
     workers = jaxsp.Workers(N, devices=jax.devices()[:1])

@@ -50,6 +50,10 @@ BUILD = {
     "rand_dp_oadam": lambda a, p: methods.rand_dp_oadam(
         0.1, topology.random_ring(WORKERS, pool=3), key=KEY, axis_name=a
     ),
+    "fedgda_gt": lambda a, p: methods.fedgda_gt(0.1, EVERY, a),
+    "proxskip_vip": lambda a, p: methods.proxskip_vip(
+        0.1, jaxsp.channel(a, key=KEY), p
+    ),
     "tracked_extragradient": lambda a, p: methods.tracked_extragradient(
         0.1, RING, axis_name=a
     ),
@@ -136,6 +140,8 @@ def numbers(name):
         travels += REFRESH * (measure(name, 1.0)[1] - travels)
     if name not in UNUSED:
         calls += 1
+    if name == "proxskip_vip":
+        travels = measure(name, 1.0)[1] / EVERY
     return calls, f"{travels:.2g}", f"{kept:.3g}"
 
 

@@ -124,6 +124,7 @@ X, Y = models.init(GAN, KEY)
 LABELS, PARTS = np.arange(6) % 3, [np.arange(3), np.arange(3, 6)]
 ALIVE = np.ones(2, bool)
 UNBIASED = jaxsp.channel(AXIS, compressors.rand_k(0.5), key=KEY)
+UNMADE = jaxsp.channel(AXIS, key=KEY)
 CONTRACTIVE = jaxsp.channel(AXIS, compressors.top_k(0.5), key=KEY)
 SIGN = compressors.sign()
 REFRESH = jaxsp.transforms.Refresh(0.5, KEY)
@@ -236,6 +237,7 @@ ARGUMENTS = {
     "parts": ("instance", PARTS),
     "payoff": ("instance", PAYOFF),
     "pool": ("count", 3),
+    "probability": ("fraction", 0.5),
     "project": ("function", loss),
     "prox": ("function", loss),
     "q": ("one to", 1.5),
@@ -379,6 +381,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "methods.extra_step_local_sgd": {"sync_every": ("schedule or count", 2)},
     "methods.cp_oadam_gq": {"channel": ("channel", UNBIASED)},
     "methods.diana_sgda": {"channel": ("channel", UNBIASED)},
+    "methods.proxskip_vip": {"channel": ("instance", UNMADE)},
+    "transforms.prox_skip": {"channel": ("instance", UNMADE)},
     "methods.masha1": {"channel": ("instance", UNBIASED)},
     "methods.masha2": {"channel": ("instance", CONTRACTIVE)},
     "methods.pearl_sgd": {"sync_every": ("count", 2)},

@@ -24,6 +24,7 @@ from jaxsp.methods.extra_step import (
     extra_step_local_sgd,
     local_extra_adam,
 )
+from jaxsp.methods.local import fedgda_gt, proxskip_vip
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
 from jaxsp.methods.optimal_decentralized import (
     optimal_decentralized,
@@ -52,6 +53,7 @@ __all__ = [
     "eval_params",
     "extra_step",
     "extra_step_local_sgd",
+    "fedgda_gt",
     "local_extra_adam",
     "masha1",
     "masha2",
@@ -59,6 +61,7 @@ __all__ = [
     "optimistic_masha",
     "pearl_sgd",
     "pp_masha1",
+    "proxskip_vip",
     "qsgda",
     "rand_dp_oadam",
     "three_pillars",

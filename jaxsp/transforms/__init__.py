@@ -17,6 +17,10 @@ from jaxsp.transforms.difference_average import (
     DifferenceAverageState,
     difference_average,
 )
+from jaxsp.transforms.drift_correction import (
+    DriftCorrectionState,
+    drift_correction,
+)
 from jaxsp.transforms.error_feedback_average import (
     ErrorFeedbackAverageState,
     error_feedback_average,
@@ -31,6 +35,7 @@ from jaxsp.transforms.gradient_tracking import (
     GradientTrackingState,
     gradient_tracking,
 )
+from jaxsp.transforms.lookahead import LookaheadState, lookahead
 from jaxsp.transforms.optimistic_adam import OptimisticAdamState, optimistic_adam
 from jaxsp.transforms.optimistic_snapshot import (
     OptimisticSnapshotState,
@@ -45,6 +50,7 @@ from jaxsp.transforms.primal_dual_gossip import (
     PrimalDualSteps,
     primal_dual_gossip,
 )
+from jaxsp.transforms.prox_skip import ProxSkipState, prox_skip
 from jaxsp.transforms.server_steps import LocalSteps, ServerStepsState, server_steps
 from jaxsp.transforms.snapshot_extragradient import (
     SnapshotExtragradientState,
@@ -62,17 +68,20 @@ __all__ = [
     "CompressedGossipState",
     "DelayState",
     "DifferenceAverageState",
+    "DriftCorrectionState",
     "ErrorFeedbackAverageState",
     "ExtragradientState",
     "FederatedAverageState",
     "GossipState",
     "GradientTrackingState",
     "LocalSteps",
+    "LookaheadState",
     "OptimisticAdamState",
     "OptimisticSnapshotState",
     "PastExtragradientState",
     "PrimalDualGossipState",
     "PrimalDualSteps",
+    "ProxSkipState",
     "Refresh",
     "ServerStepsState",
     "SnapshotExtragradientState",
@@ -87,15 +96,18 @@ __all__ = [
     "compressed_gossip",
     "delay",
     "difference_average",
+    "drift_correction",
     "error_feedback_average",
     "extragradient",
     "federated_average",
     "gossip",
     "gradient_tracking",
+    "lookahead",
     "optimistic_adam",
     "optimistic_snapshot",
     "past_extragradient",
     "primal_dual_gossip",
+    "prox_skip",
     "server_steps",
     "snapshot_extragradient",
     "sync",
