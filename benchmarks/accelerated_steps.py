@@ -56,6 +56,7 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "rand_dp_oadam": lambda n, a: methods.rand_dp_oadam(
         _RATE, topology.random_ring(n, pool=3), key=_key(), axis_name=a
     ),
+    "qoda, 4 bits": lambda n, a: methods.qoda(1.0, _on(a, compressors.quantize(4))),
     "fedgda_gt": lambda n, a: methods.fedgda_gt(_RATE, _EVERY, a),
     "proxskip_vip": lambda n, a: methods.proxskip_vip(
         _RATE, jaxsp.channel(a, key=_key()), 1 / _EVERY

@@ -69,6 +69,16 @@ def optimal_decentralized(z0, F, W, lr, steps, **finite_sums):
     )[0]
 
 
+def qoda(z0, F, lr, steps):
+    """The reference without a compressor, the points of all workers, and what X is."""
+
+    def at_one(z):
+        return F(np.tile(z, (len(z0), 1)))
+
+    found = beyond.qoda(z0[0], at_one, loops.exactly, lr, steps)
+    return tuple(np.repeat(points[:, None], len(z0), 1) for points in found)
+
+
 def delayed(lr, average, look_ahead=2.0):
     """Optimistic descent with a mean of the step before."""
     ahead = transforms.past_extragradient(lr, look_ahead=look_ahead)
@@ -220,6 +230,13 @@ METHODS = [
             lr, jaxsp.channel(axis, key=KEY), 0.3
         ),
         lambda z0, F, W, lr, n: beyond.proxskip(z0, F, coins(0.3, n), lr, 0.3),
+    ),
+    Row(
+        "qoda",
+        lambda t, lr, axis=AXIS: methods.qoda(lr, axis),
+        lambda z0, F, W, lr, n: qoda(z0, F, lr, n)[0],
+        rate=1.0,
+        covers=("optimistic_dual_averaging",),
     ),
     Row(
         "tracked_extragradient",

@@ -270,6 +270,10 @@ INJECTED = {
         channel=jaxsp.channel(AXIS, key=table.KEY),
         probability=0.5,
     ),
+    "qoda": dict(factory=methods.qoda, channel=AXIS),
+    "optimistic_dual_averaging": dict(
+        factory=transforms.optimistic_dual_averaging, channel=AXIS
+    ),
     "tracked_extragradient": dict(
         factory=methods.tracked_extragradient, static=("rounds",), topology=ring()
     ),

@@ -50,6 +50,7 @@ BUILD = {
     "rand_dp_oadam": lambda a, p: methods.rand_dp_oadam(
         0.1, topology.random_ring(WORKERS, pool=3), key=KEY, axis_name=a
     ),
+    "qoda": lambda a, p: methods.qoda(1.0, four_bits(a)),
     "fedgda_gt": lambda a, p: methods.fedgda_gt(0.1, EVERY, a),
     "proxskip_vip": lambda a, p: methods.proxskip_vip(
         0.1, jaxsp.channel(a, key=KEY), p

@@ -381,6 +381,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "methods.extra_step_local_sgd": {"sync_every": ("schedule or count", 2)},
     "methods.cp_oadam_gq": {"channel": ("channel", UNBIASED)},
     "methods.diana_sgda": {"channel": ("channel", UNBIASED)},
+    "methods.qoda": {"channel": ("channel", UNBIASED)},
+    "transforms.optimistic_dual_averaging": {"channel": ("channel", UNBIASED)},
     "methods.proxskip_vip": {"channel": ("instance", UNMADE)},
     "transforms.prox_skip": {"channel": ("instance", UNMADE)},
     "methods.masha1": {"channel": ("instance", UNBIASED)},

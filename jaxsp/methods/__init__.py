@@ -17,6 +17,7 @@ from jaxsp.methods.baselines import (
 )
 from jaxsp.methods.dposg import cp_oadam, dp_oadam, dposg, rand_dp_oadam
 from jaxsp.methods.dqgan import cp_oadam_gq, dqgan, dqgan_adam
+from jaxsp.methods.dual_averaging import qoda
 from jaxsp.methods.evaluation import eval_params
 from jaxsp.methods.extra_step import (
     decentralized_extra_step,
@@ -62,6 +63,7 @@ __all__ = [
     "pearl_sgd",
     "pp_masha1",
     "proxskip_vip",
+    "qoda",
     "qsgda",
     "rand_dp_oadam",
     "three_pillars",

@@ -16,9 +16,9 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     """The point to report, where `params` may be a point of a look ahead.
 
     For `dposg` and `jaxsp.transforms.past_extragradient` that is $Y$, the mixed point;
-    for `dqgan` $w$, which all workers share; for `jaxsp.alternating_extragradient` the
-    point that both half-steps start from; for everything else `params`. It looks into
-    chains, partitions, masks and wrappers.
+    for `dqgan` $w$ and for `qoda` $X$, which all workers share; for
+    `jaxsp.alternating_extragradient` the point that both half-steps start from; for
+    everything else `params`. It looks into chains, partitions, masks and wrappers.
 
     Args:
       state: the state of the transformation, of one worker or stacked.
@@ -39,6 +39,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         transforms.PastExtragradientState,
         transforms.AlternatingExtragradientState,
         transforms.TwoStepFeedbackState,
+        transforms.OptimisticDualAveragingState,
     )
     for found in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kinds)):
         if isinstance(found, transforms.PastExtragradientState):
@@ -51,6 +52,13 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
             )
         elif isinstance(found, transforms.TwoStepFeedbackState):
             params = _where_present(lambda p, w: w, params, found.shared)
+        elif isinstance(found, transforms.OptimisticDualAveragingState):
+            point = jax.tree.map(
+                lambda start, total, rate=found.rate: start - _beside(rate, total),
+                found.start,
+                found.total,
+            )
+            params = _where_present(lambda p, x: x, params, point)
     return params
 
 
@@ -60,6 +68,11 @@ def _where_present(fn: Callable[..., Any], params, other):
     return jax.tree.map(
         lambda o, p: p if masked(o) else fn(p, o), other, params, is_leaf=masked
     )
+
+
+def _beside(rate, x):
+    """`rate x` for one worker's state or a stacked one."""
+    return rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim)).astype(x.dtype) * x
 
 
 def _select(ahead, z, p):

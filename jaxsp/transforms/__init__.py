@@ -37,6 +37,10 @@ from jaxsp.transforms.gradient_tracking import (
 )
 from jaxsp.transforms.lookahead import LookaheadState, lookahead
 from jaxsp.transforms.optimistic_adam import OptimisticAdamState, optimistic_adam
+from jaxsp.transforms.optimistic_dual_averaging import (
+    OptimisticDualAveragingState,
+    optimistic_dual_averaging,
+)
 from jaxsp.transforms.optimistic_snapshot import (
     OptimisticSnapshotState,
     optimistic_snapshot,
@@ -77,6 +81,7 @@ __all__ = [
     "LocalSteps",
     "LookaheadState",
     "OptimisticAdamState",
+    "OptimisticDualAveragingState",
     "OptimisticSnapshotState",
     "PastExtragradientState",
     "PrimalDualGossipState",
@@ -104,6 +109,7 @@ __all__ = [
     "gradient_tracking",
     "lookahead",
     "optimistic_adam",
+    "optimistic_dual_averaging",
     "optimistic_snapshot",
     "past_extragradient",
     "primal_dual_gossip",
