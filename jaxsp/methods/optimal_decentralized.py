@@ -67,10 +67,10 @@ def optimal_decentralized(
       ...     updates, state = tx.update(problem.operator(z, data), state, z)
       ...     return (optax.apply_updates(z, updates), state), None
       ...   z = jax.tree.map(jnp.zeros_like, problem.z_star)
-      ...   return jax.lax.scan(step, (z, tx.init(z)), length=400)[0][0]
+      ...   return jax.lax.scan(step, (z, tx.init(z)), length=800)[0][0]
       >>> z = jax.jit(workers.map(run))(problem.data)
       >>> one = jax.tree.map(lambda x: x[5], z)  # of any worker
-      >>> bool(jaxsp.metrics.distance(one, problem.z_star) < 1e-5)
+      >>> bool(jaxsp.metrics.distance(one, problem.z_star) < 1e-4)
       True
 
     References:

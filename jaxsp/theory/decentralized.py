@@ -53,9 +53,9 @@ def optimal_decentralized(L: npt.ArrayLike, mu: float, chi: float) -> Decentrali
       ValueError: an argument is out of range.
 
     Example:
-      >>> from jaxsp import theory, topology
-      >>> theory.optimal_decentralized(2.0, 0.5, topology.torus(4, 4).chi)[:2]
-      (0.25, 2.0)
+      >>> from jaxsp import theory
+      >>> theory.optimal_decentralized(2.0, 0.5, chi=36.0)[1:]
+      (6.0, 0.125, 1.0)
 
     References:
       Kovalev, Beznosikov, Sadiev, Persiianov, Richtárik, Gasnikov, Optimal Algorithms
