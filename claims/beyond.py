@@ -1,0 +1,361 @@
+"""The experiments of `beyond.yaml`: like workers, and neighbours without a bias."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from experiment import Measured, Panel, best, distances, double
+from jax import flatten_util, lax
+from sklearn import datasets
+
+import jaxsp
+from jaxsp import compressors, methods, problems, theory, topology
+
+_AXIS = "workers"
+_Y = r"$|z - z^*| / |z^0 - z^*|$"
+_ACCURACY = 1e-6
+
+
+class Game(NamedTuple):
+    """A problem whose workers differ by a known amount.
+
+    Attributes:
+      problem: with its solution and constants.
+      workers: M.
+      size: how many numbers a point is.
+      delta: a Lipschitz constant of every $F_m - F$, at the solution.
+    """
+
+    problem: problems.Problem
+    workers: int
+    size: int
+    delta: float
+
+
+# ------------------------------------------------------------------ like workers
+
+
+def _like(workers, dim, share, seed) -> Game:
+    """Bilinear parts of norm 1 and of norm `share` for what is a worker's own."""
+    rng, mu = np.random.default_rng(seed), 0.01
+    A, own = rng.normal(size=(dim, dim)), rng.normal(size=(workers, dim, dim))
+    own -= own.mean(0)
+    own *= share / np.linalg.norm(own, 2, axis=(1, 2)).max()
+    coupling = A / np.linalg.norm(A, 2) + own
+    p, q = rng.normal(size=(2, workers, dim))
+    mean, one = coupling.mean(0), mu * np.eye(dim)
+    z = np.linalg.solve(
+        np.block([[one, mean], [-mean.T, one]]), np.r_[-p.mean(0), -q.mean(0)]
+    )
+    like = problems.quadratic(workers, dim, L=1.0, mu=mu, seed=seed)
+    data = like.data._replace(
+        coupling=jnp.asarray(coupling), p=jnp.asarray(p), q=jnp.asarray(q)
+    )
+    star = jaxsp.MinMax(jnp.asarray(z[:dim]), jnp.asarray(z[dim:]))
+    L = float(np.hypot(np.linalg.norm(mean, 2), mu))
+    found = like._replace(data=data, z_star=star, L=L)
+    return Game(found, workers, 2 * dim, share)
+
+
+def _diabetes(workers, seed) -> Game:
+    """Robust regression on scikit-learn's diabetes data, dealt out at random."""
+    raw = datasets.load_diabetes()
+    X = raw.data / raw.data.std(0)
+    y = (raw.target - raw.target.mean()) / raw.target.std() + 1.0
+    each = len(X) // workers
+    order = np.random.default_rng(seed).permutation(len(X))[: each * workers]
+    problem = problems.robust_regression(workers, each, X.shape[1], seed=seed)
+    features = X[order].reshape(workers, each, -1)
+    samples = type(problem.data)(
+        jnp.asarray(features), jnp.asarray(y[order].reshape(workers, each))
+    )
+    problem = problem._replace(data=samples)
+    zero = jax.tree.map(jnp.zeros_like, problem.z_star)
+    flat, unravel = flatten_util.ravel_pytree(zero)
+
+    def operator(z, data):
+        return flatten_util.ravel_pytree(problem.operator(unravel(z), data))[0]
+
+    def mean(z):
+        return flatten_util.ravel_pytree(problem.mean_operator(unravel(z)))[0]
+
+    step = 0.02
+    star = jax.jit(
+        lambda z: lax.fori_loop(
+            0, 50_000, lambda _, z: z - step * mean(z - step * mean(z)), z
+        )
+    )(flat)
+    of_all = np.asarray(
+        jax.vmap(jax.jacobian(operator), in_axes=(None, 0))(star, samples)
+    )
+    J = of_all.mean(0)
+    delta = np.linalg.norm(of_all - J, 2, axis=(1, 2)).max()
+    found = problem._replace(
+        z_star=unravel(star),
+        L=float(np.linalg.norm(J, 2)),
+        mu=float(np.linalg.eigvalsh((J + J.T) / 2)[0]),
+    )
+    return Game(found, workers, flat.size, float(delta))
+
+
+class Entry(NamedTuple):
+    """A method of one rate, with what it sends.
+
+    Attributes:
+      make: of the rate.
+      rates: to try.
+      steps: how many iterations.
+      message: numbers that a worker sends up in an iteration, without snapshots.
+    """
+
+    make: Callable[[Any], Any]
+    rates: np.ndarray
+    steps: int
+    message: int
+
+
+def _entries(game: Game, seed: int, steps: int) -> dict[str, Entry]:
+    """The methods, each with several steps around that of the theory."""
+    L, mu, d = game.problem.L, game.problem.mu, game.size
+    M, key = game.workers, jax.random.key(seed)
+
+    def channel(codec):
+        return jaxsp.channel(_AXIS, codec, key=key, route="gather")
+
+    perm, kept = channel(compressors.perm_k()), -(-d // M)
+    factors = np.array([0.5, 1.0, 2.0, 4.0])
+    like = theory.optimistic_masha(L, mu, game.delta, workers=M)
+    masha1 = theory.masha1(L, mu, 1.0, workers=M, refresh=min(0.5, 1 / M))
+    pillars = theory.three_pillars(L, mu, game.delta, workers=M)
+
+    def three(H, gamma):
+        eta = 1 / (2 * (L + game.delta + 1 / gamma))
+        return methods.three_pillars(gamma, perm, 1 / M, H, eta)
+
+    found = {
+        "extragradient": Entry(
+            lambda rate: methods.extra_step(rate, _AXIS),
+            np.array([0.5, 0.7, 0.9]) / L,
+            steps,
+            2 * d,
+        ),
+        "compressed extragradient": Entry(
+            lambda rate: methods.compressed_extragradient(rate, perm),
+            np.array([0.1, 0.5]) / L,
+            steps,
+            2 * kept,
+        ),
+        "MASHA1": Entry(
+            lambda rate: methods.masha1(rate, perm, masha1.refresh),
+            factors * masha1.learning_rate,
+            2 * steps,
+            kept,
+        ),
+        "Optimistic MASHA": Entry(
+            lambda rate: methods.optimistic_masha(
+                rate, perm, like.refresh, like.momentum
+            ),
+            np.array([0.5, 1.0, 1.4]) * like.learning_rate,
+            2 * steps,
+            kept,
+        ),
+    }
+    for times in (1, 2):
+        H = min(times * pillars.local_steps, 64)
+        found[f"Three Pillars, {times} H"] = Entry(
+            functools.partial(three, H), factors * pillars.learning_rate, steps, kept
+        )
+    return found
+
+
+def _run(game: Game, entry: Entry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances, numbers sent up and bits counted, [rates, steps]."""
+    problem, server = game.problem, game.problem.operators[0]
+    workers = jaxsp.Workers(game.workers, jax.devices()[:1])
+    zero = jax.tree.map(jnp.zeros_like, problem.z_star)
+    scale = float(optax.tree.norm(problem.z_star))
+
+    def run(rate, data):
+        method = entry.make(rate)
+
+        def field(z):
+            return problem.operator(z, data)
+
+        def step(carry, _):
+            z, state, sent = carry
+            # A whole operator where a snapshot is new.
+            sent += entry.message + game.size * getattr(state, "stale", False)
+            updates, state = method.update(
+                field(z), state, z, operator_fn=field, server_operator_fn=server
+            )
+            z = optax.apply_updates(z, updates)
+            bits = sum(
+                c.up[0] * 2.0**32 + c.up[1] for c in jaxsp.comm.find_traffic(state)
+            )
+            gap = optax.tree.norm(optax.tree.sub(z, problem.z_star))
+            return (z, state, sent), (gap / scale, sent, bits)
+
+        start = zero, method.init(zero), jnp.zeros(())
+        return lax.scan(step, start, length=entry.steps)[1]
+
+    mapped = jax.vmap(workers.map(run, in_axes=(None, 0)), in_axes=(0, None))
+    found = jax.jit(mapped)(jnp.asarray(entry.rates), problem.data)
+    return tuple(np.asarray(v[:, 0]) for v in found)
+
+
+def _compare(game: Game, seed: int, steps: int, title: str):
+    """Numbers up, bits and iterations to the accuracy, and the panel."""
+    values, lines = {}, {}
+    for name, entry in _entries(game, seed, steps).items():
+        gaps, sent, bits = _run(game, entry)
+        hit = gaps <= _ACCURACY
+        first = np.where(hit.any(1), hit.argmax(1), -1)
+        costs = np.where(first >= 0, sent[range(len(sent)), first], np.inf)
+        chosen = int(np.argmin(costs)) if np.isfinite(costs).any() else best(gaps, 100)
+        at, reached = first[chosen], first[chosen] >= 0
+        values[f"{name} floats"] = float(costs[chosen])
+        values[f"{name} bits"] = float(bits[chosen, at]) if reached else np.inf
+        values[f"{name} rounds"] = float(at + 1) if reached else np.inf
+        thin = slice(None, None, max(1, entry.steps // 200))
+        lines[name] = (sent[chosen, thin], np.clip(gaps[chosen, thin], 1e-8, 1e3))
+    for unit in ("floats", "bits", "rounds"):
+        others = [v for k, v in values.items() if k.endswith(unit) and "xtra" not in k]
+        values[f"gain in {unit}"] = values[f"extragradient {unit}"] / min(others)
+    panel = Panel(
+        title, "numbers sent up by a worker", _Y, lines, {"to 1e-6": _ACCURACY}, "xy"
+    )
+    return values, panel
+
+
+def _named(prefix, values):
+    return {f"{prefix}: {name}": value for name, value in values.items()}
+
+
+@double
+def similarity(seed: int, full: bool) -> Measured:
+    """Workers alike to a hundredth, to a tenth, and not at all."""
+    dim, steps = (50, 12_000) if full else (20, 1_600)
+    values, panels = {}, []
+    for workers in (25, 40) if full else (25,):
+        for name, share in (("similar", 0.01), ("moderate", 0.1), ("unlike", 1.0)):
+            if not full and name == "moderate":
+                continue
+            game = _like(workers, dim, share, seed)
+            title = f"{name}, M = {workers}, δ = {share:g} L"
+            found, panel = _compare(game, seed, steps, title)
+            values |= _named(f"{name} {workers}", found)
+            panels.append(panel)
+    for name in ("similar", "unlike"):
+        gains = [
+            v for k, v in values.items() if k.startswith(name) and "in floats" in k
+        ]
+        values[f"{name} gain"] = min(gains)
+    return Measured(values, panels)
+
+
+@double
+def diabetes(seed: int, full: bool) -> Measured:
+    """Robust regression on real data, dealt out at random."""
+    values, panels = {}, []
+    for workers in (5, 25, 40) if full else (25,):
+        game = _diabetes(workers, seed)
+        title = (
+            f"diabetes, M = {workers}, L/μ = {game.problem.L / game.problem.mu:.0f}, "
+            f"δ = {game.delta / game.problem.L:.2f} L"
+        )
+        found, panel = _compare(game, seed, 6_000 if full else 1_000, title)
+        values |= _named(str(workers), found) | {
+            f"{workers}: δ / L": game.delta / game.problem.L
+        }
+        panels.append(panel)
+    return Measured(values, panels)
+
+
+# ------------------------------------------------------------------ neighbours
+
+
+@double
+def decentralized(seed: int, full: bool) -> Measured:
+    """Exchanges to 1e-8 on graphs of more and more workers."""
+    counts, mu, accuracy = (8, 16, 32, 64) if full else (8,), 0.1, 1e-8
+    values, lines = {}, {}
+    for count in counts:
+        problem = problems.quadratic(
+            count, 6, L=1.0, mu=mu, heterogeneity=1.0, seed=seed
+        )
+        rows = 2 if count == 8 else 4 if count < 64 else 8
+        for name, graph in (
+            ("ring", topology.ring(count)),
+            ("torus", topology.torus(rows, count // rows)),
+            ("random", topology.erdos_renyi(count, 3 * np.log(count) / count, seed)),
+        ):
+            bound = np.sqrt(graph.chi) * (1 + 1 / mu) * np.log(1 / accuracy)
+            found = _rounds(problem, graph, accuracy, 6_000 if full else 1_200)
+            for method, rounds in found.items():
+                values[f"{name} {count}: {method}"] = rounds
+                x, y = lines.setdefault(f"{method}, {name}", ([], []))
+                if np.isfinite(rounds):
+                    x.append(bound)
+                    y.append(rounds)
+            values[f"{name} {count}: ratio"] = found["optimal"] / bound
+            values[f"{name} {count}: gain"] = found["extra step"] / found["optimal"]
+    for name, pick in (("ratio", max), ("gain", min)):
+        values[name] = pick(v for k, v in values.items() if k.endswith(f": {name}"))
+    dposg = [v for k, v in values.items() if k.endswith(": DPOSG floor")]
+    values["DPOSG floor"] = min(dposg)
+    ends = np.array(sorted({b for x, _ in lines.values() for b in x}))[[0, -1]]
+    lines = {k: v for k, v in lines.items() if v[0]} | {"lower bound": (ends, ends)}
+    x = r"$\sqrt{\chi} (1 + L/\mu) \log(1/\varepsilon)$"
+    return Measured(
+        values, [Panel("exchanges to 1e-8", x, "exchanges", lines, log="xy")]
+    )
+
+
+def _rounds(problem, graph, accuracy, steps):
+    """The exchanges of each method, with the best of its steps."""
+    step = theory.optimal_decentralized(problem.L, problem.mu, graph.chi)
+
+    def first(curves, per_step):
+        # Squared distances of the mean point; the workers' own come with it.
+        hit = curves <= accuracy**2
+        return float(
+            min((np.argmax(h) for h in hit if h.any()), default=np.inf) * per_step
+        )
+
+    optimal = distances(
+        problem,
+        lambda rate: methods.optimal_decentralized(
+            rate, graph, step.dual_learning_rate, step.feedback, axis_name=_AXIS
+        ),
+        step.learning_rate,
+        steps,
+    )
+    found = {"optimal": first(optimal[None], 1)}
+    extra = []
+    for H in (8, 32) if steps < 2_000 else (4, 8, 16, 32):
+        curves = distances(
+            problem,
+            lambda rate, H=H: methods.decentralized_extra_step(
+                rate, graph, H, axis_name=_AXIS
+            ),
+            np.array([0.25, 0.5, 0.8]),
+            600,
+        )
+        extra.append(first(curves, 2 * H))
+    found["extra step"] = min(extra)
+    tracked = distances(
+        problem,
+        lambda rate: methods.tracked_optimistic(rate, graph, axis_name=_AXIS),
+        np.array([0.06, 0.125, 0.25]),
+        2 * steps,
+    )
+    found["tracked optimistic"] = first(tracked, 2)  # the tracker travels too
+    dposg = distances(
+        problem, lambda r: methods.dposg(r, graph, axis_name=_AXIS), 0.2, 2_000
+    )
+    found["DPOSG floor"] = float(np.sqrt(dposg[-1]))
+    return found
