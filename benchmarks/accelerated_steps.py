@@ -119,6 +119,15 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "optimal_decentralized, ring": lambda n, a: methods.optimal_decentralized(
         _RATE, topology.ring(n), 1.0, 0.5, axis_name=a
     ),
+    "vr_optimal_decentralized, ring": lambda n, a: methods.vr_optimal_decentralized(
+        _RATE,
+        topology.ring(n),
+        1.0,
+        0.5,
+        transforms.Refresh(_REFRESH, _key()),
+        axis_name=a,
+    ),
+    "pearl_sgd": lambda n, a: methods.pearl_sgd(_RATE, _EVERY, a),
     "compressed_extragradient, 8 bits": lambda n, a: methods.compressed_extragradient(
         _RATE, _on(a, compressors.quantize(8))
     ),
@@ -182,7 +191,7 @@ def _step(name, workers, size):
 
     def step(g, state, z):
         def field(point):
-            return 0.5 * point + g
+            return jax.tree.map(lambda x, y: 0.5 * x + y, point, g)
 
         updates, state = tx.update(
             g,
@@ -190,11 +199,15 @@ def _step(name, workers, size):
             z,
             operator_fn=field,
             full_operator_fn=field,
+            dual_operator_fn=field,
             server_operator_fn=lambda point: 0.4 * point,
         )
         return optax.apply_updates(z, updates), state
 
-    z = jax.ShapeDtypeStruct((workers.count, size), np.float32)
+    z: Any = jax.ShapeDtypeStruct((workers.count, size), np.float32)
+    if name == "pearl_sgd":  # a player for each worker
+        part = jax.ShapeDtypeStruct((workers.count, size // workers.count), np.float32)
+        z = (part,) * workers.count
     return step, (z, jax.eval_shape(workers.map(tx.init), z), z)
 
 
@@ -220,7 +233,8 @@ def counted(name: str, workers: int, size: int) -> tuple[int, int]:
         full = jax.tree.map(
             lambda shape, x: zeros(shape) if x is None else x, state, held
         )
-        held = counters(mapped(zeros(g), full, zeros(z))[1])
+        nothing = jax.tree.map(zeros, (g, z))
+        held = counters(mapped(nothing[0], full, nothing[1])[1])
         return held, held
 
     start = counters(jax.tree.map(zeros, state))
