@@ -90,6 +90,9 @@ def nesterov():
     return optax.sgd(0.7, momentum=0.5, nesterov=True)
 
 
+# All that some method asks for, beside the gradient.
+OPERATORS = "operator_fn", "full_operator_fn", "dual_operator_fn", "server_operator_fn"
+
 METHODS = [
     Row(
         "extra_step",

@@ -46,8 +46,7 @@ def test_methods(row, setting, dtype):
             return jax.tree.map(jnp.tanh, z)
 
         z = MinMax({"a": z, "b": z[0]}, z)
-        names = ("operator_fn", "full_operator_fn", "dual_operator_fn")
-        given = dict.fromkeys((*names, "server_operator_fn"), F)
+        given = dict.fromkeys(table.OPERATORS, F)
         updates, _ = tx.update(F(z), tx.init(z), z, **given)
         return optax.apply_updates(z, updates)
 

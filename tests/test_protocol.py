@@ -56,16 +56,8 @@ def make_step(tx, **extra):
     """One update of one worker."""
 
     def step(params, state):
-        updates, state = tx.update(
-            operator(params),
-            state,
-            params,
-            operator_fn=operator,
-            full_operator_fn=operator,
-            dual_operator_fn=operator,
-            server_operator_fn=operator,
-            **extra,
-        )
+        given = dict.fromkeys(table.OPERATORS, operator) | extra
+        updates, state = tx.update(operator(params), state, params, **given)
         return optax.apply_updates(params, updates), state
 
     return step

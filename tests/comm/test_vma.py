@@ -29,9 +29,8 @@ def traced(row, check_vma):
 
         def step(carry, _):
             z, state = carry
-            updates, state = tx.update(
-                F(z), state, z, operator_fn=F, full_operator_fn=F
-            )
+            given = dict.fromkeys(table.OPERATORS, F)
+            updates, state = tx.update(F(z), state, z, **given)
             return (optax.apply_updates(z, updates), state), None
 
         (z, _), _ = jax.lax.scan(step, (z, tx.init(z)), length=2)
