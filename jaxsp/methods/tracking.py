@@ -157,7 +157,8 @@ def tracked_dp_oadam(
     solution, where only the mean of the gradients is zero, all then pull with the full
     rate, and where they meet is not the solution, however small the rate: on five
     quadratic games of eight unlike workers on a ring it ended 0.5 to 0.7 away. Here all
-    make moments of estimates of one mean gradient, and ended within $10^{-8}$.
+    make moments of estimates of one mean gradient, and with a rate that fell to 0 ended
+    within $10^{-8}$; with a rate that stays they end where `cp_oadam` does.
 
     One oracle call and one exchange an iteration, of twice the bytes of `dp_oadam`;
     `operator_fn` is ignored. For another $\epsilon$ than $10^{-8}$ write
