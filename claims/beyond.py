@@ -63,9 +63,8 @@ def _like(workers, dim, share, seed) -> Game:
 
 def _diabetes(workers, seed) -> Game:
     """Robust regression on scikit-learn's diabetes data, dealt out at random."""
-    raw = datasets.load_diabetes()
-    X = raw.data / raw.data.std(0)
-    y = (raw.target - raw.target.mean()) / raw.target.std() + 1.0
+    X, y = map(np.asarray, datasets.load_diabetes(return_X_y=True))
+    X, y = X / X.std(0), (y - y.mean()) / y.std() + 1.0
     each = len(X) // workers
     order = np.random.default_rng(seed).permutation(len(X))[: each * workers]
     problem = problems.robust_regression(workers, each, X.shape[1], seed=seed)
@@ -204,7 +203,8 @@ def _run(game: Game, entry: Entry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     mapped = jax.vmap(workers.map(run, in_axes=(None, 0)), in_axes=(0, None))
     found = jax.jit(mapped)(jnp.asarray(entry.rates), problem.data)
-    return tuple(np.asarray(v[:, 0]) for v in found)
+    gaps, sent, bits = (np.asarray(v[:, 0]) for v in found)
+    return gaps, sent, bits
 
 
 def _compare(game: Game, seed: int, steps: int, title: str):

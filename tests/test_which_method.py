@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,10 @@ def measure(name, refresh):
         )
         return optax.apply_updates(z, updates), state
 
-    players = WORKERS if name == "pearl_sgd" else 2
-    z = (jnp.ones((WORKERS, SIZE // players)),) * players
+    half = jnp.ones((WORKERS, SIZE // 2))
+    z: Any = jaxsp.MinMax(half, half)
+    if name == "pearl_sgd":  # a player for each worker
+        z = (jnp.ones((WORKERS, SIZE // WORKERS)),) * WORKERS
     state, step = jax.jit(workers.map(tx.init))(z), jax.jit(workers.map(step))
     size = sum(x.nbytes for x in jax.tree.leaves(z))
     kept = sum(x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.float32)
