@@ -136,7 +136,7 @@ def probe_step(operators, **kwargs):
     point is the mean of the batch that was drawn for it.
     """
 
-    def update(g, state, params, operator_fn):
+    def update(g, state, params, operator_fn, **_):
         return operators(g, operator_fn(params)), state
 
     method = optax.GradientTransformationExtraArgs(lambda z: optax.EmptyState(), update)
