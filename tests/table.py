@@ -567,6 +567,24 @@ def trajectory(workers, tx, game, z0, steps):
     return workers.fetch(path).swapaxes(0, 1), state
 
 
+def ends(workers, tx, problem, steps):
+    """Where all workers of a problem end, from z = 1, and their states."""
+
+    def run(data):
+        def F(z):
+            return problem.operator(z, data)
+
+        def step(carry, _):
+            z, state = carry
+            updates, state = tx.update(F(z), state, z, operator_fn=F)
+            return (optax.apply_updates(z, updates), state), None
+
+        z = jax.tree.map(jnp.ones_like, problem.z_star)
+        return jax.lax.scan(step, (z, tx.init(z)), length=steps)[0]
+
+    return jax.jit(workers.map(run))(problem.data)
+
+
 def traffic(state):
     """What a state has counted, or nothing."""
     try:

@@ -190,20 +190,7 @@ def distance_after(aggregate, kind, bad, heterogeneity=0.0, steps=400):
             optax.sgd(0.5),
         )
     )
-
-    def run(data):
-        def F(z):
-            return problem.operator(z, data)
-
-        def step(carry, _):
-            z, state = carry
-            updates, state = tx.update(F(z), state, z, operator_fn=F)
-            return (optax.apply_updates(z, updates), state), None
-
-        z = jax.tree.map(jnp.ones_like, problem.z_star)
-        return jax.lax.scan(step, (z, tx.init(z)), length=steps)[0][0]
-
-    z = jax.tree.map(lambda x: x[0], jax.jit(workers.map(run))(problem.data))
+    z = jax.tree.map(lambda x: x[0], table.ends(workers, tx, problem, steps)[0])
     return float(jaxsp.metrics.distance(z, problem.z_star))
 
 

@@ -91,6 +91,7 @@ def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkey
     assert recorded["verdicts"] == ["held", "held"]
     page = (tmp_path / "out" / "index.html").read_text()
     assert "recorded, short form: seeds 0;" in page
+    assert "(<em>not testable here</em>: " in page  # with the reason
     assert "defaults.mnist --full</code> (about 40 minutes; there is no short" in page
     assert float(recorded["values"]["growth"]) == pytest.approx(1 + 0.11 / 6, abs=2e-3)
 

@@ -19,27 +19,9 @@ KEYED = jaxsp.channel(AXIS, key=table.KEY)
 UNLIKE = dict(L=1.0, mu=0.3, heterogeneity=1.0)
 
 
-def ends(tx, problem, steps, workers=VIRTUAL):
-    """Where the workers end, and their states, from z = 1."""
-
-    def run(data):
-        def F(z):
-            return problem.operator(z, data)
-
-        def step(carry, _):
-            z, state = carry
-            updates, state = tx.update(F(z), state, z, operator_fn=F)
-            return (optax.apply_updates(z, updates), state), None
-
-        z = jax.tree.map(jnp.ones_like, problem.z_star)
-        return jax.lax.scan(step, (z, tx.init(z)), length=steps)[0]
-
-    return jax.jit(workers.map(run))(problem.data)
-
-
 def furthest(tx, problem, steps):
     """How far from the solution the worst worker ends."""
-    z, _ = ends(tx, problem, steps)
+    z, _ = table.ends(VIRTUAL, tx, problem, steps)
     return float(jax.vmap(lambda z: jaxsp.metrics.distance(z, problem.z_star))(z).max())
 
 
@@ -80,7 +62,7 @@ def test_proxskip_needs_fewer_averages_than_descent(x64):
     problem = jaxsp.problems.quadratic(N, 4, L=1.0, mu=0.01, heterogeneity=0.3, seed=1)
     rate = 0.05
     tx = methods.proxskip_vip(rate, KEYED, np.sqrt(rate * 0.01))
-    z, state = ends(tx, problem, 40_000)
+    z, state = table.ends(VIRTUAL, tx, problem, 40_000)
     averages = int(jaxsp.metrics.bits_sent(state).up[0]) / (14 * 64 * 8 // 8)
     assert 700 < averages < 1100
     gap = jax.vmap(lambda z: jaxsp.metrics.distance(z, problem.z_star))(z).max()

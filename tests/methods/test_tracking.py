@@ -27,21 +27,9 @@ def start(n=N):
 
 def furthest(tx, problem, steps):
     """How far from the solution the worst worker ends."""
-
-    def run(data):
-        def F(z):
-            return problem.operator(z, data)
-
-        def step(carry, _):
-            z, state = carry
-            updates, state = tx.update(F(z), state, z, operator_fn=F)
-            return (optax.apply_updates(z, updates), state), None
-
-        z = jax.tree.map(jnp.ones_like, problem.z_star)
-        z, state = jax.lax.scan(step, (z, tx.init(z)), length=steps)[0]
-        return jaxsp.metrics.distance(methods.eval_params(state, z), problem.z_star)
-
-    return float(jax.jit(VIRTUAL.map(run))(problem.data).max())
+    z, state = table.ends(VIRTUAL, tx, problem, steps)
+    z = methods.eval_params(state, z)
+    return float(jax.vmap(lambda z: jaxsp.metrics.distance(z, problem.z_star))(z).max())
 
 
 @pytest.mark.parametrize(
