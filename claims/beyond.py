@@ -109,12 +109,14 @@ class Entry(NamedTuple):
       rates: to try.
       steps: how many iterations.
       message: numbers that a worker sends up in an iteration, without snapshots.
+      rounds: how often it sends in an iteration; a snapshot goes with a message.
     """
 
     make: Callable[[Any], Any]
     rates: np.ndarray
     steps: int
-    message: int
+    message: float
+    rounds: float = 1
 
 
 def _entries(game: Game, seed: int, steps: int) -> dict[str, Entry]:
@@ -122,36 +124,48 @@ def _entries(game: Game, seed: int, steps: int) -> dict[str, Entry]:
     L, mu, d = game.problem.L, game.problem.mu, game.size
     M, key = game.workers, jax.random.key(seed)
 
-    def channel(codec):
-        return jaxsp.channel(_AXIS, codec, key=key, route="gather")
+    def channel(codec=None):
+        return jaxsp.channel(_AXIS, codec, key=key, route=codec and "gather")
 
     perm, kept = channel(compressors.perm_k()), -(-d // M)
+    bits = compressors.quantize(4)
+    coded = bits.bits(jnp.zeros(d)) / 32  # as so many numbers
     factors = np.array([0.5, 1.0, 2.0, 4.0])
     like = theory.optimistic_masha(L, mu, game.delta, workers=M)
     masha1 = theory.masha1(L, mu, 1.0, workers=M, refresh=min(0.5, 1 / M))
     pillars = theory.three_pillars(L, mu, game.delta, workers=M)
+    local, skip = 8, 1 / 8
+    slow = mu / L**2 * factors  # descent turns away from the solution where games turn
 
     def three(H, gamma):
         eta = 1 / (2 * (L + game.delta + 1 / gamma))
         return methods.three_pillars(gamma, perm, 1 / M, H, eta)
 
+    def local_extragradient(rate):
+        tracked = jaxsp.transforms.drift_correction(2 * local, _AXIS)
+        inside = optax.chain(tracked, optax.sgd(rate))
+        return optax.chain(jaxsp.extragradient(inside), jaxsp.sync(local, _AXIS))
+
+    # Its rates, iterations, numbers and rounds an iteration.
     found = {
         "extragradient": Entry(
             lambda rate: methods.extra_step(rate, _AXIS),
             np.array([0.5, 0.7, 0.9]) / L,
             steps,
             2 * d,
+            2,
         ),
         "compressed extragradient": Entry(
             lambda rate: methods.compressed_extragradient(rate, perm),
             np.array([0.1, 0.5]) / L,
             steps,
             2 * kept,
+            2,
         ),
         "MASHA1": Entry(
             lambda rate: methods.masha1(rate, perm, masha1.refresh),
             factors * masha1.learning_rate,
-            2 * steps,
+            16 * steps,
             kept,
         ),
         "Optimistic MASHA": Entry(
@@ -159,14 +173,44 @@ def _entries(game: Game, seed: int, steps: int) -> dict[str, Entry]:
                 rate, perm, like.refresh, like.momentum
             ),
             np.array([0.5, 1.0, 1.4]) * like.learning_rate,
-            2 * steps,
+            16 * steps,
             kept,
+        ),
+        "local extragradient, tracked": Entry(
+            local_extragradient,
+            np.array([0.1, 0.3, 0.5, 0.7]) / L,
+            8 * steps,
+            2 * d / local,
+            2 / local,
+        ),
+        "FedGDA-GT": Entry(
+            lambda rate: methods.fedgda_gt(rate, local, _AXIS),
+            slow,
+            8 * steps,
+            2 * d / local,
+            2 / local,
+        ),
+        "ProxSkip-VIP": Entry(
+            lambda rate: methods.proxskip_vip(rate, channel(), skip),
+            slow,
+            8 * steps,
+            d * skip,
+            skip,
+        ),
+        "QODA, 4 bits": Entry(
+            lambda rate: methods.qoda(rate, channel(bits)),
+            np.array([0.5, 1.0, 2.0]),
+            2 * steps,
+            coded + 1,
         ),
     }
     for times in (1, 2):
         H = min(times * pillars.local_steps, 64)
         found[f"Three Pillars, {times} H"] = Entry(
-            functools.partial(three, H), factors * pillars.learning_rate, steps, kept
+            functools.partial(three, H),
+            factors * pillars.learning_rate,
+            2 * steps,
+            kept,
         )
     return found
 
@@ -207,28 +251,49 @@ def _run(game: Game, entry: Entry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return gaps, sent, bits
 
 
+_UNITS = {
+    "floats": "numbers sent up by a worker",
+    "bits": "bits counted, without a server",
+    "rounds": "rounds",
+}
+
+_FAMILIES = {
+    "differences": ("MASHA1", "Optimistic MASHA"),
+    "Three Pillars": ("Three Pillars, 1 H", "Three Pillars, 2 H"),
+    "local steps": ("local extragradient, tracked", "FedGDA-GT", "ProxSkip-VIP"),
+}
+
+
 def _compare(game: Game, seed: int, steps: int, title: str):
-    """Numbers up, bits and iterations to the accuracy, and the panel."""
-    values, lines = {}, {}
+    """Numbers up, bits and rounds to the accuracy, with a panel of each."""
+    values, lines = {}, {unit: {} for unit in _UNITS}
     for name, entry in _entries(game, seed, steps).items():
-        gaps, sent, bits = _run(game, entry)
+        gaps, *spent = _run(game, entry)
         hit = gaps <= _ACCURACY
         first = np.where(hit.any(1), hit.argmax(1), -1)
-        costs = np.where(first >= 0, sent[range(len(sent)), first], np.inf)
+        costs = np.where(first >= 0, spent[0][range(len(first)), first], np.inf)
         chosen = int(np.argmin(costs)) if np.isfinite(costs).any() else best(gaps, 100)
-        at, reached = first[chosen], first[chosen] >= 0
-        values[f"{name} floats"] = float(costs[chosen])
-        values[f"{name} bits"] = float(bits[chosen, at]) if reached else np.inf
-        values[f"{name} rounds"] = float(at + 1) if reached else np.inf
         thin = slice(None, None, max(1, entry.steps // 200))
-        lines[name] = (sent[chosen, thin], np.clip(gaps[chosen, thin], 1e-8, 1e3))
-    for unit in ("floats", "bits", "rounds"):
-        others = [v for k, v in values.items() if k.endswith(unit) and "xtra" not in k]
-        values[f"gain in {unit}"] = values[f"extragradient {unit}"] / min(others)
-    panel = Panel(
-        title, "numbers sent up by a worker", _Y, lines, {"to 1e-6": _ACCURACY}, "xy"
-    )
-    return values, panel
+        for unit, cost in zip(
+            _UNITS,
+            (*spent, np.arange(1.0, entry.steps + 1) * [[entry.rounds]]),
+            strict=True,
+        ):
+            line = cost[min(chosen, len(cost) - 1)]
+            at = first[chosen]
+            values[f"{name} {unit}"] = float(line[at]) if at >= 0 else np.inf
+            lines[unit][name] = line[thin], np.clip(gaps[chosen, thin], 1e-8, 1e3)
+    for family, names in _FAMILIES.items():
+        for unit in _UNITS:
+            cost = min(values[f"{name} {unit}"] for name in names)
+            values[f"gain of {family} in {unit}"] = (
+                values[f"extragradient {unit}"] / cost
+            )
+    panels = [
+        Panel(title, label, _Y, lines[unit], {"to 1e-6": _ACCURACY}, "xy")
+        for unit, label in _UNITS.items()
+    ]
+    return values, panels
 
 
 def _named(prefix, values):
@@ -242,18 +307,20 @@ def similarity(seed: int, full: bool) -> Measured:
     values, panels = {}, []
     for workers in (25, 40) if full else (25,):
         for name, share in (("similar", 0.01), ("moderate", 0.1), ("unlike", 1.0)):
-            if not full and name == "moderate":
-                continue
             game = _like(workers, dim, share, seed)
             title = f"{name}, M = {workers}, δ = {share:g} L"
-            found, panel = _compare(game, seed, steps, title)
+            found, drawn = _compare(game, seed, steps, title)
             values |= _named(f"{name} {workers}", found)
-            panels.append(panel)
-    for name in ("similar", "unlike"):
-        gains = [
-            v for k, v in values.items() if k.startswith(name) and "in floats" in k
-        ]
-        values[f"{name} gain"] = min(gains)
+            panels += drawn
+    for like in ("similar", "unlike", ""):  # the lowest, over instances
+        for family in _FAMILIES:
+            for unit in _UNITS:
+                gain = f"gain of {family} in {unit}"
+                values[f"{like or 'all'}, {gain}"] = min(
+                    v
+                    for k, v in values.items()
+                    if k.startswith(like) and k.endswith(f": {gain}")
+                )
     return Measured(values, panels)
 
 
@@ -267,11 +334,11 @@ def diabetes(seed: int, full: bool) -> Measured:
             f"diabetes, M = {workers}, L/μ = {game.problem.L / game.problem.mu:.0f}, "
             f"δ = {game.delta / game.problem.L:.2f} L"
         )
-        found, panel = _compare(game, seed, 6_000 if full else 1_000, title)
+        found, drawn = _compare(game, seed, 6_000 if full else 1_000, title)
         values |= _named(str(workers), found) | {
             f"{workers}: δ / L": game.delta / game.problem.L
         }
-        panels.append(panel)
+        panels += drawn
     return Measured(values, panels)
 
 
@@ -336,7 +403,7 @@ def _rounds(problem, graph, accuracy, steps):
     )
     found = {"optimal": first(optimal[None], 1)}
     extra = []
-    for H in (8, 32) if steps < 2_000 else (4, 8, 16, 32):
+    for H in (8, 16, 32) if steps < 2_000 else (4, 8, 16, 32):
         curves = distances(
             problem,
             lambda rate, H=H: methods.decentralized_extra_step(

@@ -47,7 +47,7 @@ img { max-width: 100%; height: auto; }
 
 
 def draw(seeds: Sequence[Sequence[Panel]], stem: pathlib.Path) -> list[str]:
-    """Draw an experiment's panels side by side, with bands over the seeds.
+    """Draw an experiment's panels, three in a row, with bands over the seeds.
 
     Args:
       seeds: for each seed its panels; alike in names.
@@ -59,11 +59,14 @@ def draw(seeds: Sequence[Sequence[Panel]], stem: pathlib.Path) -> list[str]:
     panels = seeds[0]
     if not panels:
         return []
-    figure = Figure(figsize=(6.0 * len(panels), 4.4), layout="constrained")
+    tall, wide = -(-len(panels) // 3), min(3, len(panels))
+    figure = Figure(figsize=(6.0 * wide, 4.4 * tall), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for column, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
-        same = [each[column] for each in seeds]
+    axes = np.atleast_1d(figure.subplots(tall, wide)).flat
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for number, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+        same = [each[number] for each in seeds]
         for (dash, colour), (name, (x, y)) in zip(
             _STYLES, panel.lines.items(), strict=False
         ):
