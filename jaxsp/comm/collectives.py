@@ -267,6 +267,7 @@ def mix(
     topology: Topology | TimeVarying,
     axis_name: AxisName,
     member: jax.Array | int = 0,
+    apart: bool = False,
 ) -> tuple[Any, Traffic]:
     r"""One exchange with the neighbours, $x_m \leftarrow \sum_j W_{mj} x_j$.
 
@@ -280,6 +281,8 @@ def mix(
       topology: the mixing matrix.
       axis_name: the worker axis, of size `topology.size`.
       member: which matrix of a time-varying topology; must be the same on all workers.
+      apart: whether $\sum_j W_{mj} (x_m - x_j)$ is asked for, `(I − W) x`, which rounds
+        by the size of the differences: summed up step by step, `x − W x` drifts.
 
     Returns:
       This worker's row of `W x`, of the tree's shapes and dtypes; the new count.
@@ -295,7 +298,7 @@ def mix(
     arrays, restore = buffers(tree, axis_name)
 
     def one(topology, arrays, traffic):
-        mixed = [_weighted_permutations(topology, x, axis_name) for x in arrays]
+        mixed = [_weighted_permutations(topology, x, axis_name, apart) for x in arrays]
         return mixed, _count_messages(traffic, arrays, topology, axis_name)
 
     def count(topology, traffic):
@@ -308,7 +311,7 @@ def mix(
         branches = [partial(one, w) for w in members]
         mixed, traffic = lax.switch(member, branches, arrays, traffic)
     else:  # what a branch returns would be written and read once more
-        mixed = [_weighted_rows(members, member, x, axis_name) for x in arrays]
+        mixed = [_weighted_rows(members, member, x, axis_name, apart) for x in arrays]
         traffic = lax.switch(member, [partial(count, w) for w in members], traffic)
     return restore(mixed), traffic
 
@@ -320,19 +323,21 @@ def _count_messages(traffic, payload, topology, axis_name):
     return add_traffic(traffic, bits * sent, bits * received, axis_name)
 
 
-def _weighted_permutations(topology, x, axis_name):
-    """`diag(w_0) x + Σ_r diag(w_r) P_r x` for one array."""
+def _weighted_permutations(topology, x, axis_name, apart):
+    """`diag(w_0) x + Σ_r diag(w_r) P_r x`, or `Σ_r diag(w_r) (x − P_r x)`."""
     # In half precision the weights of a row need not sum to 1, and the mean would drift
     # from mixing to mixing: what travels is x, what is added up is wider.
     wide = np.promote_types(x.dtype, np.float32)
-    mixed = _scaled(topology.self_weights, x.astype(wide), axis_name)
+    own = x.astype(wide)
+    mixed = _scaled(topology.self_weights * (not apart), own, axis_name)
     for sources, weights in _rounds(topology, axis_name):
-        received = permute(x, sources, axis_name)  # P_r x
-        mixed = mixed + _scaled(weights, received.astype(wide), axis_name)
+        received = permute(x, sources, axis_name).astype(wide)  # P_r x
+        term = own - received if apart else received
+        mixed = mixed + _scaled(weights, term, axis_name)
     return mixed.astype(x.dtype)
 
 
-def _weighted_rows(members, member, x, axis_name):
+def _weighted_rows(members, member, x, axis_name, apart):
     """`_weighted_permutations` of one of several matrices, of what is on one device.
 
     Who receives from whom is looked up, so that all is one pass over the rows.
@@ -346,11 +351,13 @@ def _weighted_rows(members, member, x, axis_name):
         weights[k, : len(topology.weights)] = topology.weights
     at = member, worker_index(axis_name)
     rows, wide = all_gather(x, axis_name), np.promote_types(x.dtype, np.float32)
-    own = np.stack([w.self_weights for w in members])
-    mixed = _scaled(own, x.astype(wide), axis_name, at)
+    own = x.astype(wide)
+    first = np.stack([w.self_weights for w in members]) * (not apart)
+    mixed = _scaled(first, own, axis_name, at)
     for r in range(rounds):
         received = rows.at[jnp.asarray(sources[:, r])[at]].get(mode="clip")
-        mixed += _scaled(weights[:, r], received.astype(wide), axis_name, at)
+        term = own - received.astype(wide) if apart else received.astype(wide)
+        mixed += _scaled(weights[:, r], term, axis_name, at)
     return mixed.astype(x.dtype)
 
 

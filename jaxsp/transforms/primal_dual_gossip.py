@@ -156,11 +156,9 @@ def primal_dual_gossip(
             member = count % len(scales)
         if len(scales) > 1:
             member = comm.shared_index(member, axis_name)
-        mixed, traffic = comm.mix(tree, traffic, topology, axis_name, member)
+        apart, traffic = comm.mix(tree, traffic, topology, axis_name, member, True)
         scale = jnp.asarray(scales)[member]
-        return jax.tree.map(
-            lambda v, w: (v - w) / scale.astype(v.dtype), tree, mixed
-        ), traffic
+        return jax.tree.map(lambda v: v / scale.astype(v.dtype), apart), traffic
 
     def init_fn(params):
         _arguments.check_floating(params)

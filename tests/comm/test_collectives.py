@@ -155,6 +155,38 @@ def test_mix_multiplies_by_the_matrix(x64, workers, graph):
     np.testing.assert_allclose(mixed, GRAPHS[graph].to_matrix() @ X, atol=1e-15)
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_mix_of_differences(x64, workers, graph):
+    X = np.random.default_rng(1).normal(size=(N, 5))
+    several = topology.from_sequence([topology.path(N), GRAPHS[graph]])
+    for graphs, member in ((GRAPHS[graph], 0), (several, 0), (several, 1)):
+        apart = on_all(
+            workers,
+            lambda x, m, g=graphs: free(comm.mix, x, g, AXIS, m, True),
+            (0, None),
+        )(jnp.asarray(X), member)
+        expected = X - graphs.matrices[member] @ X
+        np.testing.assert_allclose(apart, expected, atol=1e-15)
+
+
+def test_differences_keep_the_mean_in_float32(workers):
+    """Those at the ends of an edge are opposite to the last bit, whatever the mean."""
+    X = 1000 + np.random.default_rng(1).normal(size=(N, 100)).astype(np.float32)
+    ring = topology.ring(N)
+    apart, mixed = (
+        on_all(workers, lambda x, d=d: free(comm.mix, x, ring, AXIS, 0, d))(
+            jnp.asarray(X)
+        )
+        for d in (True, False)
+    )
+
+    def drift(x):
+        return np.abs(np.asarray(x, np.float64).mean(axis=0)).max()
+
+    assert drift(apart) < 1e-7
+    assert drift(X - mixed) > 1e-5
+
+
 def test_mix_keeps_structure_and_dtype(workers):
     x = tree()
     mixed = on_all(workers, lambda t: free(comm.mix, t, GRAPHS["star"], AXIS))(x)
