@@ -10,13 +10,16 @@ import numpy as np
 import optax
 
 import jaxsp
-from jaxsp import compressors, methods, topology, transforms
+from jaxsp import compressors, methods, theory, topology, transforms
 from jaxsp.gan import losses, md_gan, models
 from jaxsp.gan import step as gan_step
 
 __all__ = ["GANS", "METHODS", "counted", "lower", "trainer"]
 
 _RATE, _REFRESH, _EVERY = 0.01, 0.5, 2  # coins and local steps: both kinds in few steps
+_DUAL = transforms.AcceleratedDualSteps(
+    *theory.optimal_time_varying(1.0, 0.5, chi=1.0)[1:]
+)
 _COUNTED = 16  # steps in which the bits are counted
 
 
@@ -118,6 +121,9 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     ),
     "optimal_decentralized, ring": lambda n, a: methods.optimal_decentralized(
         _RATE, topology.ring(n), 1.0, 0.5, axis_name=a
+    ),
+    "optimal_time_varying, one-peer": lambda n, a: methods.optimal_time_varying(
+        _RATE, topology.one_peer_exponential(n), _DUAL, 3, axis_name=a
     ),
     "vr_optimal_decentralized, ring": lambda n, a: methods.vr_optimal_decentralized(
         _RATE,

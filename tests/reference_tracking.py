@@ -69,6 +69,40 @@ def optimal_decentralized(
     return tuple(np.stack(p) for p in zip(*points, strict=True))
 
 
+def optimal_time_varying(z0, F, gossip, lr, constants):
+    """Optimal decentralized VI over graphs that change: two vectors an exchange.
+
+      δ = F(z^k) + α (F(z^k) - F(z^{k-1}))
+      z^{k+1} = z^k - η_z (δ - ν z^k - y^k - α (y^k - y^{k-1}))
+      y_c = τ y^k + (1 - τ) y_f;   x_c = τ x^k + (1 - τ) x_f
+      Δ_y = (y_c + x_c)/ν + z^{k+1} + γ (y^k + x^k + ν z^k)
+      Δ_x = (y_c + x_c)/ν + β (x^k + F(z^{k+1}))
+      y^{k+1} = y^k - η_y Δ_y
+      x^{k+1} = x^k - G_k (η_x Δ_x + m);   m ← ρ (η_x Δ_x + m - G_k (η_x Δ_x + m))
+      y_f ← y_c + τ (y^{k+1} - y^k);   x_f ← x_c - θ G_k (y_c + x_c)
+
+    `gossip[k]` is G_k = I - W_k, W_k doubly stochastic; their number is the number of
+    iterations. `constants` are η_y, η_x, θ, α, τ, ν, γ, β, ρ in this order. Start:
+    z^{-1} = z^0, and x, y, m, y_f, x_f are zero. Returns z, x and y.
+    """
+    eta_y, eta_x, theta, alpha, tau, nu, gamma, beta, rho = constants
+    z = old_z = np.array(z0, float)
+    y = old_y = y_f = x = x_f = m = np.zeros_like(z)
+    points = [(z, x, y)]
+    for k, G in enumerate(gossip):
+        delta = F(z) + alpha * (F(z) - F(old_z))
+        delta = delta - nu * z - y - alpha * (y - old_y)
+        old_z, z = z, z - rate(lr, k) * delta
+        y_c, x_c = tau * y + (1 - tau) * y_f, tau * x + (1 - tau) * x_f
+        pull = (y_c + x_c) / nu
+        wanted = eta_x * (pull + beta * (x + F(z))) + m
+        old_y, y = y, y - eta_y * (pull + z + gamma * (y + x + nu * old_z))
+        x, m = x - G @ wanted, rho * (wanted - G @ wanted)
+        y_f, x_f = y_c + tau * (y - old_y), x_c - theta * G @ (y_c + x_c)
+        points.append((z, x, y))
+    return tuple(np.stack(p) for p in zip(*points, strict=True))
+
+
 # Gradient tracking: the rows of S follow the mean of F, whose mean they keep exactly.
 # All start at S_{-1} = F(Z_{-1}) = 0: the mean of S_k is that of F(Z_k) from k = 0 on.
 

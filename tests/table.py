@@ -5,6 +5,7 @@ and which loop of `reference` computes the same. What is not in this table is no
 for the protocol, so a test compares it with the public names.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import reference_compressed as loops
 import reference_tracking as tracking
 
 import jaxsp
-from jaxsp import aggregators, compressors, methods, topology, transforms
+from jaxsp import aggregators, compressors, methods, theory, topology, transforms
 
 AXIS = jaxsp.Workers(1, jax.local_devices()[:1]).axis_name
 KEY = jax.random.key(7)
@@ -67,6 +68,20 @@ def optimal_decentralized(z0, F, W, lr, steps, **finite_sums):
     return tracking.optimal_decentralized(
         z0, F, G, lr, 1.0, 0.5, 1.0, steps, **finite_sums
     )[0]
+
+
+# Of `optimal_time_varying`, whose rows take the members one by one.
+DUAL = transforms.AcceleratedDualSteps(*theory.optimal_time_varying(2.0, 0.2, 3.0)[1:])
+
+
+def optimal_time_varying(z0, F, matrices, lr, steps, rounds=1):
+    """The reference over matrices in turn, so many rounds in an iteration."""
+    eye = np.eye(len(z0))
+    gossip = []
+    for k in range(steps):
+        taken = (matrices[(k * rounds + h) % len(matrices)] for h in range(rounds))
+        gossip.append(eye - functools.reduce(lambda product, W: W @ product, taken))
+    return tracking.optimal_time_varying(z0, F, gossip, lr, DUAL)[0]
 
 
 def qoda(z0, F, lr, steps):
@@ -195,6 +210,23 @@ METHODS = [
         ),
         lambda z0, F, W, lr, n: optimal_decentralized(
             z0, F, W, lr, n, blend=0.3, coins=coins(0.3, n), sampled=lambda c, Z: F(Z)
+        ),
+    ),
+    Row(
+        "optimal_time_varying",
+        lambda t, lr, axis=AXIS: methods.optimal_time_varying(
+            lr, t, DUAL, axis_name=axis
+        ),
+        lambda z0, F, W, lr, n: optimal_time_varying(z0, F, [W], lr, n),
+        covers=("accelerated_dual_gossip",),
+    ),
+    Row(
+        "optimal_time_varying_one_peer",
+        lambda t, lr, axis=AXIS: methods.optimal_time_varying(
+            lr, topology.one_peer_exponential(t.size), DUAL, 2, axis_name=axis
+        ),
+        lambda z0, F, W, lr, n: optimal_time_varying(
+            z0, F, topology.one_peer_exponential(len(W)).matrices, lr, n, 2
         ),
     ),
     Row(

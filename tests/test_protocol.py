@@ -281,6 +281,18 @@ INJECTED = {
         dual_learning_rate=1.0,
         feedback=0.5,
     ),
+    "optimal_time_varying": dict(
+        factory=methods.optimal_time_varying,
+        static=("rounds",),
+        topology=ring(),
+        steps=table.DUAL,
+    ),
+    "accelerated_dual_gossip": dict(
+        factory=transforms.accelerated_dual_gossip,
+        static=("rounds",),
+        topology=ring(),
+        steps=table.DUAL,
+    ),
     "vr_optimal_decentralized": dict(
         factory=methods.vr_optimal_decentralized,
         topology=ring(),

@@ -176,6 +176,8 @@ BAD = [
     (lambda: theory.three_pillars([1, 1], 0.1, 0.0), "delta must be above 0 without"),
     (lambda: theory.optimal_decentralized(1.0, 2.0, 4.0), "mu must be between 0 and"),
     (lambda: theory.optimal_decentralized(1.0, 0.1, 0.5), "chi must be at least 1"),
+    (lambda: theory.optimal_time_varying(1.0, 0.0, 4.0), "mu must be above 0, at most"),
+    (lambda: theory.optimal_time_varying(1.0, 0.1, 0.5), "chi must be at least 1"),
 ]
 
 
@@ -205,3 +207,11 @@ def test_steps_of_the_optimal_decentralized_method_by_hand():
     np.testing.assert_allclose(found, (1 / 4, 2.0, 3 / 8, 1.0), rtol=1e-14)
     found = theory.optimal_decentralized(2.0, 0.5, chi=36.0)  # s = √(36/4) = 3
     np.testing.assert_allclose(found, (1 / 12, 6.0, 1 / 8, 1.0), rtol=1e-14)
+
+
+def test_steps_for_changing_graphs_by_hand():
+    found = theory.optimal_time_varying([1.0, 2.0], 0.5, chi=16.0)
+    expected = (0.235, 1.36, 1 / 320, 1.0, 0.15, 0.0025, 0.015, 0.07 / 1.36, 57.6)
+    np.testing.assert_allclose(found, (*expected, 1 - 1 / 320), rtol=1e-14)
+    found = theory.optimal_time_varying(1.0, 0.5, chi=400.0)  # η_y = 3.4
+    np.testing.assert_allclose(found.learning_rate, 1 / 3.4, rtol=1e-14)

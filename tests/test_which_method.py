@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxsp
-from jaxsp import compressors, methods, topology, transforms
+from jaxsp import compressors, methods, theory, topology, transforms
 from jaxsp.gan import fl_gan
 from jaxsp.gan.train.methods import METHODS
 
@@ -18,6 +18,9 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "which-method.md"
 WORKERS, SIZE, EVERY = 8, 12_800, 10
 KEY = jax.random.key(0)
 RING = topology.ring(WORKERS)
+DUAL = transforms.AcceleratedDualSteps(
+    *theory.optimal_time_varying(1.0, 0.5, RING.chi)[1:]
+)
 
 
 def four_bits(axis):
@@ -83,6 +86,9 @@ BUILD = {
     "three_pillars": lambda a, p: methods.three_pillars(0.1, permuted(a), p, 4, 0.1),
     "optimal_decentralized": lambda a, p: methods.optimal_decentralized(
         0.1, RING, 1.0, 0.5, axis_name=a
+    ),
+    "optimal_time_varying": lambda a, p: methods.optimal_time_varying(
+        0.1, RING, DUAL, axis_name=a
     ),
     "vr_optimal_decentralized": lambda a, p: methods.vr_optimal_decentralized(
         0.1, RING, 1.0, 0.5, transforms.Refresh(p, KEY), axis_name=a

@@ -127,6 +127,9 @@ UNBIASED = jaxsp.channel(AXIS, compressors.rand_k(0.5), key=KEY)
 UNMADE = jaxsp.channel(AXIS, key=KEY)
 CONTRACTIVE = jaxsp.channel(AXIS, compressors.top_k(0.5), key=KEY)
 SIGN = compressors.sign()
+DUAL = jaxsp.transforms.AcceleratedDualSteps(
+    *jaxsp.theory.optimal_time_varying(1.0, 0.5, 2.0)[1:]
+)
 REFRESH = jaxsp.transforms.Refresh(0.5, KEY)
 
 
@@ -408,6 +411,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "delta": ("nonnegative", 0.5),
     },
     "theory.optimal_decentralized": {"mu": ("decay", 0.5), "chi": ("one to", 4.0)},
+    "theory.optimal_time_varying": {"mu": ("decay", 0.5), "chi": ("one to", 4.0)},
     "theory.three_pillars": {"mu": ("decay", 0.5), "delta": ("nonnegative", 0.5)},
     "topology.Topology": {
         "self_weights": ("instance", RING.self_weights),
@@ -421,6 +425,13 @@ OTHERS: dict[str, dict[str, Any]] = {
             "optimistic_snapshot",
             "server_steps",
             "snapshot_extragradient",
+        )
+    },
+    **{
+        path: {"steps": ("instance", DUAL)}
+        for path in (
+            "methods.optimal_time_varying",
+            "transforms.accelerated_dual_gossip",
         )
     },
     "transforms.primal_dual_gossip": {

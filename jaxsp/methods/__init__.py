@@ -29,6 +29,7 @@ from jaxsp.methods.local import fedgda_gt, proxskip_vip
 from jaxsp.methods.masha import masha1, masha2, pp_masha1, vr_masha1, vr_masha2
 from jaxsp.methods.optimal_decentralized import (
     optimal_decentralized,
+    optimal_time_varying,
     vr_optimal_decentralized,
 )
 from jaxsp.methods.players import pearl_sgd
@@ -59,6 +60,7 @@ __all__ = [
     "masha1",
     "masha2",
     "optimal_decentralized",
+    "optimal_time_varying",
     "optimistic_masha",
     "pearl_sgd",
     "pp_masha1",

@@ -6,7 +6,11 @@ import optax
 from jaxsp import comm, transforms
 from jaxsp.topology import TimeVarying, Topology
 
-__all__ = ["optimal_decentralized", "vr_optimal_decentralized"]
+__all__ = [
+    "optimal_decentralized",
+    "optimal_time_varying",
+    "vr_optimal_decentralized",
+]
 
 
 def optimal_decentralized(
@@ -82,6 +86,94 @@ def optimal_decentralized(
         learning_rate, dual_learning_rate, feedback, momentum
     )
     return transforms.primal_dual_gossip(topology, steps, axis_name=axis_name)
+
+
+def optimal_time_varying(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology | TimeVarying,
+    steps: transforms.AcceleratedDualSteps,
+    rounds: int = 1,
+    *,
+    axis_name: comm.AxisName,
+    key: chex.PRNGKey | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Optimal decentralized method for graphs that change from step to step.
+
+    Optimistic descent with a dual variable for consensus, as `optimal_decentralized`,
+    but that one is accelerated and keeps what a graph did not spread for the next one;
+    the formula is at `jaxsp.transforms.accelerated_dual_gossip`. The graphs need not be
+    symmetric. No bias where workers differ. One oracle call an iteration, and `rounds`
+    exchanges with the neighbours of two vectors in the same messages; `operator_fn` is
+    ignored.
+
+    Worth it where a sequence is hard; often it is not. Exchanges to 1e-8 on games of
+    L/μ = 10 and 16 unlike workers (near paths: 8), the worst of five seeds, in float64
+    and with the steps of `jaxsp.theory`, against `optimal_decentralized` with half of
+    its θ, which sends half as much in each, and `tracked_optimistic` at the best of
+    three steps:
+
+    ===========================  =====  =====================  =======
+    graphs in turn               here   optimal_decentralized  tracked
+    ===========================  =====  =====================  =======
+    random rings                 980    470                    480
+    random, connected            440    240                    280
+    two stars                    1,170  2,030                  1,130
+    stars, every worker once     1,600  never (1,900 at η/4)   1,150
+    two paths, two ends swapped  1,240  3,430                  1,800
+    ===========================  =====  =====================  =======
+
+    Extragradient with up to 32 rounds had not arrived after 10,000. In float32 the
+    distance ends between 1e-6 and 1e-5.
+
+    Args:
+      learning_rate: $\eta$, a number or a schedule of the iteration.
+      topology: the mixing matrices, from `jaxsp.topology`.
+      steps: the other constants, such as `jaxsp.theory.optimal_time_varying` has them.
+      rounds: $H$, exchanges in each iteration, each by the next member of the topology.
+        Where single graphs are not connected: as many as make their union so.
+      axis_name: the worker axis, `Workers.axis_name`.
+      key: the shared key that a random topology is drawn from, and only that needs it.
+
+    Returns:
+      The method; `update` needs `params`.
+
+    Raises:
+      ValueError: for a bad argument.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsp, optax
+      >>> problem = jaxsp.problems.quadratic(
+      ...     8, 3, L=1.0, mu=0.3, heterogeneity=1.0, seed=0
+      ... )
+      >>> workers, n = jaxsp.Workers(8), 8
+      >>> stars = jaxsp.topology.from_sequence([
+      ...     jaxsp.topology.star(n), jaxsp.topology.star(n).to_matrix()[::-1, ::-1]
+      ... ])  # the first worker in the middle, then the last one
+      >>> chi = 1 / (1 - max(w.lambda2 for w in stars.members) ** 2)
+      >>> step = jaxsp.theory.optimal_time_varying(problem.L, 0.3, chi)
+      >>> dual = jaxsp.transforms.AcceleratedDualSteps(*step[1:])
+      >>> tx = jaxsp.methods.optimal_time_varying(
+      ...     step.learning_rate, stars, dual, axis_name=workers.axis_name
+      ... )
+      >>> def run(data):
+      ...   def step(carry, _):
+      ...     z, state = carry
+      ...     updates, state = tx.update(problem.operator(z, data), state, z)
+      ...     return (optax.apply_updates(z, updates), state), None
+      ...   z = jax.tree.map(jnp.zeros_like, problem.z_star)
+      ...   return jax.lax.scan(step, (z, tx.init(z)), length=600)[0][0]
+      >>> z = jax.jit(workers.map(run))(problem.data)
+      >>> one = jax.tree.map(lambda x: x[5], z)  # of any worker
+      >>> bool(jaxsp.metrics.distance(one, problem.z_star) < 1e-4)
+      True
+
+    References:
+      As `optimal_decentralized` (Algorithm 2, the listing as in public code).
+    """
+    return transforms.accelerated_dual_gossip(
+        learning_rate, topology, steps, rounds, axis_name=axis_name, key=key
+    )
 
 
 def vr_optimal_decentralized(

@@ -21,7 +21,12 @@ References:
   guarantees*, NeurIPS 2022, arXiv 2110.03313.
 """
 
-from jaxsp.theory.decentralized import DecentralizedStep, optimal_decentralized
+from jaxsp.theory.decentralized import (
+    DecentralizedStep,
+    TimeVaryingStep,
+    optimal_decentralized,
+    optimal_time_varying,
+)
 from jaxsp.theory.masha import StepSize, extra_step, masha1, masha2, pp_masha1
 from jaxsp.theory.similarity import (
     OptimisticStep,
@@ -35,10 +40,12 @@ __all__ = [
     "OptimisticStep",
     "ServerStep",
     "StepSize",
+    "TimeVaryingStep",
     "extra_step",
     "masha1",
     "masha2",
     "optimal_decentralized",
+    "optimal_time_varying",
     "optimistic_masha",
     "pp_masha1",
     "three_pillars",

@@ -1,6 +1,11 @@
 """Building blocks of the methods: optax transformations, one a file."""
 
 from jaxsp.comm.refresh import Refresh
+from jaxsp.transforms.accelerated_dual_gossip import (
+    AcceleratedDualGossipState,
+    AcceleratedDualSteps,
+    accelerated_dual_gossip,
+)
 from jaxsp.transforms.alternating import AlternatingState, alternating
 from jaxsp.transforms.alternating_extragradient import (
     AlternatingExtragradientState,
@@ -65,6 +70,8 @@ from jaxsp.transforms.sync_players import SyncPlayersState, sync_players
 from jaxsp.transforms.two_step_feedback import TwoStepFeedbackState, two_step_feedback
 
 __all__ = [
+    "AcceleratedDualGossipState",
+    "AcceleratedDualSteps",
     "AlternatingExtragradientState",
     "AlternatingState",
     "ApplyIfAllFiniteState",
@@ -94,6 +101,7 @@ __all__ = [
     "SyncPlayersState",
     "SyncState",
     "TwoStepFeedbackState",
+    "accelerated_dual_gossip",
     "alternating",
     "alternating_extragradient",
     "apply_if_all_finite",

@@ -27,7 +27,7 @@ def start(n=N, d=D):
 @pytest.mark.parametrize("graph", ["ring", "star", "erdos_renyi", "asymmetric"])
 @pytest.mark.parametrize("row", table.METHODS, ids=lambda row: row.name)
 def test_trajectory_equals_numpy(x64, row, graph, mode):
-    by_graph = ("decentralized", "dposg", "dp_", "tracked")
+    by_graph = ("decentralized", "dposg", "dp_", "tracked", "optimal_time")
     uses_graph = row.name.startswith(by_graph)
     symmetric = "optimal_decentralized" in row.name
     if not (uses_graph or symmetric) and graph != "ring":

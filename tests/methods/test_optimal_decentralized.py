@@ -261,3 +261,78 @@ def test_finite_sums_ask_for_the_second_minibatch():
     z = jnp.ones((1, 4))
     with pytest.raises(ValueError, match="dual_operator_fn is required"):
         virtual(1).map(lambda z: tx.update(z, tx.init(z), z, operator_fn=jnp.tanh))(z)
+
+
+# ---------------------------------------------------------- graphs that change
+
+
+def stars():
+    """The first worker in the middle, then the last one."""
+    star = topology.star(N)
+    return topology.from_sequence([star, star.to_matrix()[::-1, ::-1]])
+
+
+def time_varying(graphs, chi, exchanges=1, **other):
+    step = theory.optimal_time_varying(1.0, 0.1, chi)._replace(**other)
+    dual = transforms.AcceleratedDualSteps(*step[1:])
+    return methods.optimal_time_varying(
+        step.learning_rate, graphs, dual, exchanges, axis_name=AXIS
+    )
+
+
+def worst(graphs):
+    return 1 / (1 - max(w.lambda2 for w in graphs.members) ** 2)
+
+
+def test_no_bias_where_another_worker_is_in_the_middle_each_time(x64):
+    """DPOSG keeps one, and the steps for a fixed graph diverge."""
+    problem, graphs = unlike(N, 0.1), stars()
+    tx = time_varying(graphs, worst(graphs))
+    assert rounds(tx, problem, N) < 1800
+    assert last(tx, problem, N, 3000) < 1e-13
+    assert last(methods.dposg(0.1, graphs, axis_name=AXIS), problem, N, 2000) > 0.1
+    fixed = theory.optimal_decentralized(1.0, 0.1, graphs.chi)
+    assert rounds(optimal(fixed, graphs), problem, N) == np.inf
+
+
+def test_directed_graphs_of_which_none_is_connected(x64):
+    """Three rounds of one peer each are an exact mean; one of them is not enough."""
+    problem, graphs = unlike(N, 0.1), topology.one_peer_exponential(N)
+    assert max(w.lambda2 for w in graphs.members) == 1
+    assert rounds(time_varying(graphs, 1.0, 3), problem, N) < 1500
+    alone = topology.from_matrix(graphs.to_matrix(2))
+    assert rounds(time_varying(alone, 4.0), problem, N) == np.inf
+
+
+def test_rounding_adds_up_without_forgetting():
+    """In float32: with the paper's memory the mean of what waits grows for ever."""
+    problem, graphs = unlike(N, 0.1), stars()
+    chi = worst(graphs)
+    assert last(time_varying(graphs, chi), problem, N) < 5e-6
+    assert last(time_varying(graphs, chi, memory=1.0), problem, N) > 2e-5
+
+
+def test_two_vectors_in_one_message():
+    params = jnp.zeros((N, 1000), jnp.float32)
+
+    def build(axis):
+        return methods.optimal_time_varying(
+            0.1, topology.ring(N), table.DUAL, axis_name=axis
+        )
+
+    text = wired(build, params)
+    assert test_modes.collectives(text) == [("collective-permute", 8000)] * 2
+    workers = virtual(N)
+    tx = build(workers.axis_name)
+    state = workers.map(tx.init)(params)
+    for k in range(1, 4):
+        _, state = workers.map(lambda s, z: tx.update(z, s, z))(state, params)
+        sent = jaxsp.metrics.bits_sent(state)
+        assert set(np.asarray(sent.up)) == {2 * 64_000 * k}
+
+
+def test_constants_out_of_range():
+    for name, value in (("momentum", -1.0), ("blend", 1.5), ("feedback", 0.0)):
+        steps = table.DUAL._replace(**{name: value})
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            methods.optimal_time_varying(0.1, topology.ring(N), steps, axis_name=AXIS)
