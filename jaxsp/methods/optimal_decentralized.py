@@ -107,7 +107,7 @@ def optimal_time_varying(
     ignored.
 
     Worth it where a sequence is hard; often it is not. Exchanges to 1e-8 on games of
-    L/μ = 10 and 16 unlike workers (near paths: 8), the worst of five seeds, in float64
+    L/μ = 10 and 16 unlike workers (two paths: 8), the worst of five seeds, in float64
     and with the steps of `jaxsp.theory`, against `optimal_decentralized` with half of
     its θ, which sends half as much in each, and `tracked_optimistic` at the best of
     three steps:
