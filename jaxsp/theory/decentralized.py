@@ -119,8 +119,8 @@ def optimal_time_varying(L: npt.ArrayLike, mu: float, chi: float) -> TimeVarying
     with $L$ the largest $L_m$. Our constants, found by runs on alternating and random
     rings, stars, paths and random graphs of 5 to 16 workers, $L/\mu$ from 2 to 33, with
     $\chi$ up to 40: they reached $10^{-8}$ within 4 to 30 times
-    $(L/\mu) \log(1/\varepsilon)$ iterations, of the hardest of these with $L/\mu = 2$ up
-    to 60; nothing is promised. The paper's, as
+    $(L/\mu) \log(1/\varepsilon)$ iterations, with $L/\mu = 2$ on the hardest of these
+    within 60 times; nothing is promised. The paper's, as
     public code has them, are $\theta = \alpha = 1/2$, $\nu = \mu/4$,
     $\tau = \mu/(32 L \chi)$, $\gamma = \mu/(16 L^2)$, $\beta = 5\gamma$ and steps to
     match, with which theory bounds the iterations by
