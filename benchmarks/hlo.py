@@ -21,7 +21,7 @@ from typing import NamedTuple
 __all__ = ["Collective", "Instruction", "Program", "read"]
 
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
-_COLLECTIVES = (
+COLLECTIVES = (
     "all-reduce",
     "all-gather",
     "all-to-all",
@@ -60,12 +60,12 @@ class Instruction(NamedTuple):
     @property
     def size(self) -> int:
         """The bytes of the result, of a tuple those of all parts."""
-        return _size(self.shape)
+        return size(self.shape)
 
     @property
     def called(self) -> list[str]:
         """The computations that it runs; not those of a reduction's addition."""
-        if self.op.startswith((*_COLLECTIVES, "reduce", "scatter", "sort", "select")):
+        if self.op.startswith((*COLLECTIVES, "reduce", "scatter", "sort", "select")):
             return []
         texts = _CALLS.findall(self.rest)
         return [name.strip(" %") for text in texts for name in text.split(",")]
@@ -116,29 +116,13 @@ class Program:
             collective = _collective_op(block[i]) and not block[i].op.endswith("-done")
             return self._collective(block, i).sent if collective else 0
 
-        return self._total(bytes_sent, self.entry, inside_fusions=True)
+        return self.total(bytes_sent, self.entry, inside_fusions=True)
 
     def kernels(self) -> int:
         """How many instructions launch something, at most; collectives apart."""
-        return self._total(lambda block, i: _runs(block[i]), self.entry)[1]
+        return self.total(lambda block, i: runs(block[i]), self.entry)[1]
 
-    def touched(self) -> int:
-        """The bytes of operands and results of all kernels and collectives, at most."""
-
-        def bytes_touched(block, i):
-            line, collective = block[i], _collective_op(block[i])
-            if not (collective or _runs(line)):
-                return 0
-            sizes = {x.name: x.size for x in block}
-            read = sum(sizes.get(name, 0) for name in line.operands)
-            read = 0 if collective and line.op.endswith("-done") else read
-            return read + (
-                0 if collective and line.op.endswith("-start") else line.size
-            )
-
-        return self._total(bytes_touched, self.entry)[1]
-
-    def _total(self, of, name, inside_fusions=False):
+    def total(self, of, name, inside_fusions=False):
         """The sum of `of(block, i)` over what runs: over the least and the most."""
         least = most = 0
         block = self.computations[name]
@@ -148,7 +132,7 @@ class Program:
             if not (inside_fusions or line.op in _AROUND):
                 continue
             inner = [
-                self._total(of, c, inside_fusions)
+                self.total(of, c, inside_fusions)
                 for c in line.called
                 if c in self.computations
             ]
@@ -156,11 +140,25 @@ class Program:
                 least += min(a for a, _ in inner)
                 most += max(b for _, b in inner)
             else:
-                found = re.search(r'known_trip_count":?\{"n":"(\d+)"', line.rest)
-                times = int(found[1]) if found and line.op == "while" else 1
+                times = self._times(line) if line.op == "while" else 1
                 least += times * sum(a for a, _ in inner)
                 most += times * sum(b for _, b in inner)
         return least, most
+
+    def _times(self, loop):
+        """How often a loop runs, which counts from 0; once if nobody knows."""
+        found = re.search(r'known_trip_count":?\{"n":"(\d+)"', loop.rest)
+        test = re.search(r"condition=%([\w.\-]+)", loop.rest)
+        if found or not test:
+            return int(found[1]) if found else 1
+        block = self.computations[test[1]]
+        constants = {
+            x.name: x.rest[1:].partition(")")[0] for x in block if x.op == "constant"
+        }
+        counter, limit = (*block[-1].operands, "", "")[:2]
+        below = block[-1].op == "compare" and "direction=LT" in block[-1].rest
+        known = below and counter not in constants and limit in constants
+        return int(constants[limit]) if known else 1
 
     def _join(self, block):
         """Make one collective of a chain of them, and keep what is between its ends.
@@ -199,7 +197,7 @@ class Program:
         line, shapes = block[at], {x.name: x.shape for x in block}
         op = _collective_op(line)
         moved = [shapes[name] for name in line.operands if name in shapes]
-        bytes_moved = sum(map(_size, moved))
+        bytes_moved = sum(map(size, moved))
         members = _members(line.rest)
         if op == "collective-permute":
             sent = bytes_moved * _fan_out(line.rest)
@@ -216,7 +214,7 @@ class Program:
             shape=" ".join(re.sub(r"\{.*?\}(?=[,) ]|$)", "", shape) for shape in moved),
             sent=sent,
             asynchronous=between is not None,
-            between=sum(_runs(x) or x.op in _AROUND for x in between or ()),
+            between=sum(runs(x) or x.op in _AROUND for x in between or ()),
             products=sum(map(self._multiplies, between or ())),
         )
 
@@ -268,7 +266,9 @@ def _instruction(line):
     text = text[len(op) :]
     end = _closing(text)
     operands = tuple(re.findall(r"%([\w.\-]+)", text[:end]))
-    return Instruction(name, op, shape, operands, text[end:])
+    # What stands in the brackets of these is no operand.
+    rest = text if op in ("constant", "parameter") else text[end:]
+    return Instruction(name, op, shape, operands, rest)
 
 
 def _closing(text):
@@ -281,7 +281,7 @@ def _closing(text):
     raise ValueError(f"text must close its brackets, got {text[:60]!r}.")
 
 
-def _size(shape):
+def size(shape):
     bits = 0
     for kind, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]", shape):
         width = _BITS.get(kind)
@@ -295,7 +295,7 @@ def _size(shape):
 
 def _collective_op(line):
     op = re.sub(r"-(start|done)$", "", line.op)
-    return op if op in _COLLECTIVES else ""
+    return op if op in COLLECTIVES else ""
 
 
 def _members(rest):
@@ -324,7 +324,7 @@ def _until_done(block, at):
         yield line
 
 
-def _runs(line):
+def runs(line):
     return not (
         line.op in _FREE | _AROUND
         or line.op.endswith("-done")

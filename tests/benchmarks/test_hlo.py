@@ -100,6 +100,49 @@ ENTRY %main (x: u8[1,60], y: bf16[4,4]) -> u8[8,60] {
   ROOT %f.3 = u8[8,60]{1,0} fusion(%x), kind=kCustom, calls=%finish
 }
 """
+LITTLE = """
+HloModule jit_step
+
+%picked (p: f32[1000], i: s32[10]) -> f32[10] {
+  %p = f32[1000]{0} parameter(0)
+  %i = s32[10]{0} parameter(1)
+  %n = f32[1000]{0} negate(%p)
+  ROOT %g = f32[10]{0} gather(%n, %i), slice_sizes={1}
+}
+
+%placed (q: f32[1000], j: s32[10], v: f32[10]) -> f32[1000] {
+  %j = s32[10]{0} parameter(1)
+  %q = f32[1000]{0} parameter(0)
+  %v = f32[10]{0} parameter(2)
+  ROOT %s = f32[1000]{0} scatter(%q, %j, %v), to_apply=%sum
+}
+
+%body (a: (s32[], f32[1000], s32[10])) -> (s32[], f32[1000], s32[10]) {
+  %a = (s32[], f32[1000]{0}, s32[10]{0}) parameter(0)
+  %k = s32[] get-tuple-element(%a), index=0
+  %x = f32[1000]{0} get-tuple-element(%a), index=1
+  %at = s32[10]{0} get-tuple-element(%a), index=2
+  %some = f32[10]{0} fusion(%x, %at), kind=kLoop, calls=%picked
+  %all = f32[1000]{0} fusion(%x, %at, %some), kind=kInput, calls=%placed
+  ROOT %b = (s32[], f32[1000]{0}, s32[10]{0}) tuple(%k, %all, %at)
+}
+
+%test (c: (s32[], f32[1000], s32[10])) -> pred[] {
+  %c = (s32[], f32[1000]{0}, s32[10]{0}) parameter(0)
+  %turn = s32[] get-tuple-element(%c), index=0
+  %seven = s32[] constant(7), metadata={op_name="n"}
+  ROOT %lt = pred[] compare(%turn, %seven), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[1000], s32[10]), y: u32[10,32]) -> u32[10,32] {
+  %x.1 = (s32[], f32[1000]{0}, s32[10]{0}) parameter(0)
+  %y = u32[10,32]{1,0} parameter(1)
+  %w = (s32[], f32[1000]{0}, s32[10]{0}) while(%x.1), condition=%test, body=%body
+  %part = u32[1,32]{1,0} slice(%y), slice={[0:1], [0:32]}
+  %start = ((u32[10,32]{1,0}), u32[5,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%y)
+  ROOT %z = u32[10,32]{1,0:T(8,128)S(1)} copy(%y)
+}
+"""
 
 
 @pytest.fixture
@@ -108,22 +151,37 @@ def read(monkeypatch):
     return importlib.import_module("hlo").read
 
 
-def test_a_permute_goes_on_beside_what_stands_between_its_ends(read):
+@pytest.fixture
+def touched(read):
+    memory = importlib.import_module("hlo_memory")
+    return lambda text: memory.touched(read(text))
+
+
+def test_a_permute_goes_on_beside_what_stands_between_its_ends(read, touched):
     program = read(PERMUTES)
     (permute,) = program.collectives()
     assert permute == ("collective-permute", "f32[1000]", 8000, True, 2, 1)
     assert program.sent() == (8000, 8000)  # worker 0 sends to two
     assert program.kernels() == 3
-    assert program.touched() == (80 + 400) + (80 + 80) + (80 + 400) + 2 * 4000
+    main = (80 + 400) + (80 + 80) + (80 + 400) + 4000
+    assert touched(PERMUTES) == (main, 4096)  # read in a full tile
 
 
-def test_branches_have_a_range_and_loops_their_number_of_times(read):
+def test_branches_have_a_range_and_loops_their_number_of_times(read, touched):
     program = read(BRANCHES)
     swapped, reduced = 3 * 40 * 7 // 8, 2 * 320 * 7 // 8
     assert program.sent() == (swapped, swapped + reduced)
     assert {c.op for c in program.collectives()} == {"all-to-all", "all-reduce"}
     assert not any(c.asynchronous for c in program.collectives())
-    assert program.touched() == 3 * 2 * 40 + 2 * 320  # of the branch that does more
+    assert (
+        touched(BRANCHES).main == 3 * 2 * 40 + 2 * 320
+    )  # of the branch that does more
+
+
+def test_of_an_array_counts_what_a_kernel_takes_or_changes(touched):
+    turn = (40 + 40 + 40) + (40 + 40 + 40 + 40)  # picked; read, written back, from what
+    slices = (128 + 128) + 640  # a kernel's, and a copy to the fast memory
+    assert touched(LITTLE) == (7 * turn + slices + 1280, 640 + 16 * 128 * 4)
 
 
 def test_a_collective_in_several_fusions_is_one(read):
