@@ -290,23 +290,22 @@ def _sharded(vectors, remainders, channel, weights, previous, traffic):
     received, traffic = transpose(payloads, traffic, axis_name)
     left, answers = [], []  # of my block of every vector
     combined = _combined(channel, received, weights, likes)
-    for (_, down_key), like, e, average in zip(
-        keys, likes, remainders, combined, strict=True
+    for (_, down_key), (_, join), like, e, average in zip(
+        keys, cut, likes, remainders, combined, strict=True
     ):
         if down is None:
             answers.append(average)
             left.append(e)
             continue
-        filled, start = _filled(e, count), me * like.size
-        mine_of_e = jax.lax.dynamic_slice_in_dim(filled, start, like.size)
+        mine_of_e = jax.lax.dynamic_slice_in_dim(
+            _filled(e, count), me * like.size, like.size
+        )
         wanted = average + mine_of_e / count
         answer = down.compress(worker_key(down_key, axis_name), wanted)
         missed = wanted - down.decompress(answer, like)
         answers.append(answer)
-        parts = jax.lax.dynamic_update_slice_in_dim(
-            jnp.zeros_like(filled), count * missed, start, axis=0
-        )
-        left.append(parts[: e.size].reshape(e.shape))
+        is_mine = jnp.arange(count)[:, None] == me
+        left.append(join(jnp.where(is_mine, count * missed, jnp.zeros_like(missed))))
     told, traffic = gather(answers, traffic, axis_name)
     means = []
     for (_, join), like, answer in zip(cut, likes, told, strict=True):

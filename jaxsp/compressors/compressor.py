@@ -221,6 +221,28 @@ def number_kept(fraction: float, d: int) -> int:
     return max(1, round(fraction * d))
 
 
+def one_by_one(
+    places: jax.Array, values: jax.Array, like: Any, in_order: bool = False
+) -> jax.Array:
+    """Numbers added up at their places, zero elsewhere; row after row, in one order.
+
+    Args:
+      places: `[M, k]`, different ones in a row.
+      values: the numbers, of the same shape.
+      like: an array of the shape and dtype of the sum.
+      in_order: whether the places of every row increase.
+    """
+
+    def add(sums, row):
+        at, numbers = row
+        order = {"unique_indices": True, "indices_are_sorted": in_order}
+        return sums.at[at].add(numbers, **order), None
+
+    sums = jnp.zeros(math.prod(like.shape), like.dtype)
+    rows = places.astype(jnp.uint32), values
+    return jax.lax.scan(add, sums, rows)[0].reshape(like.shape)
+
+
 @functools.lru_cache(maxsize=256)
 def check_round_trip(
     compressor: Compressor, shape: tuple[int, ...], dtype: Any

@@ -26,15 +26,14 @@ def chunks(d: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in ((0, middle), (middle, d)) if b > a]
 
 
-def rows(x: jax.Array, start: int, stop: int, count: int) -> jax.Array:
-    """A part of a vector as `count` rows, filled up with zeros: `[count, m]`."""
-    size = -(-(stop - start) // count) * count
-    return filled(x[start:stop], size).reshape(count, -1)
-
-
 def filled(x: jax.Array, size: int) -> jax.Array:
     """A vector filled up with zeros."""
     return x if x.size == size else jnp.pad(x, (0, size - x.size))
+
+
+def tiles(x: jax.Array) -> jax.Array:
+    """A vector of whole tiles as such, of which a TPU reduces blocks where they lie."""
+    return x if x.size % _TILE else x.reshape(-1, 8, 128)
 
 
 def _groups(bits: int) -> tuple[int, int]:

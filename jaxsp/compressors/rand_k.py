@@ -14,6 +14,7 @@ from jaxsp.compressors.compressor import (
     compute_dtype,
     nan_unless_finite,
     number_kept,
+    one_by_one,
 )
 
 
@@ -56,10 +57,17 @@ def rand_k(fraction: float) -> Compressor:
     """
     fraction = check_fraction(fraction)
 
-    def places(seed, d):
-        return counter_rng.permutation(
-            seed, jnp.arange(number_kept(fraction, d), dtype="uint32"), d
-        )
+    def places(seeds, d):
+        """Those of one payload, or of several, a row each."""
+        turns = jnp.arange(number_kept(fraction, d), dtype=jnp.uint32)
+        turns = jnp.broadcast_to(turns, (*seeds.shape[:-1], turns.size))
+        seeds = jnp.moveaxis(seeds, -1, 0)[..., None]
+        return counter_rng.permutation(seeds, turns, d)
+
+    def numbers(payloads, like):
+        scale = math.prod(like.shape) / payloads.values.shape[-1]
+        values = payloads.values.astype(compute_dtype(like.dtype)) * scale
+        return values.astype(like.dtype)
 
     def compress(key, x):
         v = check_input(key, x).ravel()
@@ -68,15 +76,18 @@ def rand_k(fraction: float) -> Compressor:
 
     def decompress(payload, like):
         d = math.prod(like.shape)
-        scale = d / payload.values.size
-        values = payload.values.astype(compute_dtype(like.dtype)) * scale
-        values = values.astype(like.dtype)
-        zeros = jnp.zeros(d, like.dtype)
-        return zeros.at[places(payload.seed, d)].set(values).reshape(like.shape)
+        zeros, at = jnp.zeros(d, like.dtype), places(payload.seed, d)
+        full = zeros.at[at].set(numbers(payload, like), unique_indices=True)
+        return full.reshape(like.shape)
+
+    def total(payloads, weights, like):
+        at = places(payloads.seed, math.prod(like.shape))
+        return one_by_one(at, weights[:, None] * numbers(payloads, like), like)
 
     return Compressor(
         f"rand_k({fraction:g})",
         compress,
         decompress,
         q=lambda d: d / number_kept(fraction, d),
+        total=total,
     )

@@ -57,7 +57,7 @@ def sign() -> Compressor:
         v = x.ravel().astype(compute_dtype(x.dtype))
         # Divided first by a power of 2, exactly, so that the sum does not overflow.
         power = 2.0 ** v.size.bit_length()
-        scale = jnp.sum(jnp.abs(v) / power) * (power / v.size)
+        scale = jnp.sum(jnp.abs(packing.tiles(v)) / power) * (power / v.size)
         return Signs(scale, packing.pack(v, 1, lambda v, _: v < 0))
 
     def values(codes, scales, like):

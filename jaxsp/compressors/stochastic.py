@@ -157,7 +157,7 @@ def _stochastic(name, levels, scale_of, q):
         x = check_input(key, x)
         v = x.ravel().astype(compute_dtype(x.dtype))
         seed = counter_rng.seed(key)
-        scale = scale_of(v)
+        scale = scale_of(packing.tiles(v))
 
         def encode(v, places):
             y = jnp.abs(v) / _nonzero(scale) * levels  # at most `levels`

@@ -14,7 +14,10 @@ from jaxsp.compressors.compressor import (
     check_fraction,
     check_input,
     number_kept,
+    one_by_one,
 )
+
+_SQUARE = 32 * 128  # numbers whose flags, a bit each, are a row of words
 
 
 class Sparse(NamedTuple):
@@ -36,9 +39,8 @@ def top_k(fraction: float) -> Compressor:
     $\delta = d/k$. Among equal magnitudes the lower index goes first. NaN counts as
     larger than infinity.
 
-    Nothing is sorted: the $k$-th magnitude is found by bisection on its bits, with one
-    count of the larger ones for each bit, and the chosen are gathered in the order of
-    their indices.
+    Nothing is sorted: the $k$-th magnitude is found bit by bit, three with each count
+    of the larger ones, and the chosen are gathered in the order of their indices.
 
     Args:
       fraction: the share of the numbers that is sent, in (0, 1]; of $d$ numbers, $k$ is
@@ -78,11 +80,16 @@ def top_k(fraction: float) -> Compressor:
         )
         return full.reshape(like.shape)
 
+    def total(payloads, weights, like):
+        values = weights[:, None] * payloads.values.astype(like.dtype)
+        return one_by_one(payloads.indices, values, like, in_order=True)
+
     return Compressor(
         f"top_k({fraction:g})",
         compress,
         decompress,
         delta=lambda d: d / number_kept(fraction, d),
+        total=total,
     )
 
 
@@ -100,6 +107,11 @@ def _magnitudes(v):
 
 def _places(magnitudes, k):
     """The indices of the `k` largest, in increasing order."""
+    # As a TPU holds them, with zeros after the last, which are never needed.
+    squares = -(-magnitudes.size // _SQUARE)
+    group = min(15, squares)
+    size = -(-squares // group) * group * _SQUARE
+    magnitudes = packing.filled(magnitudes, size).reshape(-1, group, 32, 128)
     threshold = _threshold(magnitudes, k)
     # A bit for each number, those of 32 neighbours in one word.
     larger = _words(magnitudes > threshold)
@@ -112,53 +124,54 @@ def _places(magnitudes, k):
 
     ones = lax.population_count(word)
     ends = jnp.cumsum(ones, dtype=jnp.uint32)
-    slots = lax.iota(jnp.uint32, k)
-    at = jnp.searchsorted(ends, slots, side="right").astype(jnp.uint32)
-    return at * np.uint32(32) + _nth_one(word[at], slots - (ends[at] - ones[at]))
+    # In the word that as many as end before or at a number's turn come before.
+    ended = jnp.zeros(k, jnp.uint32).at[ends]
+    at = jnp.cumsum(ended.add(1, mode="drop", indices_are_sorted=True))
+    turn = lax.iota(jnp.uint32, k) - (ends[at] - ones[at])
+    return at * np.uint32(32) + _nth_one(word[at], turn)
 
 
 def _threshold(magnitudes, k):
-    """The `k`-th largest, or if it is quicker, another number that is as good.
+    """The `k`-th largest, of which every step finds three bits.
 
-    At least `k` are as large as `low`, and fewer as large as `high`; where it is
-    exactly `k` the search is over.
+    At least `k` are as large as `low`, and fewer as large as `low` and what the bits
+    still to be found are together.
     """
-    bits = 8 * magnitudes.dtype.itemsize
-    word = magnitudes.dtype.type
+    word, bits = magnitudes.dtype.type, 8 * magnitudes.dtype.itemsize - 1
+    steps = -(-bits // 3)
 
-    def step(carry):
-        low, high, _ = carry
-        middle = low + (high - low) // word(2)
-        count = _count(magnitudes, middle)
-        enough = count >= k
-        low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-        return low, high, jnp.where(enough, count, carry[2])
+    def step(i, low):
+        shift = (3 * (steps - 1 - i)).astype(word)
+        enough = _counts(magnitudes, low, shift) >= k
+        return low + (jnp.sum(enough).astype(word) << shift)
 
-    start = (word(0), word(2 ** (bits - 1)), np.uint32(magnitudes.size))
-    low, _, _ = lax.while_loop(
-        lambda carry: (carry[1] - carry[0] > 1) & (carry[2] > k),
-        step,
-        jax.tree.map(jnp.asarray, start),
-    )
-    return low
+    return lax.fori_loop(0, steps, step, word(0))
 
 
-def _count(magnitudes, threshold):
-    """How many are at least as large as a threshold above zero."""
-    total = np.uint32(0)
-    for start, stop in packing.chunks(magnitudes.size):
-        part = packing.rows(magnitudes, start, stop, 32)
-        # Down the rows first, in bytes, so that the compiler vectorizes it.
-        columns = jnp.sum((part >= threshold).astype(jnp.uint8), 0, dtype=jnp.uint8)
-        total = total + jnp.sum(columns, dtype=jnp.uint32)
-    return total
+def _counts(magnitudes, low, shift):
+    """How many are at least `low + (j << shift)`, for j from 1 to 7."""
+    digit = jnp.minimum((jnp.maximum(magnitudes, low) - low) >> shift, 7)
+    # Eight counts in a word, of up to 15 in four bits each.
+    ones = np.uint32(1) << 4 * digit.astype(jnp.uint32)
+    counts = jnp.sum(ones, axis=1, dtype=jnp.uint32).reshape(1, -1)
+    each = counts >> np.arange(4, 32, 4, dtype=np.uint32)[:, None] & np.uint32(15)
+    return jnp.cumsum(jnp.sum(each, axis=1, dtype=jnp.uint32)[::-1])[::-1]
 
 
 def _words(flags):
-    """Flags as the bits of uint32 words, the first the lowest bit of the first."""
-    flags = jnp.pad(flags, (0, -flags.size % 32)).reshape(-1, 32)
-    shifts = np.arange(32, dtype=np.uint32)[None]
-    return jnp.sum(flags.astype(jnp.uint32) << shifts, axis=1, dtype=jnp.uint32)
+    """Flags as the bits of words, the first the lowest bit of the first.
+
+    Of `[groups, squares, 32, 128]` flags, 32 neighbours are the bits of a word. Rows
+    are added up first, where they stand, and the words are then turned.
+    """
+    number = np.arange(32, dtype=np.uint32)
+    rows = flags.astype(jnp.uint32) << number[None, None, :, None]
+    columns = jnp.sum(rows, axis=2, dtype=jnp.uint32).reshape(-1, 128)
+    # Bit r of column 32 q + b is of row r: `[b, q, square]`, and `[r, b, q, square]`.
+    columns = jnp.swapaxes(columns.T.reshape(4, 32, -1), 0, 1)[None]
+    bits = columns >> number[:, None, None, None] & np.uint32(1)
+    words = jnp.sum(bits << number[None, :, None, None], axis=1, dtype=jnp.uint32)
+    return words.reshape(128, -1).T.ravel()
 
 
 def _nth_one(word, n):
