@@ -100,6 +100,38 @@ def delayed(lr, average, look_ahead=2.0):
     return optax.chain(transforms.delay(), average, ahead)
 
 
+def by_layers(build, *codecs):
+    """A method through compressors of layers: the codecs in turn, leaf by leaf."""
+
+    def method(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        turns = (codecs * len(leaves))[: len(leaves)]
+        return build(compressors.per_leaf(structure.unflatten(turns)))
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: method(params).init(params),
+        lambda updates, *rest, **extra: method(updates).update(updates, *rest, **extra),
+    )
+
+
+def in_two(method, at=2):
+    """A method that sees every vector as two layers."""
+
+    def cut(z):
+        return {
+            "first": jax.tree.map(lambda v: v[:at], z),
+            "rest": jax.tree.map(lambda v: v[at:], z),
+        }
+
+    def update(updates, state, params, **extra):
+        del extra
+        updates, state = method.update(cut(updates), state, cut(params))
+        join = lambda *parts: jnp.concatenate(parts)  # noqa: E731
+        return jax.tree.map(join, updates["first"], updates["rest"]), state
+
+    return optax.GradientTransformationExtraArgs(lambda z: method.init(cut(z)), update)
+
+
 def nesterov():
     """The outer optimizer of DiLoCo, of less momentum, with which games do not grow."""
     return optax.sgd(0.7, momentum=0.5, nesterov=True)
@@ -369,6 +401,12 @@ TRANSFORMS = [
 # what methods do with real ones is in tests/methods.
 SIGN = compressors.per_leaf(compressors.sign())
 EXACT = compressors.identity()
+NEGATED = compressors.Compressor(  # whose payload is no other's
+    "negated",
+    lambda key, x: -x,
+    lambda payload, like: -payload.astype(like.dtype),
+    q=lambda d: 1.0,
+)
 
 
 def on(axis, up, down=None, route="gather"):
@@ -445,6 +483,13 @@ COMPRESSED_METHODS = [
         lambda t, lr, axis=AXIS: methods.diana_sgda(lr, on(axis, EXACT)),
         covers=("ef21_sgda", "qsgda"),
     ),
+    Row(
+        "qoda_layers",
+        lambda t, lr, axis=AXIS: by_layers(
+            lambda layers: methods.qoda(lr, on(axis, layers)), NEGATED, EXACT
+        ),
+        rate=1.0,
+    ),
 ]
 
 COMPRESSED_TRANSFORMS = [
@@ -475,6 +520,9 @@ COMPRESSED_TRANSFORMS = [
 FOUR_BITS = compressors.scaled(compressors.quantize(4))
 RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
 PERM = compressors.perm_k()
+TWO_AND_EIGHT = compressors.per_leaf(
+    {"first": compressors.quantize(8), "rest": compressors.quantize(2)}
+)
 ONE_ROUTE = {("cp_oadam_gq", "gather"), ("ef21", "gather")}
 ONE_ROUTE |= {("optimistic", "sharded"), ("pillars", "gather")}
 ONE_ROUTE |= {("qsgda", "sharded"), ("diana", "sharded")}
@@ -519,6 +567,12 @@ LOSSY = [
         ("qsgda", 0.05, (RAND,), methods.qsgda),
         ("ef21", 0.05, (compressors.sign(),), methods.ef21_sgda),
         ("diana", 0.05, (RAND,), methods.diana_sgda),
+        (
+            "qoda_layers",
+            1.0,
+            (TWO_AND_EIGHT,),
+            lambda lr, c: in_two(methods.qoda(lr, c)),
+        ),
     ]
     for route in ("gather", "sharded")
     # Those that differ in what they compute and not in what they send have one each.

@@ -102,6 +102,7 @@ KINDS = {
     "rows": "integers",
     "tree": "none zero negative nan infinite half complex vector matrix integers raw",
     "floats": "none nan infinite half vector matrix",
+    "stack": "vector",  # of real numbers
     "rows of floats": "none vector matrix",
     "vectors": "none vector integers raw",
     "axes": "none zero",
@@ -311,6 +312,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "aggregators.centered_clipping": {"radius": ("positive", 1.0)},
     "aggregators.geometric_median": {"eps": ("positive", 1e-6)},
+    "compressors.allocate_bits": {
+        "gradients": ("stack", {"w": jnp.ones((2, 3))}),
+        "bits": ("positive", 4.0),
+        "choices": ("instance", (2, 4, 8)),
+    },
     "compressors.Compressor": {
         "name": ("name", "mine"),
         "compress": ("function", loss),
@@ -322,6 +328,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "worker": ("function", None),
         "warm": ("function", None),
         "total": ("function", None),
+        "layers": ("instance", None),
     },
     "gan.data.partition.parse": {},
     "gan.data.partition.plot": {"path": ("name", "plot.png")},

@@ -93,7 +93,7 @@ def _compressed(
 
     def rounds(count, parameters):
         whole: Any = jax.ShapeDtypeStruct((parameters,), np.float32)
-        way = compressed.cheapest(channel("w"), [whole], count)
+        way = compressed.cheapest([channel("w")], [whole], count)
         return (count - 1) * (2 if way == "sharded" else 1)
 
     return Method(lambda count, axis: method(channel(axis)), rounds)

@@ -1,5 +1,6 @@
 """The mean over the workers, or another aggregate, through what a channel has on it."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def exchange(
 
     Args:
       tree: this worker's arrays; what is compressed is the packed model, one vector a
-        dtype, or each leaf if the compressor is `per_leaf`.
+        dtype, or each leaf if a compressor of the channel is `per_leaf`.
       traffic: the count so far.
       channel: how it travels.
       residual: this worker's part of the server's residual $e$, as the exchange before
@@ -99,7 +100,8 @@ def exchange(
       The mean, what this worker sent, the server's new residual; the new count.
 
     Raises:
-      ValueError: for weights, and a channel with an aggregate.
+      ValueError: for weights, and a channel with an aggregate; for a compressor that
+        does not fit the tree.
     """
     channel = as_channel(channel)
     count = worker_count(channel.axis_name)
@@ -113,23 +115,31 @@ def exchange(
         return Exchange(mean, tree, (), previous), traffic
     check_unchecked(channel.axis_name)
     weights = jnp.ones(count) if weights is None else weights
-    up = _up(channel)
-    vectors, restore = _vectors(up, tree)
+    leafwise = _leafwise(channel)
+    vectors, restore = _vectors(leafwise, tree)
     if not vectors:
         return Exchange(tree, tree, residual, previous), traffic
-    for x in vectors:
-        check_round_trip(up.for_worker(0, count), x.shape, x.dtype)
-        if channel.down is not None:
-            check_round_trip(channel.down, x.shape, x.dtype)
+    channels = [
+        dataclasses.replace(channel, up=up, down=down)
+        for up, down in zip(
+            _each(_up(channel), tree, vectors),
+            _each(channel.down, tree, vectors),
+            strict=True,
+        )
+    ]
+    for x, each in zip(vectors, channels, strict=True):
+        check_round_trip(_up(each).for_worker(0, count), x.shape, x.dtype)
+        if each.down is not None:
+            check_round_trip(each.down, x.shape, x.dtype)
     if jax.tree.leaves(residual):
-        remainders = _vectors(up, residual)[0]
+        remainders = _vectors(leafwise, residual)[0]
     else:
         remainders = [jnp.zeros_like(x) for x in vectors]
     run = _gathered
-    if not previous and cheapest(channel, vectors, count) == "sharded":
+    if not previous and cheapest(channels, vectors, count) == "sharded":
         run = _sharded
     means, sent, remainders, payloads, traffic = run(
-        vectors, remainders, channel, weights, previous, traffic
+        vectors, remainders, channels, weights, previous, traffic
     )
     left = () if channel.down is None else restore(remainders)
     return Exchange(restore(means), restore(sent), left, payloads), traffic
@@ -137,20 +147,21 @@ def exchange(
 
 def encode(compressor: Compressor, key: jax.Array, tree: Any) -> list[Any]:
     """A tree's payloads: of the packed model, or of each leaf."""
-    vectors, _ = _vectors(compressor, tree)
-    for x in vectors:
-        check_round_trip(compressor, x.shape, x.dtype)
+    vectors, _ = _vectors(compressor.per_leaf, tree)
+    pairs = list(zip(_each(compressor, tree, vectors), vectors, strict=True))
+    for codec, x in pairs:
+        check_round_trip(codec, x.shape, x.dtype)
     return [
-        compressor.compress(jax.random.fold_in(key, i), x)
-        for i, x in enumerate(vectors)
+        codec.compress(jax.random.fold_in(key, i), x)
+        for i, (codec, x) in enumerate(pairs)
     ]
 
 
 def decode(compressor: Compressor, payloads: list[Any], like: Any) -> Any:
     """The tree that payloads of `encode` stand for."""
-    vectors, restore = _vectors(compressor, like)
-    pairs = zip(payloads, vectors, strict=True)
-    return restore([compressor.decompress(payload, x) for payload, x in pairs])
+    vectors, restore = _vectors(compressor.per_leaf, like)
+    all_of = zip(_each(compressor, like, vectors), payloads, vectors, strict=True)
+    return restore([codec.decompress(payload, x) for codec, payload, x in all_of])
 
 
 def no_residual(channel: Channel, tree: Any) -> Any:
@@ -162,24 +173,27 @@ def first_payloads(channel: Channel, tree: Any) -> Any:
     """Payloads of zeros, from which a warm start starts; `()` without one."""
     if channel.up is None or channel.up.warm is None or channel.route == "sharded":
         return ()
-    up = channel.up
+    up = dataclasses.replace(channel.up, per_leaf=_leafwise(channel))
+    if up.worker is not None:  # beside what starts warm
+        up = up.for_worker(0, worker_count(channel.axis_name))
     shapes = jax.eval_shape(lambda t: encode(up, jax.random.key(0), t), tree)
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
 
-def cheapest(channel: Channel, vectors: list[jax.Array], count: int) -> Route:
-    """The channel's route, or the one that moves fewer bits for such vectors."""
-    if channel.route is not None:
-        return channel.route
-    if channel.aggregate is not None and not channel.aggregate.coordinatewise:
+def cheapest(channels: list[Channel], vectors: list[jax.Array], count: int) -> Route:
+    """The route, or the one that moves fewer bits for vectors over channels of each."""
+    route, aggregate = channels[0].route, channels[0].aggregate
+    if route is not None:
+        return route
+    if aggregate is not None and not aggregate.coordinatewise:
         return "gather"
-    mine = _up(channel).for_worker(0, count)
-    back = dense_bits if channel.down is None else channel.down.bits
-    blocks = [
-        jax.ShapeDtypeStruct((_block_size(x.size, count),), x.dtype) for x in vectors
-    ]
-    gathered = sum(mine.bits(x) for x in vectors)
-    sharded = sum(mine.bits(x) + back(x) for x in blocks)
+    gathered = sharded = 0
+    for x, channel in zip(vectors, channels, strict=True):
+        mine = _up(channel).for_worker(0, count)
+        back = dense_bits if channel.down is None else channel.down.bits
+        block = jax.ShapeDtypeStruct((_block_size(x.size, count),), x.dtype)
+        gathered += mine.bits(x)
+        sharded += mine.bits(block) + back(block)
     return "gather" if gathered <= sharded else "sharded"
 
 
@@ -187,31 +201,47 @@ def _up(channel):
     return channel.up or compressors.identity()
 
 
-def _vectors(compressor, tree):
+def _leafwise(channel):
+    """Whether each leaf is compressed by itself, both ways."""
+    return any(c is not None and c.per_leaf for c in (channel.up, channel.down))
+
+
+def _each(compressor, tree, vectors):
+    """The compressor of each of a tree's vectors."""
+    if compressor is None or compressor.layers is None:
+        return [compressor] * len(vectors)
+    return compressor.for_leaves(tree)
+
+
+def _vectors(leafwise, tree):
     """What is compressed one by one, and how to restore the tree."""
-    if not compressor.per_leaf:
+    if not leafwise:
         return pack(tree)
     leaves, treedef = jax.tree.flatten(tree)
     return leaves, partial(jax.tree.unflatten, treedef)
 
 
-def _keys(channel, vectors):
+def _keys(channels):
     """For each vector a key of this worker's compressor, and the server's."""
-    key = jax.random.key(0) if channel.key is None else channel.key  # nothing is drawn
-    pairs = [jax.random.split(jax.random.fold_in(key, i)) for i in range(len(vectors))]
-    if _up(channel).shared_key:
-        return pairs
-    return [(worker_key(up, channel.axis_name), down) for up, down in pairs]
+    pairs = []
+    for i, channel in enumerate(channels):
+        # Nothing is drawn without a key.
+        key = jax.random.key(0) if channel.key is None else channel.key
+        up, down = jax.random.split(jax.random.fold_in(key, i))
+        if not _up(channel).shared_key:
+            up = worker_key(up, channel.axis_name)
+        pairs.append((up, down))
+    return pairs
 
 
-def _combined(channel, received, weights, likes):
+def _combined(channels, received, weights, likes):
     """What the server makes of all payloads, vector by vector."""
-    up, aggregate = _up(channel), channel.aggregate
-    pairs = list(zip(received, likes, strict=True))
+    aggregate = channels[0].aggregate
+    all_of = list(zip(map(_up, channels), received, likes, strict=True))
     if aggregate is None:
-        return [_weighted_mean(up, some, weights, like) for some, like in pairs]
+        return [_weighted_mean(up, some, weights, like) for up, some, like in all_of]
     stacks = [
-        jax.vmap(partial(_decoded, up, _wide(like)))(some) for some, like in pairs
+        jax.vmap(partial(_decoded, up, _wide(like)))(some) for up, some, like in all_of
     ]
     found = aggregate.combine(stacks)
     if [jnp.shape(x) for x in found] != [x.shape for x in likes]:
@@ -247,51 +277,54 @@ def _weighted_mean(compressor, payloads, weights, like):
     return (added / count).astype(like.dtype)
 
 
-def _gathered(vectors, remainders, channel, weights, previous, traffic):
+def _gathered(vectors, remainders, channels, weights, previous, traffic):
     """Payloads go to everyone, and everyone forms the mean."""
-    up, down, axis_name = _up(channel), channel.down, channel.axis_name
+    axis_name, keys = channels[0].axis_name, _keys(channels)
     count, me = worker_count(axis_name), worker_index(axis_name)
-    mine, keys = up.for_worker(me, count), _keys(channel, vectors)
-    if previous:
-        warm: Any = up.warm
-        payloads = [
-            warm(key, x, before)
-            for (key, _), x, before in zip(keys, vectors, previous, strict=True)
-        ]
-    else:
-        pairs = zip(keys, vectors, strict=True)
-        payloads = [mine.compress(key, x) for (key, _), x in pairs]
+    mine = [_up(channel).for_worker(me, count) for channel in channels]
+    payloads = [
+        up.warm(key, x, previous[i]) if previous and up.warm else up.compress(key, x)
+        for i, (up, (key, _), x) in enumerate(zip(mine, keys, vectors, strict=True))
+    ]
     received, traffic = gather(payloads, traffic, axis_name)
     means, left = [], []
-    for (_, down_key), e, average in zip(
-        keys, remainders, _combined(channel, received, weights, vectors), strict=True
+    for channel, (_, down_key), e, average in zip(
+        channels,
+        keys,
+        remainders,
+        _combined(channels, received, weights, vectors),
+        strict=True,
     ):
-        if down is not None:  # C_s(mean + e), and what it leaves out
+        if (down := channel.down) is not None:  # C_s(mean + e), and what it leaves out
             wanted = average + e
             average = down.decompress(down.compress(down_key, wanted), wanted)
             e = wanted - average
         means.append(average)
         left.append(e)
-    sent = [mine.decompress(p, x) for p, x in zip(payloads, vectors, strict=True)]
+    sent = [
+        up.decompress(payload, x)
+        for up, payload, x in zip(mine, payloads, vectors, strict=True)
+    ]
     return means, sent, left, payloads if previous else previous, traffic
 
 
-def _sharded(vectors, remainders, channel, weights, previous, traffic):
+def _sharded(vectors, remainders, channels, weights, previous, traffic):
     """Worker m receives everyone's block m, and sends its mean to everyone."""
-    up, down, axis_name = _up(channel), channel.down, channel.axis_name
+    axis_name, keys = channels[0].axis_name, _keys(channels)
     count, me = worker_count(axis_name), worker_index(axis_name)
-    mine, keys = up.for_worker(me, count), _keys(channel, vectors)
+    mine = [_up(channel).for_worker(me, count) for channel in channels]
+    downs = [channel.down for channel in channels]
     cut = [_blocks(x, count) for x in vectors]
     likes = [blocks[0] for blocks, _ in cut]
     payloads = [
-        jax.vmap(mine.compress)(jax.random.split(key, count), blocks)
-        for (key, _), (blocks, _) in zip(keys, cut, strict=True)
+        jax.vmap(up.compress)(jax.random.split(key, count), blocks)
+        for up, (key, _), (blocks, _) in zip(mine, keys, cut, strict=True)
     ]
     received, traffic = transpose(payloads, traffic, axis_name)
     left, answers = [], []  # of my block of every vector
-    combined = _combined(channel, received, weights, likes)
-    for (_, down_key), (_, join), like, e, average in zip(
-        keys, cut, likes, remainders, combined, strict=True
+    combined = _combined(channels, received, weights, likes)
+    for down, (_, down_key), (_, join), like, e, average in zip(
+        downs, keys, cut, likes, remainders, combined, strict=True
     ):
         if down is None:
             answers.append(average)
@@ -308,13 +341,13 @@ def _sharded(vectors, remainders, channel, weights, previous, traffic):
         left.append(join(jnp.where(is_mine, count * missed, jnp.zeros_like(missed))))
     told, traffic = gather(answers, traffic, axis_name)
     means = []
-    for (_, join), like, answer in zip(cut, likes, told, strict=True):
+    for down, (_, join), like, answer in zip(downs, cut, likes, told, strict=True):
         if down is not None:
             answer = jax.vmap(partial(_decoded, down, like))(answer)
         means.append(join(answer))
     sent = [
-        join(jax.vmap(partial(_decoded, mine, like))(payload))
-        for (_, join), like, payload in zip(cut, likes, payloads, strict=True)
+        join(jax.vmap(partial(_decoded, up, like))(payload))
+        for up, (_, join), like, payload in zip(mine, cut, likes, payloads, strict=True)
     ]
     return means, sent, left, previous, traffic
 

@@ -25,6 +25,8 @@ $$\mathbb E\,|C(v) - v|^2 \le (1 - 1/\delta(d))\,|v|^2.$$
 | `low_rank(r)` | $32 r (1/n + 1/m)$ for $n \times m$ | | $\sqrt d/r$ |
 | `scaled(Q)` | as $Q$ | | $q$ of $Q$ |
 
+`per_leaf` applies one to each leaf of a model by itself, or to each layer another.
+
 An unbiased compressor is in general no contraction: on a Gaussian vector of a thousand
 numbers `ternary()` has a relative error above 1, and a method with error feedback needs
 `scaled(ternary())` instead. Constants hold for the arithmetic of real numbers. Rounding
@@ -34,9 +36,10 @@ XLA has it do, a vector of nothing larger than $10^{-38} d$ may be compressed to
 An infinity or NaN never becomes a finite vector.
 """
 
-from jaxsp.compressors.blockwise import blockwise, contractive
-from jaxsp.compressors.compressor import Compressor, per_leaf, scaled
+from jaxsp.compressors.blockwise import blockwise, contractive, scaled
+from jaxsp.compressors.compressor import Compressor
 from jaxsp.compressors.identity import identity
+from jaxsp.compressors.layers import per_leaf
 from jaxsp.compressors.low_rank import low_rank
 from jaxsp.compressors.natural import natural
 from jaxsp.compressors.perm_k import perm_k

@@ -1,6 +1,7 @@
 """A compressor block by block, and what makes a contraction of an unbiased one."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -8,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsp import _arguments
-from jaxsp.compressors.compressor import Compressor, check_compressor, scaled
+from jaxsp.compressors.compressor import (
+    Compressor,
+    check_compressor,
+    compute_dtype,
+)
+from jaxsp.compressors.layers import per_leaf
 
 # A contraction needs q < 2. Half of the way there it loses half of a vector at most.
 _TARGET_Q = 1.5
@@ -43,6 +49,9 @@ def blockwise(compressor: Compressor, size: int) -> Compressor:
     """
     check_compressor("compressor", compressor)
     size = _arguments.check_count("size", size)
+    if compressor.layers is not None:
+        each = functools.partial(blockwise, size=size)
+        return per_leaf(jax.tree.map(each, compressor.layers))
     if compressor.worker is not None:
         raise ValueError(
             f"compressor must not depend on the worker, and {compressor.name} does: "
@@ -91,6 +100,54 @@ def blockwise(compressor: Compressor, size: int) -> Compressor:
     )
 
 
+def scaled(unbiased: Compressor) -> Compressor:
+    r"""The contraction $Q/q$ of an unbiased compressor $Q$, with $\delta = q$.
+
+    $\mathbb E|Q(v)/q - v|^2 = \mathbb E|Q(v)|^2/q^2 - 2|v|^2/q + |v|^2
+    \le (1 - 1/q)|v|^2$.
+
+    Args:
+      unbiased: a compressor that states its `q`.
+
+    Returns:
+      The contractive compressor, with the payload of `unbiased`.
+
+    Raises:
+      ValueError: if `unbiased` is not unbiased.
+
+    Example:
+      >>> from jaxsp import compressors
+      >>> print(compressors.scaled(compressors.rand_k(0.1)).delta(1000))
+      10.0
+    """
+    check_compressor("unbiased", unbiased)
+    if unbiased.layers is not None:
+        return per_leaf(jax.tree.map(scaled, unbiased.layers))
+    q = unbiased.q
+    if q is None:
+        raise ValueError(
+            f"unbiased must be an unbiased compressor, got {unbiased}, which states no "
+            f"q: it is contractive as it is, write {unbiased} alone."
+        )
+
+    def divided(decompress, *arguments):
+        *arguments, like = arguments
+        wide = jax.ShapeDtypeStruct(like.shape, compute_dtype(like.dtype))
+        x = decompress(*arguments, wide) / q(math.prod(like.shape))
+        return x.astype(like.dtype)
+
+    worker = unbiased.worker
+    return dataclasses.replace(
+        unbiased,
+        name=f"scaled({unbiased.name})",
+        decompress=functools.partial(divided, unbiased.decompress),
+        total=unbiased.total and functools.partial(divided, unbiased.total),
+        q=None,
+        delta=q,
+        worker=None if worker is None else lambda i, count: scaled(worker(i, count)),
+    )
+
+
 def contractive(compressor: Compressor) -> Compressor:
     r"""The compressor as a contraction, changed as little as that takes.
 
@@ -117,6 +174,8 @@ def contractive(compressor: Compressor) -> Compressor:
       blockwise(quantize(4), 128)
     """
     check_compressor("compressor", compressor)
+    if compressor.layers is not None:
+        return per_leaf(jax.tree.map(contractive, compressor.layers))
     q = compressor.q
     if compressor.delta is not None or q is None:
         return compressor

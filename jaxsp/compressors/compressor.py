@@ -1,4 +1,4 @@
-"""The protocol: what a compressor is, and the two ways to make another of one."""
+"""The protocol: what a compressor is, and what is asked of one."""
 
 import dataclasses
 import functools
@@ -43,6 +43,9 @@ class Compressor:
         the workers, if that is quicker than one after another, else None. It must
         add up in one order everywhere, or workers that must agree would not: no
         scatter whose places repeat, for which GPUs take any order.
+      layers: the tree of compressors that `jaxsp.compressors.per_leaf` was given for
+        the layers of a model, else None. If there is one, `compress` and `bits` take a
+        whole model, and the payload is a list, of each leaf one.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Compressor:
     worker: Callable[[Any, int], "Compressor"] | None = None
     warm: Callable[[jax.Array, jax.Array, Any], Any] | None = None
     total: Callable[[Any, jax.Array, Any], jax.Array] | None = None
+    layers: Any = None
 
     def __post_init__(self):
         _arguments.check_instance("name", self.name, str, "a text")
@@ -66,6 +70,8 @@ class Compressor:
                 _arguments.check_callable(field, value)
         _arguments.check_flag("per_leaf", self.per_leaf)
         _arguments.check_flag("shared_key", self.shared_key)
+        for layer in jax.tree.leaves(self.layers):
+            check_compressor("layers", layer)
 
     def __repr__(self) -> str:
         return self.name
@@ -74,7 +80,7 @@ class Compressor:
         """The size of the payload for an array like this, exactly, as it travels."""
         payload = jax.eval_shape(
             lambda x: self.compress(jax.random.key(0), x),
-            jax.ShapeDtypeStruct(like.shape, like.dtype),
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like),
         )
         return sum(8 * a.dtype.itemsize * a.size for a in jax.tree.leaves(payload))
 
@@ -90,82 +96,45 @@ class Compressor:
             return self
         return dataclasses.replace(self.worker(index, count), per_leaf=self.per_leaf)
 
+    def for_leaves(self, tree: Any) -> list["Compressor"]:
+        """What each leaf of a model is compressed with, in their order.
 
-def per_leaf(compressor: Compressor) -> Compressor:
-    """The same compressor, for each leaf of a model by itself.
+        A branch that is empty, as `optax.masked` and `optax.partition` make those that
+        they hide, may have compressors or none.
 
-    The packed model has one scale and one budget: `top_k(0.01)` may spend it all on
-    one layer, and one large number coarsens `quantize(4)` for all layers. Leaf by leaf,
-    each has its own scale, at least one number of each leaf is kept, and the constants
-    are those of the largest leaf, not of the model; but every leaf has its overhead: a
-    scale, a seed, at least one number.
+        Args:
+          tree: a pytree, of which the leaves may be anything.
 
-    Args:
-      compressor: any compressor.
-
-    Returns:
-      A compressor whose `per_leaf` is True.
-
-    Raises:
-      ValueError: if `compressor` is not a compressor.
-
-    Example:
-      >>> from jaxsp import compressors
-      >>> print(compressors.per_leaf(compressors.sign()))
-      per_leaf(sign())
-    """
-    check_compressor("compressor", compressor)
-    if compressor.per_leaf:
-        return compressor
-    return dataclasses.replace(
-        compressor, per_leaf=True, name=f"per_leaf({compressor.name})"
-    )
-
-
-def scaled(unbiased: Compressor) -> Compressor:
-    r"""The contraction $Q/q$ of an unbiased compressor $Q$, with $\delta = q$.
-
-    $\mathbb E|Q(v)/q - v|^2 = \mathbb E|Q(v)|^2/q^2 - 2|v|^2/q + |v|^2
-    \le (1 - 1/q)|v|^2$.
-
-    Args:
-      unbiased: a compressor that states its `q`.
-
-    Returns:
-      The contractive compressor, with the payload of `unbiased`.
-
-    Raises:
-      ValueError: if `unbiased` is not unbiased.
-
-    Example:
-      >>> from jaxsp import compressors
-      >>> print(compressors.scaled(compressors.rand_k(0.1)).delta(1000))
-      10.0
-    """
-    check_compressor("unbiased", unbiased)
-    q = unbiased.q
-    if q is None:
-        raise ValueError(
-            f"unbiased must be an unbiased compressor, got {unbiased}, which states no "
-            f"q: it is contractive as it is, write {unbiased} alone."
-        )
-
-    def divided(decompress, *arguments):
-        *arguments, like = arguments
-        wide = jax.ShapeDtypeStruct(like.shape, compute_dtype(like.dtype))
-        x = decompress(*arguments, wide) / q(math.prod(like.shape))
-        return x.astype(like.dtype)
-
-    worker = unbiased.worker
-    return dataclasses.replace(
-        unbiased,
-        name=f"scaled({unbiased.name})",
-        decompress=functools.partial(divided, unbiased.decompress),
-        total=unbiased.total and functools.partial(divided, unbiased.total),
-        q=None,
-        delta=q,
-        worker=None if worker is None else lambda i, count: scaled(worker(i, count)),
-    )
+        Raises:
+          ValueError: if the `layers` do not fit the model.
+        """
+        layers = dict(jax.tree_util.tree_leaves_with_path(self.layers))
+        if self.layers is None:
+            layers = {(): self}
+        found, used = [], set()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_empty):
+            starts = (path[:length] for length in range(len(path) + 1))
+            start = next((p for p in starts if p in layers), None)
+            if _empty(leaf):
+                used |= {p for p in layers if p[: len(path)] == path} | {start}
+                continue
+            if start is None:
+                raise ValueError(
+                    f"compressor must have one compressor for every leaf, got {self}, "
+                    f"which has none for {jax.tree_util.keystr(path)}: write a tree of "
+                    "compressors like that of the parameters, or its first branches, "
+                    "such as per_leaf(MinMax(quantize(4), quantize(8)))."
+                )
+            found.append(layers[start])
+            used.add(start)
+        for path in layers:
+            if path not in used:
+                raise ValueError(
+                    "compressor must have compressors for the leaves alone, got "
+                    f"{self}, of which {jax.tree_util.keystr(path)} is no layer of "
+                    f"{_arguments.shown(jax.tree.structure(tree))}: leave it out."
+                )
+        return found
 
 
 def by_eights(total: Callable[[Any, jax.Array, Any], jax.Array]):
@@ -205,6 +174,11 @@ def check_compressor(name: str, compressor: Any) -> None:
             f"{name} must come from jaxsp.compressors, such as "
             f"jaxsp.compressors.natural(), got {_arguments.shown(compressor)}."
         )
+
+
+def _empty(branch):
+    """Whether there are no leaves, as where optax hides some parameters."""
+    return not jax.tree.leaves(branch)
 
 
 def check_fraction(fraction: Any) -> float:

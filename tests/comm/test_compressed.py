@@ -13,6 +13,7 @@ from jaxsp.comm import compressed
 
 N = 8
 AXIS = jaxsp.Workers(1).axis_name
+EXACT, FOUR = compressors.identity(), compressors.quantize(4)
 MODES = {"vmap": 1, "shard_map": N}
 CODECS = {
     "identity": compressors.identity,
@@ -45,27 +46,27 @@ def arrivals(compressor):
     return arrived
 
 
-def own_key(compressor, key, m):
-    """The key that worker m compresses with, made from the exchange's."""
-    up_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+def own_key(compressor, key, m, i=0):
+    """The key that worker m compresses vector i with, made from the exchange's."""
+    up_key, _ = jax.random.split(jax.random.fold_in(key, i))
     return up_key if compressor.shared_key else jax.random.fold_in(up_key, m)
 
 
-def messages(compressor, key, X):
+def messages(compressor, key, X, i=0):
     """What arrives of every worker's vector, as the route "gather" draws it."""
     arrived = arrivals(compressor)
     return np.stack(
-        [arrived(m, own_key(compressor, key, m), x) for m, x in enumerate(X)]
+        [arrived(m, own_key(compressor, key, m, i), x) for m, x in enumerate(X)]
     )
 
 
-def block_messages(compressor, key, X):
+def block_messages(compressor, key, X, i=0):
     """The same for the route "sharded", `[worker, block, size]`."""
     size = -(-X.shape[1] // N)
     padded = np.pad(X, ((0, 0), (0, size * N - X.shape[1]))).reshape(N, N, size)
     out, arrived = np.zeros_like(padded), arrivals(compressor)
     for m in range(N):
-        for j, k in enumerate(jax.random.split(own_key(compressor, key, m), N)):
+        for j, k in enumerate(jax.random.split(own_key(compressor, key, m, i), N)):
             out[m, j] = arrived(m, k, padded[m, j])
     return out
 
@@ -84,9 +85,10 @@ def run(mode, codec, route, X, key, down=None, residual=None):
         start = () if residual is None else e
         return comm.exchange(x, comm.no_traffic(), channel, residual=start)[0][:3]
 
-    e = jnp.zeros_like(X) if residual is None else residual
+    X = jax.tree.map(jnp.asarray, X)
+    e = jax.tree.map(jnp.zeros_like, X) if residual is None else residual
     fn = jax.jit(workers(mode).map(one_worker))
-    return jax.tree.map(np.asarray, fn(jnp.asarray(X), e))
+    return jax.tree.map(np.asarray, fn(X, e))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -142,8 +144,9 @@ def test_cheapest_moves_fewer_bits():
     x, key = [jnp.zeros(10_000)], jax.random.key(0)
     four, sparse = compressors.quantize(4), compressors.top_k(0.001)
     both_ways = jaxsp.channel(AXIS, four, four, key=key)
-    assert compressed.cheapest(both_ways, x, 8) == "sharded"
-    assert compressed.cheapest(jaxsp.channel(AXIS, sparse, key=key), x, 8) == "gather"
+    assert compressed.cheapest([both_ways], x, 8) == "sharded"
+    one_way = jaxsp.channel(AXIS, sparse, key=key)
+    assert compressed.cheapest([one_way], x, 8) == "gather"
 
 
 # ---------------------------------------------------------- bytes in the program
@@ -185,6 +188,83 @@ def test_accounted_bits_are_the_bytes_of_the_collectives(codec, route):
     _, state = update(u, state)
     accounted = int(jaxsp.metrics.bits_sent(state).up[0]) / 8
     assert collective_bytes(text) == pytest.approx(accounted, rel=0.02, abs=64)
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("route", ["gather", "sharded"])
+def test_accounted_bits_of_layers_are_the_bytes_of_the_collectives(route, down):
+    """Two, four and eight bits in one message: what travels is their packed codes."""
+    team = workers("shard_map")
+    layers = compressors.per_leaf(
+        jaxsp.MinMax({"w": compressors.quantize(2), "b": compressors.quantize(8)}, FOUR)
+    )
+    channel = jaxsp.channel(
+        AXIS, layers, layers if down else None, key=jax.random.key(0), route=route
+    )
+    tx = jaxsp.average(channel)
+    u = jaxsp.MinMax(
+        {"w": jnp.ones((N, 100, 40)), "b": jnp.ones((N, 800))}, [jnp.ones((N, 1600))]
+    )
+    state = jax.jit(team.map(tx.init))(u)
+    update = jax.jit(team.map(tx.update)).lower(u, state).compile()
+    _, state = update(u, state)
+    accounted = int(jaxsp.metrics.bits_sent(state).up[0]) / 8
+    found = collective_bytes(update.as_text())
+    assert found == pytest.approx(accounted, rel=0.02, abs=64)
+    codes, scales, numbers = 4000 // 4 + 800 + 1600 // 2, 4 * 3, 4 * 6400
+    sent = 7 * (codes + scales)
+    if route == "sharded":  # of every block one, and the means' or their codes
+        sent = 7 * (
+            (codes / 8 + scales) + (codes / 8 + scales if down else numbers / 8)
+        )
+    assert accounted == sent
+
+
+@pytest.mark.parametrize("route", ["gather", "sharded"])
+def test_layers_arrive_as_each_would_alone(x64, route):
+    """The mean of a model is that of each leaf through its own compressor."""
+    rng, key = np.random.default_rng(0), jax.random.key(3)
+    X = {"a": rng.normal(size=(N, 37)), "b": rng.normal(size=(N, 5, 4))}
+    pair = {"a": compressors.quantize(2), "b": compressors.perm_k()}
+    for mode in MODES:
+        mean, sent, _ = run(mode, compressors.per_leaf(pair), route, X, key)
+        for i, (name, codec) in enumerate(pair.items()):
+            flat = X[name].reshape(N, -1)
+            draws = messages if route == "gather" else block_messages
+            arrived = draws(codec, key, flat, i).reshape(N, -1)[:, : flat.shape[1]]
+            found = mean[name].reshape(N, -1)
+            np.testing.assert_allclose(found[0], arrived.mean(0), atol=1e-13)
+            np.testing.assert_allclose(sent[name].reshape(N, -1), arrived, atol=1e-14)
+            assert (found == found[0]).all()
+
+
+def test_a_tree_on_one_way_cuts_the_other_into_leaves_too(x64):
+    """What one way compresses leaf by leaf the other does as well."""
+    X = {"a": np.ones((N, 3)), "b": np.full((N, 2), 100.0)}
+    sign, tree = compressors.sign(), {"a": EXACT, "b": compressors.sign()}
+    for up, down in (
+        (EXACT, compressors.per_leaf(tree)),
+        (compressors.per_leaf(tree), sign),
+    ):
+        for route in ("gather", "sharded"):
+            mean, *_ = run("vmap", up, route, X, jax.random.key(0), down)
+            jax.tree.map(lambda m, x: np.testing.assert_allclose(m, x), mean, X)
+
+
+def test_warm_starts_of_some_layers():
+    """Low rank remembers; what has no memory beside it compresses as ever."""
+    team, key = workers("vmap"), jax.random.key(0)
+    low_rank = compressors.low_rank(1)
+    layers = compressors.per_leaf({"w": low_rank, "b": compressors.sign()})
+    channel = jaxsp.channel(AXIS, layers, key=key, route="gather")
+    tx = jaxsp.error_feedback_average(channel)
+    u = {"w": jnp.ones((N, 6, 8)), "b": jnp.ones((N, 5))}
+    state = team.map(tx.init)(u)
+    assert len(state.previous) == 2
+    updates, after = team.map(tx.update)(u, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), updates, u)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert np.abs(after.previous[1].right).max() > 0
 
 
 def test_four_bits_both_ways_send_at_most_a_byte_a_parameter():
