@@ -25,7 +25,8 @@ $$\mathbb E\,|C(v) - v|^2 \le (1 - 1/\delta(d))\,|v|^2.$$
 | `low_rank(r)` | $32 r (1/n + 1/m)$ for $n \times m$ | | $\sqrt d/r$ |
 | `scaled(Q)` | as $Q$ | | $q$ of $Q$ |
 
-`per_leaf` applies one to each leaf of a model by itself, or to each layer another.
+`per_leaf` applies one to each leaf of a model by itself, or to each layer another, of
+as many bits as `allocate_bits` chooses for it under a budget.
 
 An unbiased compressor is in general no contraction: on a Gaussian vector of a thousand
 numbers `ternary()` has a relative error above 1, and a method with error feedback needs
@@ -36,6 +37,7 @@ XLA has it do, a vector of nothing larger than $10^{-38} d$ may be compressed to
 An infinity or NaN never becomes a finite vector.
 """
 
+from jaxsp.compressors.allocation import allocate_bits
 from jaxsp.compressors.blockwise import blockwise, contractive, scaled
 from jaxsp.compressors.compressor import Compressor
 from jaxsp.compressors.identity import identity
@@ -50,6 +52,7 @@ from jaxsp.compressors.top_k import top_k
 
 __all__ = [
     "Compressor",
+    "allocate_bits",
     "blockwise",
     "contractive",
     "dithering",

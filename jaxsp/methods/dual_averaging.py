@@ -23,9 +23,12 @@ def qoda(
     `operator_fn` is ignored. For monotone games the mean of the half points converges
     as $1/\sqrt k$ with noise, and as $1/k$ where the noise vanishes with the gradient,
     which that of quantized messages of unlike workers does not: the rate then goes to
-    zero. Each layer has a scale of its own with `jaxsp.compressors.per_leaf`; the
-    paper's different numbers of bits for each are not here. Beside the message a scalar
-    is averaged, 4 bytes.
+    zero. Beside the message a scalar is averaged, 4 bytes.
+
+    Layers have their own scales and numbers of bits, as in the paper, with
+    `jaxsp.compressors.per_leaf` and `allocate_bits`, which chooses them from gradients.
+    To choose anew, make the method over the new channel and go on with the state. The
+    paper adapts the levels themselves too; here they are equidistant.
 
     Args:
       learning_rate: $\eta$, a number or a schedule of the iteration.
@@ -57,6 +60,17 @@ def qoda(
       >>> X = jaxsp.methods.eval_params(state, z)
       >>> bool(abs(X.x).max() < 1e-3)
       True
+
+      Bits by layer: of a player whose gradients are small, fewer.
+
+      >>> F = jaxsp.saddle(lambda x, y: x @ x + 1e-3 * y @ y)
+      >>> z = workers.replicate(jaxsp.MinMax(jnp.arange(90.0), jnp.arange(200.0)))
+      >>> bits = jaxsp.compressors.allocate_bits(workers.map(F)(z), 4)
+      >>> print(bits)
+      MinMax(x=quantize(8), y=quantize(2))
+      >>> layers = jaxsp.compressors.per_leaf(bits)
+      >>> codes = jaxsp.channel(workers.axis_name, layers, key=jax.random.key(0))
+      >>> tx = jaxsp.methods.qoda(1.0, codes)
 
     References:
       Nguyen, Markov, Wu, Ramezani-Kebrya, Antonakopoulos, Alistarh, Cevher, Layer-wise
