@@ -7,9 +7,9 @@ import numpy as np
 from beyond_similar import diabetes, similarity
 from experiment import Measured, Panel, distances, double
 
-from jaxsp import methods, problems, theory, topology
+from jaxsp import methods, problems, theory, topology, transforms
 
-__all__ = ["decentralized", "diabetes", "modes", "similarity"]
+__all__ = ["changing", "decentralized", "diabetes", "modes", "similarity"]
 
 _AXIS = "workers"
 
@@ -95,6 +95,62 @@ def _rounds(problem, graph, accuracy, steps):
     )
     found["DPOSG floor"] = float(np.sqrt(dposg[-1]))
     return found
+
+
+@double
+def changing(seed: int, full: bool) -> Measured:
+    """Exchanges to 1e-8 where the graph is another one in every step."""
+    n, mu, accuracy, steps = 16 if full else 8, 0.1, 1e-8, 4_000
+    problem = problems.quadratic(n, 6, L=1.0, mu=mu, heterogeneity=1.0, seed=seed)
+    star = topology.star(n)
+    turned = topology.from_matrix(star.to_matrix()[::-1, ::-1])
+    values, panels = {}, []
+    for name, members in (
+        ("two stars", (star, turned)),
+        ("random rings", topology.random_ring(n, 8, seed).members),
+    ):
+        graphs = topology.from_sequence(members)
+        chi = 1 / (1 - max(w.lambda2 for w in members) ** 2)
+        two = theory.optimal_time_varying(problem.L, mu, chi)
+        dual = transforms.AcceleratedDualSteps(*two[1:])
+        one = theory.optimal_decentralized(problem.L, mu, max(w.chi for w in members))
+
+        def algorithm_1(rate, graphs=graphs, one=one):
+            theta = one.dual_learning_rate / 2
+            return methods.optimal_decentralized(
+                rate, graphs, theta, one.feedback, axis_name=_AXIS
+            )
+
+        def algorithm_2(rate, graphs=graphs, dual=dual):
+            return methods.optimal_time_varying(rate, graphs, dual, axis_name=_AXIS)
+
+        def tracked(rate, graphs=graphs):
+            return methods.tracked_optimistic(rate, graphs, axis_name=_AXIS)
+
+        def dposg(rate, graphs=graphs):
+            return methods.dposg(rate, graphs, axis_name=_AXIS)
+
+        lines = {}
+        for method, make, rates in (
+            ("Algorithm 2", algorithm_2, [two.learning_rate]),
+            ("Algorithm 1, half of θ", algorithm_1, [one.learning_rate]),
+            ("tracked optimistic", tracked, [0.06, 0.125, 0.25]),
+            ("DPOSG", dposg, [0.1]),
+        ):
+            curves = np.sqrt(distances(problem, make, np.array(rates), steps))
+            firsts = [np.argmax(c <= accuracy) or np.inf for c in curves]
+            chosen = int(np.argmin(firsts))
+            values[f"{name}: {method}"] = float(firsts[chosen])
+            every = slice(None, None, 20)
+            lines[method] = np.arange(steps + 1)[every], curves[chosen, every]
+        values[f"{name}: DPOSG floor"] = float(curves[0, -1])
+        values[f"{name}: gain"] = (
+            values[f"{name}: Algorithm 1, half of θ"] / values[f"{name}: Algorithm 2"]
+        )
+        panels.append(
+            Panel(f"{name}, {n} workers", "exchanges", r"$|z - z^*| / |z^*|$", lines)
+        )
+    return Measured(values, panels)
 
 
 def modes(seed: int, full: bool) -> Measured:
