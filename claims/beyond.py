@@ -100,7 +100,8 @@ def _rounds(problem, graph, accuracy, steps):
 @double
 def changing(seed: int, full: bool) -> Measured:
     """Exchanges to 1e-8 where the graph is another one in every step."""
-    n, mu, accuracy, steps = 16 if full else 8, 0.1, 1e-8, 4_000
+    del full
+    n, mu, accuracy, steps = 16, 0.1, 1e-8, 4_000
     problem = problems.quadratic(n, 6, L=1.0, mu=mu, heterogeneity=1.0, seed=seed)
     star = topology.star(n)
     turned = topology.from_matrix(star.to_matrix()[::-1, ::-1])
