@@ -8,9 +8,9 @@ from processes import methods_run, start
 import jaxsp
 
 
-def run(count, tmp_path_factory):
+def run(count, tmp_path_factory, seconds=300):
     path = tmp_path_factory.mktemp("processes") / "paths.npz"
-    code, output = start.launch(count, "methods_run.py", path)
+    code, output = start.launch(count, "methods_run.py", path, seconds=seconds)
     assert code == 0, output
     return dict(np.load(path))
 
@@ -23,7 +23,7 @@ def four(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    return run(8, tmp_path_factory)
+    return run(8, tmp_path_factory, seconds=3_600)
 
 
 def check(found, count):
