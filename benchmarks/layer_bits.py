@@ -46,14 +46,14 @@ def gradients(seed, steps):
         return optax.apply_updates(z, updates), state
 
     step = jax.jit(WORKERS.map(step, in_axes=(0, 0, None)))
-    field = jax.jit(WORKERS.map(field, in_axes=(0, None)))
+    fields = jax.jit(WORKERS.map(field, in_axes=(0, None)))
     key = jax.random.key(seed)
     z = WORKERS.replicate(jax.jit(lambda key: models.init(gan, key))(key))
     state = jax.jit(WORKERS.map(tx.init))(z)
     for t in range(max(steps) + 1):
         if t in steps:
             draws = [10**6 + t, *(2 * 10**6 + 10 * t + i for i in range(4))]
-            yield t, [field(z, jax.random.fold_in(key, draw)) for draw in draws]
+            yield t, [fields(z, jax.random.fold_in(key, draw)) for draw in draws]
         z, state = jax.block_until_ready(step(z, state, jax.random.fold_in(key, t)))
 
 
