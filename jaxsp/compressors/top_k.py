@@ -17,7 +17,7 @@ from jaxsp.compressors.compressor import (
     one_by_one,
 )
 
-_SQUARE = 32 * 128  # numbers whose flags, a bit each, are a row of words
+_LONG = 2**18  # so many numbers are taken as a TPU holds them, in squares
 
 
 class Sparse(NamedTuple):
@@ -107,11 +107,12 @@ def _magnitudes(v):
 
 def _places(magnitudes, k):
     """The indices of the `k` largest, in increasing order."""
-    # As a TPU holds them, with zeros after the last, which are never needed.
-    squares = -(-magnitudes.size // _SQUARE)
+    # In groups of squares, with zeros after the last, which are never needed.
+    square = (32, 128) if magnitudes.size >= _LONG else (1, 32)
+    squares = -(-magnitudes.size // math.prod(square))
     group = min(15, squares)
-    size = -(-squares // group) * group * _SQUARE
-    magnitudes = packing.filled(magnitudes, size).reshape(-1, group, 32, 128)
+    size = -(-squares // group) * group * math.prod(square)
+    magnitudes = packing.filled(magnitudes, size).reshape(-1, group, *square)
     threshold = _threshold(magnitudes, k)
     # A bit for each number, those of 32 neighbours in one word.
     larger = _words(magnitudes > threshold)
@@ -162,9 +163,13 @@ def _words(flags):
     """Flags as the bits of words, the first the lowest bit of the first.
 
     Of `[groups, squares, 32, 128]` flags, 32 neighbours are the bits of a word. Rows
-    are added up first, where they stand, and the words are then turned.
+    are added up first, where they stand, and the words are then turned. Those of
+    `[groups, squares, 1, 32]` are added up at once.
     """
     number = np.arange(32, dtype=np.uint32)
+    if flags.shape[2] == 1:
+        bits = flags.astype(jnp.uint32) << number[None, None, None]
+        return jnp.sum(bits, axis=3, dtype=jnp.uint32).ravel()
     rows = flags.astype(jnp.uint32) << number[None, None, :, None]
     columns = jnp.sum(rows, axis=2, dtype=jnp.uint32).reshape(-1, 128)
     # Bit r of column 32 q + b is of row r: `[b, q, square]`, and `[r, b, q, square]`.

@@ -481,14 +481,15 @@ def test_natural_at_the_ends_of_its_range(x64):
         assert abs(out.mean() - p) < 5 * np.sqrt(p * (1 - p) / 4000)
 
 
-def test_top_k_breaks_ties_by_index_and_keeps_exactly_k():
-    v = jnp.asarray(np.tile([1.0, -2.0, 2.0, 0.0], 300).astype(np.float32))
+@pytest.mark.parametrize(("times", "dtype"), [(300, np.uint16), (65537, np.uint32)])
+def test_top_k_breaks_ties_by_index_and_keeps_exactly_k(times, dtype):
+    v = jnp.asarray(np.tile([1.0, -2.0, 2.0, 0.0], times).astype(np.float32))
     for fraction in (0.001, 0.2, 0.6, 0.9, 1.0):
         payload = jax.jit(compressors.top_k(fraction).compress)(KEY, v)
         order = np.argsort(-np.abs(np.asarray(v)), kind="stable")
         expected = np.sort(order[: max(1, round(fraction * v.size))])
         np.testing.assert_array_equal(payload.indices, expected)
-        assert payload.indices.dtype == np.uint16
+        assert payload.indices.dtype == dtype
 
 
 # ------------------------------------------------------------------ workers
