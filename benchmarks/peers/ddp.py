@@ -5,6 +5,7 @@ replica of DDP, both talk by gloo, and they take turns. Both train the MLP GAN w
 simultaneous steps of plain SGD on the mean gradient, which travels
 
 * as it is;
+* not at all, which shows what the gradient takes;
 * in half precision: DDP's `fp16_compress_hook`; compared after three iterations;
 * as factors of rank 2, with a warm start and feedback: DDP's `powerSGD_hook`, which
   takes the factors of the mean, where jaxsp takes the mean of the factors. On the same
@@ -38,6 +39,7 @@ from jaxsp.transforms import error_feedback_average
 
 __all__ = ["RANK_OF_FACTORS", "method"]
 
+APART = "each apart"
 RANK_OF_FACTORS = 2
 BEFORE = 3  # iterations of DDP before PowerSGD has factors: two plain ones, and one
 FEW = 3  # iterations in half precision
@@ -47,6 +49,8 @@ LEVEL = 0.05  # of the loss, by which rules that are not the same may differ
 def method(name: str, rate: float, axis_name: Any) -> optax.GradientTransformation:
     """The rule of a hook of DDP, in jaxsp."""
     mean = jaxsp.average(axis_name)
+    if name == APART:
+        return optax.sgd(rate)
     if name == "fp16 hook":
 
         def cast(dtype):
@@ -108,8 +112,10 @@ class Ddp:
         self.leaves, self.done = leaves, 0
         images, latents = in_torch.tensors(torch, data, dtype)
         self.data = images.flatten(2), latents
-        # In one bucket: of several over gloo the hook of PowerSGD can wait for ever.
-        self.model = nn.DistributedDataParallel(Losses(), bucket_cap_mb=25)
+        self.model = Losses()
+        if name != APART:
+            # In one bucket: of several over gloo the hook of PowerSGD can wait for ever.
+            self.model = nn.DistributedDataParallel(self.model, bucket_cap_mb=25)
         self.optimizer = torch.optim.SGD(leaves, lr=game.rate)
         self.order: dict[int, list[int]] = {}  # the leaves of each bucket
         if name == "fp16 hook":
@@ -254,7 +260,7 @@ def main(task: dict[str, Any]):
     game = gan_game(jax.process_count())
     mine = jax.tree.map(lambda x: x[jax.process_index()], game.data)
     found = []
-    for rule in ("all-reduce", "fp16 hook", "PowerSGD hook"):
+    for rule in (APART, "all-reduce", "fp16 hook", "PowerSGD hook"):
         tx = method(rule, game.rate, workers.axis_name)
         for each, text in ((False, rule), (True, f"{rule}, a call each")):
 
@@ -263,7 +269,8 @@ def main(task: dict[str, Any]):
                 return Side(replica.run, replica.point)
 
             ours = partial(in_a_loop, tx, game, workers=workers, each=each)
-            row = Row(game.name, text, "DDP", ours, theirs, goal=None if each else 1.0)
+            goal = None if each or rule == APART else 1.0
+            row = Row(game.name, text, "DDP", ours, theirs, goal=goal)
             found.append(measure(row, game, workers, task))
     if jax.process_index() == 0:
         pathlib.Path(task["directory"], "rows.json").write_text(json.dumps(found))
