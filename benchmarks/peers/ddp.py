@@ -114,7 +114,7 @@ class Ddp:
         self.data = images.flatten(2), latents
         self.model = Losses()
         if name != APART:
-            # In one bucket: of several over gloo the hook of PowerSGD can wait for ever.
+            # In one bucket: of several the hook of PowerSGD can wait for ever.
             self.model = nn.DistributedDataParallel(self.model, bucket_cap_mb=25)
         self.optimizer = torch.optim.SGD(leaves, lr=game.rate)
         self.order: dict[int, list[int]] = {}  # the leaves of each bucket
