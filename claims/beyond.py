@@ -139,9 +139,9 @@ def changing(seed: int, full: bool) -> Measured:
             ("DPOSG", dposg, [0.1]),
         ):
             curves = np.sqrt(distances(problem, make, np.array(rates), steps))
-            firsts = [np.argmax(c <= accuracy) or np.inf for c in curves]
+            firsts = [float(np.argmax(c <= accuracy) or np.inf) for c in curves]
             chosen = int(np.argmin(firsts))
-            values[f"{name}: {method}"] = float(firsts[chosen])
+            values[f"{name}: {method}"] = firsts[chosen]
             every = slice(None, None, 20)
             lines[method] = np.arange(steps + 1)[every], curves[chosen, every]
         values[f"{name}: DPOSG floor"] = float(curves[0, -1])
