@@ -66,7 +66,7 @@ def error(gradients, widths):
             vectors = [np.concatenate(vectors, axis=1)]
         each = [widths] if isinstance(widths, int) else widths
         for v, bits in zip(vectors, each, strict=True):
-            missed += allocation._error(v, bits)
+            missed += allocation.expected_error(v, bits)
             square += float(np.sum(v * v))
     return missed / square
 

@@ -148,7 +148,6 @@ def _entries(game: Game, seed: int, steps: int) -> dict[str, Entry]:
         inside = optax.chain(tracked, optax.sgd(rate))
         return optax.chain(jaxsp.extragradient(inside), jaxsp.sync(local, _AXIS))
 
-    # Its rates, iterations, numbers and rounds an iteration.
     found = {
         "extragradient": Entry(
             lambda rate: methods.extra_step(rate, _AXIS),
@@ -242,6 +241,9 @@ def _run(game: Game, entry: Entry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 c.up[0] * 2.0**32 + c.up[1] for c in jaxsp.comm.find_traffic(state)
             )
             gap = optax.tree.norm(optax.tree.sub(z, problem.z_star))
+            gap = lax.pmax(
+                gap, _AXIS
+            )  # between averages points differ: of the farthest
             return (z, state, sent), (gap / scale, sent, bits)
 
         start = zero, method.init(zero), jnp.zeros(())
@@ -276,15 +278,11 @@ def _compare(game: Game, seed: int, steps: int, title: str):
         costs = np.where(first >= 0, spent[0][range(len(first)), first], np.inf)
         chosen = int(np.argmin(costs)) if np.isfinite(costs).any() else best(gaps, 100)
         thin = slice(None, None, max(1, entry.steps // 200))
-        for unit, cost in zip(
-            _UNITS,
-            (*spent, np.arange(1.0, entry.steps + 1) * [[entry.rounds]]),
-            strict=True,
-        ):
-            line = cost[min(chosen, len(cost) - 1)]
-            at = first[chosen]
-            values[f"{name} {unit}"] = float(line[at]) if at >= 0 else np.inf
-            lines[unit][name] = line[thin], np.clip(gaps[chosen, thin], 1e-8, 1e3)
+        at, rounds = first[chosen], entry.rounds * np.arange(1.0, entry.steps + 1)
+        costs = [numbers[chosen] for numbers in spent] + [rounds]
+        for unit, cost in zip(_UNITS, costs, strict=True):
+            values[f"{name} {unit}"] = float(cost[at]) if at >= 0 else np.inf
+            lines[unit][name] = cost[thin], np.clip(gaps[chosen, thin], 1e-8, 1e3)
     for family, names in _FAMILIES.items():
         for unit in _UNITS:
             cost = min(values[f"{name} {unit}"] for name in names)

@@ -87,7 +87,7 @@ def allocate_bits(
     )
     samples = _check_gradients(gradients)
     sizes = np.array([g[0].size for g in samples])
-    errors = np.array([[_error(g, b) for b in widths] for g in samples])
+    errors = np.array([[expected_error(g, b) for b in widths] for g in samples])
     costs = sizes[:, None] * np.array(widths)
     chosen = _least_errors(errors, costs, int(np.floor(float(bits) * sizes.sum())))
     codecs = [quantize(b) for b in widths]
@@ -96,7 +96,7 @@ def allocate_bits(
     )
 
 
-def _error(vectors, bits):
+def expected_error(vectors, bits):
     """The sum of the expected squared errors of some vectors, `[k, d]`."""
     levels, total = 2 ** (bits - 1) - 1, 0.0
     for v in vectors:

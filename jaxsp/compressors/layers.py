@@ -68,13 +68,13 @@ def _of_layers(tree):
         check_compressor("compressor", part)
     # A tree within the tree is a branch of it.
     layers = jax.tree.map(lambda c: c if c.layers is None else c.layers, tree)
-    unbiased = [c for c in parts if c.q is None]
-    contractive = [c for c in parts if c.delta is None]
-    if unbiased and contractive:
+    no_q = [c for c in parts if c.q is None]
+    no_delta = [c for c in parts if c.delta is None]
+    if no_q and no_delta:
         raise ValueError(
             "compressor must be a tree of unbiased compressors or of contractive ones, "
-            f"got {unbiased[0]}, which states no q, and {contractive[0]}, which states "
-            f"no delta: write contractive({contractive[0]}) for this one, or scaled."
+            f"got {no_q[0]}, which states no q, and {no_delta[0]}, which states no "
+            f"delta: write contractive({no_delta[0]}) for this one, or scaled."
         )
 
     def largest(constants):

@@ -86,7 +86,9 @@ def test_the_error_is_the_expected_one_of_the_compressor(bits):
         return jnp.sum((arrived(keys, g) - g) ** 2)
 
     found = np.asarray(errors(jax.random.split(KEY, draws)), np.float64)
-    expected = allocation._error(np.asarray(g, np.float64).reshape(len(g), -1), bits)
+    expected = allocation.expected_error(
+        np.asarray(g, np.float64).reshape(len(g), -1), bits
+    )
     deviation = found.std() / np.sqrt(draws)
     assert abs(found.mean() - expected) < 5 * deviation
     assert deviation < 0.05 * expected
@@ -110,7 +112,9 @@ def test_on_gradients_of_a_gan_layers_of_unlike_bits_err_less():
     def error(codecs, g):
         pairs = zip(codecs, jax.tree.leaves(g), strict=True)
         return sum(
-            allocation._error(np.asarray(x, np.float64).reshape(4, -1), int(c.name[9]))
+            allocation.expected_error(
+                np.asarray(x, np.float64).reshape(4, -1), int(c.name[9])
+            )
             for c, x in pairs
         )
 
