@@ -49,6 +49,7 @@ from jaxsp.comm.compressed import (
     mean,
     no_residual,
 )
+from jaxsp.comm.members import check_draws, member
 from jaxsp.comm.parts import mean_of_owners, owners
 from jaxsp.comm.refresh import check_refresh, flip
 from jaxsp.comm.traffic import (
@@ -73,6 +74,7 @@ __all__ = [
     "buffers",
     "channel",
     "check_contractive",
+    "check_draws",
     "check_key",
     "check_mean",
     "check_refresh",
@@ -89,6 +91,7 @@ __all__ = [
     "inside_workers",
     "mean",
     "mean_of_owners",
+    "member",
     "mix",
     "mix_payloads",
     "no_residual",

@@ -130,25 +130,13 @@ def accelerated_dual_gossip(
     _check_steps(steps)
     rounds = _arguments.check_unrolled("rounds", rounds)
     _arguments.check_axis_name(axis_name)
-    random = isinstance(topology, TimeVarying) and topology.random
-    if random or key is not None:
-        key = _arguments.check_key("key", key)
-    shared_key: Any = key
-    size = len(topology.members)
+    key = comm.check_draws(topology, key)
 
     def apart(tree, traffic, count):
         """`G_k` times the tree, in the rounds of iteration `count`."""
         rest = tree
         for h in range(rounds):
-            step = count * rounds + h
-            member: Any = 0
-            if random:
-                step_key = jax.random.fold_in(shared_key, step)
-                member = jax.random.randint(step_key, (), 0, size)
-            elif size > 1:
-                member = step % size
-            if size > 1:
-                member = comm.shared_index(member, axis_name)
+            member = comm.member(topology, count * rounds + h, axis_name, key)
             sent, traffic = comm.mix(rest, traffic, topology, axis_name, member, True)
             rest = optax.tree.sub(rest, sent)
             tree = sent if h == 0 else optax.tree.add(tree, sent)
@@ -187,8 +175,8 @@ def accelerated_dual_gossip(
 
         def turn(s, z, total, point):  # y^k − y^{k-1}
             c = constants(s.dtype)
-            apart = total + c.regularization * point
-            step = s / c.regularization + z + c.dual_feedback * apart
+            rest = total + c.regularization * point
+            step = s / c.regularization + z + c.dual_feedback * rest
             return jnp.where(first, jnp.zeros_like(s), -c.dual_learning_rate * step)
 
         s = jax.tree.map(before, state.total, state.average)
@@ -214,12 +202,15 @@ def accelerated_dual_gossip(
         dual = optax.tree.sub(state.dual, sent)  # x^k
         total = jax.tree.map(lambda v, t, g: v + t - g, state.total, turned, sent)
 
+        rate: Any = learning_rate
+        if callable(learning_rate):
+            rate = learning_rate(state.count)
+
         def move(z, f, b, v, x, t):
             c = constants(z.dtype)
-            eta = learning_rate(state.count) if callable(learning_rate) else None
-            eta = jnp.asarray(learning_rate if eta is None else eta, z.dtype)
-            ahead = f + c.momentum * (f - jnp.where(first, f, b))
-            return -eta * (ahead - c.regularization * z - (v - x) - c.momentum * t)
+            delta = f + c.momentum * (f - jnp.where(first, f, b))
+            step = delta - c.regularization * z - (v - x) - c.momentum * t
+            return -jnp.asarray(rate, z.dtype) * step
 
         change = jax.tree.map(
             move, params, updates, state.previous, total, dual, turned

@@ -1,9 +1,8 @@
 """Workers mix their parameters with their neighbours'."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -99,21 +98,15 @@ def gossip(
         "order", order, ("adapt_then_combine", "combine_then_adapt")
     )
     random = isinstance(topology, TimeVarying) and topology.random
-    if random or key is not None:
-        key = _arguments.check_key("key", key)
-    shared_key: Any = key
+    key = comm.check_draws(topology, key)
     recursion = _recursion(topology, rounds, acceleration)
-    members = topology.members
 
     def schedule(count):
         """The matrix of each round of update `count`, as a function of the round."""
-        if len(members) > 1:
-            count = comm.shared_index(count, axis_name)
-        if not random:
-            return lambda h: (count * rounds + h) % len(members)
-        step_key = jax.random.fold_in(shared_key, count)
-        drawn = jax.random.randint(step_key, (), 0, len(members))
-        return lambda h: drawn
+        if random:
+            drawn = comm.member(topology, count, axis_name, key)
+            return lambda h: drawn
+        return lambda h: comm.member(topology, count * rounds + h, axis_name)
 
     def init_fn(params):
         _arguments.check_floating(params)

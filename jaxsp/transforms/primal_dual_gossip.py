@@ -139,23 +139,13 @@ def primal_dual_gossip(
     _arguments.check_axis_name(axis_name)
     if prox is not None:
         _arguments.check_callable("prox", prox)
-    random = isinstance(topology, TimeVarying) and topology.random
-    if random or key is not None:
-        key = _arguments.check_key("key", key)
-    shared_key: Any = key
+    key = comm.check_draws(topology, key)
     # λ_max(I − W) of each member; 1 where there is nobody to mix with
     scales = np.array([(1 - w.spectral_interval[0]) or 1.0 for w in topology.members])
 
     def gossiped(tree, traffic, count):
         """`G` times the tree, for the exchange that makes y of iteration `count`."""
-        member: Any = 0
-        if random:
-            step_key = jax.random.fold_in(shared_key, count)
-            member = jax.random.randint(step_key, (), 0, len(scales))
-        elif len(scales) > 1:
-            member = count % len(scales)
-        if len(scales) > 1:
-            member = comm.shared_index(member, axis_name)
+        member = comm.member(topology, count, axis_name, key)
         apart, traffic = comm.mix(tree, traffic, topology, axis_name, member, True)
         scale = jnp.asarray(scales)[member]
         return jax.tree.map(lambda v: v / scale.astype(v.dtype), apart), traffic
