@@ -9,15 +9,18 @@ Names start with `jaxsp-net-PID-`, of the process that made them. What a process
 behind when it is killed is removed by the next one.
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jaxsp import launch
 
@@ -30,6 +33,7 @@ PREFIX = "jaxsp-net-"
 PORT = 29_400
 PACKET = 1514  # bytes of the largest, with Ethernet's header
 NAMESPACES, HOSTS = pathlib.Path("/run/netns"), pathlib.Path("/etc/netns")
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 
 # Without IPv6, whose neighbour discovery would be counted.
@@ -102,6 +106,9 @@ def run(argv: Sequence[str], count: int) -> None:
 class Network:
     """Namespaces on one bridge, there for as long as the `with` block runs.
 
+    SIGINT, SIGTERM and SIGHUP end the block by a `SystemExit` of 128 + number, unless
+    they were ignored before; while the namespaces are made or removed they wait.
+
     Args:
       count: how many processes.
 
@@ -116,18 +123,20 @@ class Network:
         self.prefix = f"{PREFIX}{os.getpid()}-"
         self.hub = f"{self.prefix}hub"
         self.names = [f"{self.prefix}{i}" for i in range(count)]
+        self._waiting: list[int] | None = None  # signals, when they have to wait
+        self._handlers: dict[int, Any] = {}  # what they did before
 
     def __enter__(self) -> "Network":
         if sys.platform != "linux" or os.geteuid() != 0:
             raise RuntimeError("a slow network needs root on Linux.")
-        self.__exit__()
-        HOSTS.mkdir(exist_ok=True)
+        before = {number: signal.getsignal(number) for number in ENDS}
+        self._handlers = {n: old for n, old in before.items() if old != signal.SIG_IGN}
+        for number in self._handlers:
+            signal.signal(number, self._end)
         try:
-            _shell((_NAMESPACE + _BRIDGE).format(name=self.hub))
-            known = {"hub": self.hub, "hosts": HOSTS, "host": socket.gethostname()}
-            for i, name in enumerate(self.names):
-                own = {"name": name, "port": f"port{i}", "address": f"10.99.0.{i + 1}"}
-                _shell((_NAMESPACE + _PROCESS).format(**known, **own))
+            with self._undisturbed():
+                self._remove()
+                self._make()
         except BaseException:
             self.__exit__()
             raise
@@ -135,6 +144,38 @@ class Network:
 
     def __exit__(self, *_exception) -> None:
         """Remove what is of this process, or of one that has ended."""
+        try:
+            with self._undisturbed():
+                self._remove()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def _end(self, number, frame):
+        if self._waiting is None:
+            self._waiting = []  # what comes after it waits until all is removed
+            sys.exit(128 + number)
+        self._waiting.append(number)
+
+    @contextlib.contextmanager
+    def _undisturbed(self):
+        self._waiting = []
+        try:
+            yield
+        finally:
+            waiting, self._waiting = self._waiting, None
+        if waiting:
+            self._end(waiting[0], None)
+
+    def _make(self):
+        HOSTS.mkdir(exist_ok=True)
+        _shell((_NAMESPACE + _BRIDGE).format(name=self.hub))
+        known = {"hub": self.hub, "hosts": HOSTS, "host": socket.gethostname()}
+        for i, name in enumerate(self.names):
+            own = {"name": name, "port": f"port{i}", "address": f"10.99.0.{i + 1}"}
+            _shell((_NAMESPACE + _PROCESS).format(**known, **own))
+
+    def _remove(self):
         for path in (*NAMESPACES.glob(f"{PREFIX}*"), *HOSTS.glob(f"{PREFIX}*")):
             maker = path.name.removeprefix(PREFIX).partition("-")[0]
             if maker == str(os.getpid()) or not pathlib.Path("/proc", maker).exists():

@@ -419,12 +419,36 @@ def test_a_signal_removes_everything(number):
     process.send_signal(number)
     code, _, err = finish(process, 180)
     # The code is 128 + number, or what a worker ends with that is interrupted while it
-    # imports (1 of an ImportError, 139 of native code), or the signal itself while
-    # links are made. What counts is that it is no success, and leaves nothing.
+    # imports (1 of an ImportError, 139 of native code). What counts is that it is no
+    # success, and leaves nothing.
     assert code != 0, err
     assert left_by(process.pid) == []
     for pid in pids.split():
         assert not pathlib.Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("last", [0, 1, 9])  # of the names there are when it comes
+def test_a_signal_while_the_network_is_made_waits(number, last, terminal, namespaces):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.replace("Network(2)", "Network(10)")],
+        env=dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT.parents[1]}"),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        made = namespaces.NAMESPACES / f"jaxsp-net-{process.pid}-{last}"
+        deadline = time.monotonic() + 120
+        while not made.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        # and again, while it is removed
+        while len(left_by(process.pid)) > 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        assert process.wait(120) == 128 + number
+        assert left_by(process.pid) == []
+    finally:
+        process.kill()
 
 
 def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch, namespaces):
