@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsp.comm.axis import AxisName, worker_count, worker_index
+from jaxsp.comm.axis import AxisName, sum_of_rows, worker_count, worker_index
 from jaxsp.comm.collectives import all_reduce, gather, pack
 from jaxsp.comm.traffic import Traffic
 
@@ -79,7 +79,8 @@ def mean_of_owners(
     def told(i, x):
         wide = np.promote_types(x.dtype, np.float32)
         of_owners = received[x.dtype.name][np.flatnonzero(own[:, i]), : x.size]
-        return jnp.mean(of_owners.astype(wide), axis=0).astype(x.dtype)
+        total = sum_of_rows(of_owners, wide)
+        return (total / len(of_owners)).astype(x.dtype)
 
     told_parts = [
         unpack([told(i, x) for x in vectors])

@@ -72,11 +72,59 @@ def test_mean_and_gather(workers):
     assert dtypes(mean) == dtypes(x)
 
 
+LONG = 130, 130  # what a CPU adds up row after row
+
+
+@pytest.mark.parametrize("devices", [1, 2, N])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.complex64])
+def test_means_of_much(x64, devices, dtype):
+    workers = jaxsp.Workers(N, devices=jax.devices()[:devices])
+    axis, rng = workers.axis_name, np.random.default_rng(2)
+    turn = 1 + 1j if dtype == jnp.complex64 else 1
+    x = (rng.normal(size=(N, *LONG)) * turn).astype(dtype)
+    weights = jnp.asarray(rng.dirichlet(np.ones(N)) * N)
+
+    def both(x):
+        made, _ = comm.exchange(x, comm.no_traffic(), axis, weights=weights)
+        return free(comm.mean, x, axis), made.mean
+
+    mean, weighted = on_all(workers, both)(x)
+    assert mean.dtype == weighted.dtype == dtype
+    close = {"rtol": 1e-14, "atol": 1e-14} if dtype == jnp.float64 else {"atol": 2e-6}
+    np.testing.assert_allclose(mean, [x.mean(0)] * N, **close)
+    theirs = np.tensordot(weights, x, 1) / N
+    np.testing.assert_allclose(weighted, [theirs] * N, **close)
+
+
+def test_the_derivative_of_a_mean_of_much(x64):
+    """The sum of all workers' losses is meant, as `vmap` differentiates it."""
+    x = np.random.default_rng(2).normal(size=(N, *LONG))
+
+    def loss(x):
+        mapped = jax.vmap(lambda x: free(comm.mean, x, AXIS) ** 3, axis_name=AXIS)
+        return mapped(x).sum()
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(x)
+    assert value == pytest.approx(N * (x.mean(0) ** 3).sum(), rel=1e-12)
+    np.testing.assert_allclose(slope, [3 * x.mean(0) ** 2] * N, atol=1e-14)
+
+
+def test_a_mean_of_much_adds_rows_on_a_cpu_and_reduces_elsewhere():
+    workers = jaxsp.Workers(N, jax.devices()[:1])
+    program = jax.jit(workers.map(lambda x: free(comm.mean, x, AXIS)))
+    traced = program.trace(jnp.zeros((N, *LONG)))
+    for platform, loops, reductions in (("cpu", 1, 0), ("tpu", 0, 1), ("cuda", 0, 1)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.while") == loops
+        assert len(re.findall(r"stablehlo.reduce\b", text)) == reductions
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_means_of_half_precision_are_rounded_once(workers, dtype):
+@pytest.mark.parametrize("shape", [(3, 7), LONG])
+def test_means_of_half_precision_are_rounded_once(workers, dtype, shape):
     """Sums of float16 would overflow, those of bfloat16 be rounded at each addition."""
     rng = np.random.default_rng(2)
-    x = jnp.asarray(1 + rng.uniform(size=(N, 3, 7)), dtype)
+    x = jnp.asarray(1 + rng.uniform(size=(N, *shape)), dtype)
     weights = jnp.asarray(rng.dirichlet(np.ones(N)) * N, jnp.float32)
 
     def both(x):
@@ -95,7 +143,7 @@ def test_means_of_half_precision_are_rounded_once(workers, dtype):
     np.testing.assert_allclose(
         np.asarray(weighted, float), [theirs] * N, rtol=2 * rounding
     )
-    large = jnp.full((N, 5), 5e4, dtype)
+    large = jnp.full((N, *shape), 5e4, dtype)
     means, _ = on_all(workers, both)(large)
     np.testing.assert_array_equal(means, large)
 
