@@ -7,6 +7,7 @@ program is its own, so that nothing of it is left when it goes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxsp.gan import models
 from jaxsp.workers import Workers
 
-__all__ = ["Program", "Role", "Summary", "Traffic", "finite"]
+__all__ = ["Program", "Role", "Summary", "Traffic", "finite", "sampler"]
 
 
 class Summary(NamedTuple):
@@ -73,6 +74,15 @@ def finite() -> Callable[[Any], bool]:
         return all(bool(of_tree(part)) for part in parts)
 
     return of_state
+
+
+def sampler(gan: models.Gan) -> Callable[..., jax.Array]:
+    """`models.sample` of a GAN, compiled; when it goes, what was compiled goes."""
+
+    def sample(x, key, count, labels=None):
+        return models.sample(gan, x, key, count, labels)
+
+    return jax.jit(sample, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,3 +156,8 @@ class Program:
     finite: Callable[[Any], bool] = dataclasses.field(default_factory=finite)
     judge: Callable[..., tuple[float, float]] | None = None
     probabilities: bool = False
+
+    @functools.cached_property
+    def sample(self) -> Callable[..., jax.Array]:
+        """The `sampler` of the networks, compiled once for all runs of the program."""
+        return sampler(self.gan)

@@ -35,7 +35,7 @@ from jaxsp._arguments import (
 )
 from jaxsp.gan import data, judge, models
 from jaxsp.gan.losses import Losses
-from jaxsp.gan.models.gan import check_gan
+from jaxsp.gan.models.gan import check_gan, initializer
 from jaxsp.gan.program import Program, Role, Summary, Traffic
 from jaxsp.operators import MinMax
 from jaxsp.workers import Workers
@@ -89,16 +89,22 @@ def init_state(
     check_transformation("method", method)
     check_instance("workers", workers, Workers, "a jaxsp.Workers")
     z = models.init(gan, key)
-    return _start(method, workers, z, z.x, 0)
+    return _starter(method, workers)(z, z.x, 0)
 
 
-def _start(method, workers, z, ema, step):
-    """The state at `step` of workers that all hold the parameters `z`."""
-    params = workers.replicate(z)
-    opt_state = jax.jit(workers.map(method.init))(params)
-    comm.find_traffic(opt_state)  # or an error, before anything is trained
-    step = jnp.full(workers.count, step, jnp.int32)
-    return workers.shard(TrainState(step, params, opt_state, workers.replicate(ema)))
+def _starter(method, workers):
+    """The state at a step of workers that all hold some parameters, as a function."""
+    init = jax.jit(workers.map(method.init))
+
+    def start(z, ema, step):
+        params = workers.replicate(z)
+        opt_state = init(params)
+        comm.find_traffic(opt_state)  # or an error, before anything is trained
+        step = jnp.full(workers.count, step, jnp.int32)
+        ema = workers.replicate(ema)
+        return workers.shard(TrainState(step, params, opt_state, ema))
+
+    return start
 
 
 def make_step(
@@ -270,8 +276,11 @@ def program(
         workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
     )
 
+    draw, start = initializer(gan), _starter(method, workers)
+
     def init(key):
-        return init_state(gan, method, workers, key)
+        z = draw(key)
+        return start(z, z.x, 0)
 
     def generator(state):
         return workers.fetch_mean(state.ema)
@@ -331,8 +340,8 @@ def program(
         bits=bits_of,
         consensus=consensus,
         summary=summary,
-        restart_from=lambda summary, step: _start(
-            method, workers, summary.params, summary.generator, step
+        restart_from=lambda summary, step: start(
+            summary.params, summary.generator, step
         ),
         restart_note="all workers start from the mean of the parameters, optimizers "
         "anew",

@@ -168,15 +168,18 @@ def program(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), jnp.stack(values)[None]
 
+    @jax.jit  # one program, where each layer's operations would be many
+    def draw(key):
+        tokens = jnp.zeros((1, model.length), jnp.int32)
+        return model.init(key, tokens, tokens)["params"]
+
+    init_method = jax.jit(workers.map(method.init))
+
     def start(params, step):
         stacked = workers.replicate(params)
-        opt_state = jax.jit(workers.map(method.init))(stacked)
+        opt_state = init_method(stacked)
         steps = jnp.full(workers.count, step, jnp.int32)
         return workers.shard(TrainState(steps, stacked, opt_state))
-
-    def init(key):
-        tokens = jnp.zeros((1, model.length), jnp.int32)
-        return start(model.init(key, tokens, tokens)["params"], 0)
 
     reported = jax.jit(
         workers.map(lambda state: methods.eval_params(state.opt_state, state.params))
@@ -186,7 +189,7 @@ def program(
     return Program(
         workers=workers,
         settings=settings | {"attack_warmup": attack_warmup},
-        init=init,
+        init=lambda key: start(draw(key), 0),
         step=jax.jit(
             workers.map(one_step, in_axes=(0, 0, 0, None, None)), donate_argnums=0
         ),

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsp import comm, distributed, metrics
-from jaxsp.gan import data, judge, models
+from jaxsp.gan import data, judge
 from jaxsp.gan.md_gan import roles
 from jaxsp.gan.md_gan.transport import Transport
+from jaxsp.gan.models.gan import initializer
 from jaxsp.gan.program import Program, Role, Summary, finite
 from jaxsp.gan.step import bits, draw_keys, moving_average, to_batch
 from jaxsp.operators import MinMax
@@ -90,6 +91,7 @@ class Run:
             ema = moving_average(ema, x, step, ema_decay)
             return x, opt_state, ema, _of_the_living(values, alive)[:, None]
 
+        self.draw = initializer(gan)
         self.generate = jax.jit(generate)
         self.work = jax.jit(
             workers.map(work, in_axes=(0,) * 5 + (None,) * 3), donate_argnums=(0, 1)
@@ -103,7 +105,7 @@ class Run:
 
         # Shapes: of what is called with what, of discriminators and of what travels.
         key = jax.eval_shape(lambda: jax.random.key(0))
-        x, y = jax.eval_shape(lambda key: models.init(gan, key), key)
+        x, y = jax.eval_shape(self.draw, key)
         self.stacked: Any = jax.eval_shape(
             jax.vmap(lambda _, y: y, (0, None)), np.arange(workers.count), y
         )
@@ -149,7 +151,7 @@ class Run:
 
     def init(self, key):
         """The state at step 0: all discriminators start alike."""
-        x, y = models.init(self.gan, key)
+        x, y = self.draw(key)
         return self._start(x, self.workers.replicate(y), x, 0)
 
     def restart_from(self, summary, step):

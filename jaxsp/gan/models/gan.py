@@ -10,6 +10,7 @@ All functions take `gan`, the pair of networks, and what they need of
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -90,8 +91,12 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
       >>> sample(gan, z.x, jax.random.key(1), 5).shape
       (5, 2)
     """
+    return initializer(gan)(key)
+
+
+def initializer(gan: Gan) -> Callable[[jax.Array], MinMax]:
+    """`init` of a pair of networks, compiled once for all keys."""
     check_gan(gan)
-    check_key("key", key)
 
     @jax.jit  # one program, where each layer's operations would be many
     def draw(key):
@@ -101,7 +106,7 @@ def init(gan: Gan, key: jax.Array) -> MinMax:
         sample = jnp.zeros((1, *gan.sample_shape))
         return MinMax(x, _params(gan.discriminator, "discriminator", y_key, sample))
 
-    return draw(key)
+    return lambda key: draw(check_key("key", key))
 
 
 def _params(module: nn.Module, name: str, key: jax.Array, example: jax.Array):

@@ -28,8 +28,9 @@ from jaxsp.gan import command, data, models, scores
 from jaxsp.gan.bars import track
 from jaxsp.gan.command import BadFlagError, flag, naming
 from jaxsp.gan.files import local_path, replacing
+from jaxsp.gan.program import sampler
 from jaxsp.gan.training import checkpoint, directory
-from jaxsp.gan.training.evaluation import draw_samples, sampler
+from jaxsp.gan.training.evaluation import draw_samples
 
 __all__ = ["PROGRAM", "Config", "main", "score"]
 

@@ -11,20 +11,11 @@ from jaxsp.gan import data, models
 from jaxsp.gan.program import Program
 from jaxsp.gan.training import plots
 
-__all__ = ["Evaluation", "draw_samples", "sampler"]
+__all__ = ["Evaluation", "draw_samples"]
 
 _SAMPLE_BATCH = 500  # samples generated at once for a score
 _SIDE = 8  # images shown in a row and in a column
 _MOST_CLASSES = 10  # shown
-
-
-def sampler(gan: models.Gan) -> Callable[..., jax.Array]:
-    """`models.sample` of a GAN, compiled; when it goes, what was compiled goes."""
-
-    def sample(x, key, count, labels=None):
-        return models.sample(gan, x, key, count, labels)
-
-    return jax.jit(sample, static_argnums=2)
 
 
 class Evaluation:
@@ -38,7 +29,7 @@ class Evaluation:
       data_of_workers: shares and sizes, on the workers' devices.
 
     Attributes:
-      sample: the `sampler` of the program's GAN.
+      sample: that of the program.
       floor: the scores of real data by name, where `score.floor` has them.
     """
 
@@ -51,7 +42,7 @@ class Evaluation:
         data_of_workers: Any,
     ):
         self._program, self._score, self._count = program, score, count
-        self.sample = sampler(program.gan)
+        self.sample = program.sample
         self.key, self._data = key, data_of_workers
         self.floor: Mapping[str, float] = getattr(score, "floor", {})
 
@@ -91,7 +82,7 @@ def draw_samples(
 
     Args:
       gan: generator and discriminator.
-      sample: the `sampler` of the GAN.
+      sample: the `program.sampler` of the GAN.
       x: the generator's parameters.
       key: what samples are drawn from.
       dataset: where real ones come from.

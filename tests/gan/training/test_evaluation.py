@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxsp.gan import data, models
+from jaxsp.gan import data, models, program
 from jaxsp.gan.training import evaluation, plots
 
 
@@ -32,7 +32,7 @@ def draw(monkeypatch, shape, classes, **given):
     drawn = []
     monkeypatch.setattr(plots, "plot_samples", lambda *args: drawn.append(args))
     x = gan.generator.init(jax.random.key(0), np.zeros((1, 5)))["params"]
-    sample = evaluation.sampler(gan)
+    sample = program.sampler(gan)
     key = jax.random.key(1)
     evaluation.draw_samples(gan, sample, x, key, dataset, "a.png", "title")
     return drawn

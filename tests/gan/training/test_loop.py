@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,14 @@ import pytest
 import jaxsp
 from jaxsp.gan import bars, data, losses, md_gan, models, step
 from jaxsp.gan.data import partition
+from jaxsp.gan.md_gan import run
+from jaxsp.gan.models.gan import initializer
 from jaxsp.gan.training import checkpoint, directory, flights, loop, plots, records
 
 COUNT = 3
 WORKERS = jaxsp.Workers(COUNT, jax.devices()[:1])
+ADAM = optax.adam(1e-3)
+MD_GAN = md_gan.MDGan(ADAM, ADAM)
 AXIS = WORKERS.axis_name
 GAN = models.mlp((2,), latent_size=4, width=8, depth=1)
 LOSSES = losses.non_saturating(GAN)
@@ -62,13 +67,18 @@ def fit(fit_and_draw, monkeypatch):
     return fit_and_draw
 
 
+draw_of = functools.cache(initializer)
+
+
 @functools.cache
 def program_of(method=METHOD, workers=WORKERS, gan=GAN, game=LOSSES, **options):
     """The program of a method or of an MD-GAN; equal steps are compiled once."""
     options = {"batch_size": 8, **options}
-    if isinstance(method, md_gan.MDGan):
-        return method.program(gan, game, workers, **options)
-    return step.program(gan, game, method, workers, **options)
+    md = isinstance(method, md_gan.MDGan)
+    with mock.patch.object(run if md else step, "initializer", draw_of):
+        if md:
+            return method.program(gan, game, workers, **options)
+        return step.program(gan, game, method, workers, **options)
 
 
 @pytest.fixture
@@ -113,9 +123,7 @@ def contents(path):
 def test_after_the_first_step_nothing_is_compiled(mixture, caplog, kind, devices):
     """What a first step returns is placed as what it got, so that a second is quick."""
     workers = jaxsp.Workers(COUNT, jax.devices()[:devices])
-    method = (
-        METHOD if kind == "method" else md_gan.MDGan(optax.adam(1e-3), optax.adam(1e-3))
-    )
+    method = METHOD if kind == "method" else MD_GAN
     program = program_of(method, workers)
     parts = np.arange(300).reshape(COUNT, -1)
     stacked = workers.shard(partition.stack(mixture.train, parts))
@@ -281,6 +289,15 @@ def test_losses_are_means_since_the_line_before(fit):
                 mean = np.mean([r[name] for r in window])
                 tolerance = 1e-12 if calls == 1 else 1e-4
                 assert line[name] == pytest.approx(mean, rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["method", "md_gan"])
+def test_a_second_run_of_a_program_compiles_nothing(fit, caplog, kind):
+    method = METHOD if kind == "method" else MD_GAN
+    for first in (True, False):
+        with jax.log_compiles(not first), caplog.at_level("WARNING"):
+            fit(config(steps=2), method=method, score=score)
+    assert [r.message[:90] for r in caplog.records if "Compiling" in r.message] == []
 
 
 def test_without_a_directory_nothing_is_written(fit, tmp_path, monkeypatch, capsys):
@@ -449,6 +466,7 @@ def test_trains_beside_the_main_thread(fit):
     assert results[0].step == 5
 
 
+@functools.cache
 def failing_at(update):
     """A method whose update number `update`, from 0, is not a number."""
     return optax.sgd(lambda count: jnp.where(count == update, jnp.nan, 1e-2))
@@ -473,7 +491,7 @@ def test_numbers_that_are_not_finite_stop_it(fit, tmp_path, grid, found, last):
     assert [r["step"] for r in lines(tmp_path)] == [0]
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == last
-        like = step.init_state(GAN, failing_at(6), WORKERS, jax.random.key(1))
+        like = program_of(failing_at(6)).init(jax.random.key(1))
         state = checkpoints.restore(last, like)
     assert state.step.tolist() == [last] * COUNT
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
