@@ -94,6 +94,17 @@ class Program:
         return bits(self.workers.fetch(comm.find_traffic(state.opt_state)))
 
 
+def initializer(model: Any) -> Callable[[jax.Array], Any]:
+    """The parameters of an encoder, as a function of a key, compiled."""
+
+    @jax.jit  # one program, where each layer's operations would be many
+    def draw(key):
+        tokens = jnp.zeros((1, model.length), jnp.int32)
+        return model.init(key, tokens, tokens)["params"]
+
+    return draw
+
+
 def program(
     model: Albert,
     method: optax.GradientTransformation,
@@ -168,11 +179,7 @@ def program(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), jnp.stack(values)[None]
 
-    @jax.jit  # one program, where each layer's operations would be many
-    def draw(key):
-        tokens = jnp.zeros((1, model.length), jnp.int32)
-        return model.init(key, tokens, tokens)["params"]
-
+    draw = initializer(model)
     init_method = jax.jit(workers.map(method.init))
 
     def start(params, step):

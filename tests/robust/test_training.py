@@ -1,6 +1,8 @@
 """The losses, and training on many workers: alike in every mode, and resumable."""
 
+import functools
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxsp import compressors
 from jaxsp.gan.training import TrainConfig, TrainingDivergedError, checkpoint
 from jaxsp.robust import Attack, encoder, inner_maximum, masked_lm, text, training
 
-MODEL = encoder.Albert(260, 8, 16, layers=2, heads=2, length=8)
+MODEL = encoder.Albert(260, 8, 16, layers=1, heads=2, length=8)
 ATTACK = Attack(2.0, 2)
 SENTENCE = "the cat sat on the mat and the dog lay by the door. "
 
@@ -30,6 +32,15 @@ def sentences():
 def params():
     tokens = jnp.zeros((1, 8), jnp.int32)
     return jax.jit(MODEL.init)(jax.random.key(0), tokens, tokens)["params"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_alike():
+    """What draws the parameters of an encoder is compiled once for all programs."""
+    with mock.patch.object(
+        training, "initializer", functools.cache(training.initializer)
+    ):
+        yield
 
 
 def averaging(workers, name):
@@ -50,11 +61,18 @@ def averaging(workers, name):
     return optax.chain(means[name](), optax.adamw(1e-3))
 
 
-def train(sentences, name="plain", devices=1, steps=4, **options):
+@functools.cache
+def program_of(name, devices):
+    """One program of each kind, so that equal steps are compiled once."""
     workers = jaxsp.Workers(4, jax.devices()[:devices])
-    made = training.program(
-        MODEL, averaging(workers, name), workers, ATTACK, batch_size=4, full_batches=2
+    method = averaging(workers, name)
+    return training.program(
+        MODEL, method, workers, ATTACK, batch_size=4, full_batches=2
     )
+
+
+def train(sentences, name="plain", devices=1, steps=4, **options):
+    made = program_of(name, devices)
     config = TrainConfig(
         steps=steps, log_every=1, eval_every=2, checkpoint_every=2, progress=False
     )
@@ -81,14 +99,16 @@ def test_gaps_are_of_the_rows_and_the_same_number_in_each():
 def test_the_gradient_is_that_at_the_perturbation(params):
     rows = jax.random.randint(jax.random.key(1), (4, 8), 2, 260)
     batch = masked_lm.mask(jax.random.key(2), rows, 260)
-    f = lambda *args: masked_lm.loss(MODEL)(*args)[0]  # noqa: E731
+    f = jax.jit(lambda *args: masked_lm.loss(MODEL)(*args)[0])
     zero = masked_lm.start(MODEL, rows)
-    delta = ATTACK.ascend(jaxsp.saddle(f), params, zero, batch)
+    delta = jax.jit(functools.partial(ATTACK.ascend, jaxsp.saddle(f)))(
+        params, zero, batch
+    )
     norms = np.linalg.norm(np.reshape(delta, (4, -1)), axis=1)
     np.testing.assert_allclose(norms, ATTACK.radius, rtol=1e-5)
     assert f(params, delta, batch) > f(params, zero, batch) + 0.01
-    found = inner_maximum(f, ATTACK)(params, zero, batch)
-    wanted = jax.grad(f)(params, delta, batch)
+    found = jax.jit(inner_maximum(f, ATTACK))(params, zero, batch)
+    wanted = jax.jit(jax.grad(f))(params, delta, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted
     )
@@ -135,12 +155,11 @@ def test_counted_bits_are_those_of_the_payloads(sentences, params):
     dense = 32 * sum(leaf.size for leaf in leaves)
     (*_, last) = train(sentences, steps=2).history
     assert last["bits_up"] == last["bits_down"] == 2 * dense * 2 * 3 // 4
+    compress = functools.partial(jax.eval_shape, compressors.low_rank(1).compress)
     payload = sum(
-        leaf.nbytes * 8
+        leaf.size * leaf.dtype.itemsize * 8
         for x in leaves
-        for leaf in jax.tree.leaves(
-            compressors.low_rank(1).compress(jax.random.key(0), jnp.ones_like(x))
-        )
+        for leaf in jax.tree.leaves(compress(jax.random.key(0), x))
     )
     (*_, last) = train(sentences, "low_rank", steps=2).history
     assert last["bits_up"] == last["bits_down"] == 2 * 3 * payload
