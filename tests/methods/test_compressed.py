@@ -10,6 +10,7 @@ import pytest
 import reference_beyond as beyond
 import reference_compressed as loops
 import table
+from covering import pairwise
 
 import jaxsp
 from jaxsp import compressors, methods, transforms
@@ -18,7 +19,7 @@ M, D = 8, 12
 KEY = jax.random.key(5)
 AXIS = jaxsp.Workers(1).axis_name
 MODES = {"vmap": 1, "shard_map": M}
-STEPS = 200
+STEPS = 100
 
 
 def workers(mode):
@@ -156,6 +157,7 @@ CONTRACTIVE = {
     "sign": compressors.sign(),
     "scaled": compressors.scaled(compressors.rand_k(0.5)),
 }
+BOTH, SNAPSHOTS = (False, True), ("previous", "current")
 RAND, TOP = compressors.rand_k(0.5), compressors.top_k(0.5)
 
 
@@ -164,10 +166,7 @@ def gather(up, down=None):
     return jaxsp.channel(AXIS, up, down, key=KEY, route="gather")
 
 
-@pytest.mark.parametrize("snapshot", ["previous", "current"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("two_way", [False, True])
-@pytest.mark.parametrize("codec", UNBIASED)
+@pairwise(codec=UNBIASED, two_way=BOTH, mode=MODES, snapshot=SNAPSHOTS)
 def test_masha1(x64, codec, two_way, mode, snapshot):
     game, up = Game(), UNBIASED[codec]
     down = UNBIASED["natural"] if two_way else None
@@ -192,10 +191,7 @@ def spread(out):
     return np.repeat(points(out)[:, None], M, axis=1)
 
 
-@pytest.mark.parametrize("snapshot", ["previous", "current"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("two_way", [False, True])
-@pytest.mark.parametrize("codec", CONTRACTIVE)
+@pairwise(codec=CONTRACTIVE, two_way=BOTH, mode=MODES, snapshot=SNAPSHOTS)
 def test_masha2(x64, codec, two_way, mode, snapshot):
     game, up = Game(), CONTRACTIVE[codec]
     down = TOP if two_way else None
@@ -299,10 +295,7 @@ def momentum():
     return optax.sgd(0.7, momentum=0.5, nesterov=True), loops.nesterov(0.7, 0.5)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("two_way", [False, True])
-@pytest.mark.parametrize("codec", CONTRACTIVE)
-@pytest.mark.parametrize("adam", [False, True])
+@pairwise(codec=CONTRACTIVE, adam=BOTH, two_way=BOTH, mode=MODES)
 def test_local_steps(x64, adam, codec, two_way, mode):
     """Two-way with an outer optimizer, one-way without."""
     game, up = Game(), CONTRACTIVE[codec]
@@ -325,9 +318,7 @@ def test_local_steps(x64, adam, codec, two_way, mode):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("two_way", [False, True])
-@pytest.mark.parametrize("codec", CONTRACTIVE)
+@pairwise(codec=CONTRACTIVE, two_way=BOTH, mode=MODES)
 def test_delayed_feedback(x64, codec, two_way, mode):
     game, up = Game(), CONTRACTIVE[codec]
     down = TOP if two_way else None
@@ -346,9 +337,7 @@ def test_delayed_feedback(x64, codec, two_way, mode):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("two_way", [False, True])
-@pytest.mark.parametrize("codec", CONTRACTIVE)
+@pairwise(codec=CONTRACTIVE, two_way=BOTH, mode=MODES)
 def test_dqgan(x64, codec, two_way, mode):
     game, up = Game(), CONTRACTIVE[codec]
     down = TOP if two_way else None
@@ -394,9 +383,13 @@ ALL = {
 
 
 @pytest.mark.parametrize(
-    ("two_way", "route"), [(False, "gather"), (True, "gather"), (True, "sharded")]
+    ("codec", "two_way", "route"),
+    [
+        *((codec, False, "gather") for codec in ALL),
+        *((codec, True, "sharded") for codec in ALL),
+        *((codec, True, "gather") for codec in ("top_k", "dithering")),
+    ],
 )
-@pytest.mark.parametrize("codec", ALL)
 def test_mean_half_point_of_dqgan_is_uncompressed_whatever_the_codec(
     x64, codec, two_way, route
 ):
