@@ -146,8 +146,9 @@ def all_mean(
     """The mean over workers; a block is averaged before anything is sent.
 
     Numbers of half precision travel as they are and are added up in float32: worker m
-    adds up block m of all, and tells the others its mean. That is as many bytes as an
-    all-reduce, whose sums would overflow and be rounded at every addition.
+    adds up block m of all, and tells the others its mean; two tell each other all. That
+    is as many bytes as an all-reduce, whose sums would overflow and be rounded at every
+    addition.
 
     Args:
       x: this worker's array.
@@ -169,12 +170,18 @@ def all_mean(
     count = lax.axis_size(devices)
     if weight is not None:  # a part of the mean: a weight may be large
         wide = wide / count
+    mine = wide.astype(x.dtype)
+
+    def mean(rows):
+        total = sum_of_rows(rows, wide.dtype)
+        return (total if weight is not None else total / count).astype(x.dtype)
+
+    if count == 2:  # as many bytes, and one round
+        return mean(all_gather(mine, devices))
     size = -(-x.size // count)
-    rows = jnp.pad(wide.astype(x.dtype).ravel(), (0, size * count - x.size))
-    rows = all_to_all(rows.reshape(count, size), devices)
-    total = sum_of_rows(rows, wide.dtype)
-    mine = (total if weight is not None else total / count).astype(x.dtype)
-    return all_gather(mine, devices).ravel()[: x.size].reshape(x.shape)
+    rows = jnp.pad(mine.ravel(), (0, size * count - x.size)).reshape(count, size)
+    told = all_gather(mean(all_to_all(rows, devices)), devices)
+    return told.ravel()[: x.size].reshape(x.shape)
 
 
 def sum_of_rows(rows: jax.Array, dtype: Any = None) -> jax.Array:

@@ -129,12 +129,15 @@ def all_reduce(
     arrays, restore = buffers(tree, axis_name)
     mean = restore([all_mean(x, axis_name, weight) for x in arrays])
     count = worker_count(axis_name)
-    sizes: dict[Any, int] = {}  # those of half precision are cut into equal blocks
+    sizes: dict[Any, int] = {}
     for x in arrays:
         sizes[x.dtype] = sizes.get(x.dtype, 0) + x.size
     whole = sum(8 * t.itemsize * n for t, n in sizes.items() if not is_half(t))
-    block = sum(8 * t.itemsize * -(-n // count) for t, n in sizes.items() if is_half(t))
-    bits = -(-2 * (count - 1) * whole // count) + 2 * (count - 1) * block
+    bits = -(-2 * (count - 1) * whole // count)
+    for t, n in sizes.items():
+        if is_half(t):  # in equal blocks, unless two tell each other all
+            numbers = n if count == 2 else 2 * (count - 1) * -(-n // count)
+            bits += 8 * t.itemsize * numbers
     return mean, add_traffic(traffic, bits, bits, axis_name)
 
 

@@ -91,14 +91,21 @@ def _swap_jvp(pairs, axis_name, primals, tangents):
 
 
 def _to_words(x):
-    """The bits of an array as unsigned integers, of 32 bits where they fit."""
+    """The bits of an array as unsigned integers, of 32 bits where they come out even.
+
+    A reduction of bytes takes much longer, and of 16 bits is one of 32 for XLA.
+    """
     if x.dtype == bool:
-        return x.astype(jnp.uint8)
-    kind = jnp.uint32 if x.dtype.itemsize % 4 == 0 else jnp.uint8
-    return lax.bitcast_convert_type(x, kind)
+        x = x.astype(jnp.uint8)
+    each = 4 // x.dtype.itemsize
+    if each <= 1:
+        return lax.bitcast_convert_type(x, jnp.uint32)
+    if x.size % each:
+        return lax.bitcast_convert_type(x, jnp.uint8)
+    return lax.bitcast_convert_type(x.reshape(-1, each), jnp.uint32)
 
 
 def _from_words(words, like):
     if like.dtype == bool:
-        return words.astype(bool)
-    return lax.bitcast_convert_type(words, like.dtype)
+        return _from_words(words, like.astype(jnp.uint8)).astype(bool)
+    return lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)

@@ -160,6 +160,22 @@ def test_half_precision_travels_as_it_is():
     assert found == [("f16[1,13]", "all-to-all"), ("f16[8,13]", "all-gather")]
 
 
+def test_two_workers_tell_each_other_all_halves_at_once():
+    x = np.random.default_rng(0).normal(size=(2, 101)).astype(np.float16)
+    for devices in (2, 1):
+        workers = jaxsp.Workers(2, jax.devices()[:devices])
+        program = on_all(workers, lambda x: comm.mean(x, comm.no_traffic(), AXIS))
+        mean, counted = program(x)
+        exact = x.astype(np.float32).mean(0).astype(np.float16)
+        np.testing.assert_array_equal(mean, [exact] * 2)
+        np.testing.assert_array_equal(counted.up[:, 1], 101 * 16)
+        found = re.findall(
+            r"= \(?(\w+\[[\d,]+\]).* (all-[\w-]+)\(",
+            program.lower(x).compile().as_text(),
+        )
+        assert found == [("f16[2,101]", "all-gather")] * (devices == 2)
+
+
 def test_gather_of_bools_and_of_nothing(workers):
     x = {"a": np.arange(N) % 3 == 0, "b": np.arange(2 * N).reshape(N, 2) % 2 == 0}
     gathered = on_all(workers, lambda t: free(comm.gather, t, AXIS))(x)

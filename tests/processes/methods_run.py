@@ -1,6 +1,7 @@
 """What each of several processes runs: every method, on workers of all of them."""
 
 import functools
+import itertools
 import os
 import sys
 
@@ -55,8 +56,9 @@ def check_exchanges(workers):
     def on_all(fn, x):
         return workers.fetch(jax.jit(workers.map(fn))(x))
 
-    for dtype in (np.float32, jnp.bfloat16, np.int8, np.uint16, bool):
-        x = np.asarray(5 * rng.normal(size=(n, n, 3))).astype(dtype)
+    kinds = (np.float32, jnp.bfloat16, np.int8, np.uint16, bool)
+    for dtype, size in itertools.product(kinds, (3, 4)):  # of words too
+        x = np.asarray(5 * rng.normal(size=(n, n, size))).astype(dtype)
         around = np.arange(n)
         for sources in (
             around[::-1],  # pairs
