@@ -143,11 +143,14 @@ def consensus_distance(stacked: Any) -> jax.Array:
             "stacked must be the parameters of all workers, but here runs one of them: "
             "call consensus_distance on what Workers.map returns."
         )
-    square = sum(
-        jnp.sum(jnp.mean(jnp.square(jnp.abs(x - x.mean(0, keepdims=True))), axis=0))
-        for x in jax.tree.leaves(stacked)
-    )
-    return jnp.sqrt(square)
+
+    def mean_square(x):
+        mean = comm.sum_of_rows(x) / len(x)
+        far = x.astype(mean.dtype) - mean[None]
+        return jnp.sum(jnp.square(jnp.abs(far))) / len(x)
+
+    leaves = map(jnp.asarray, jax.tree.leaves(stacked))
+    return jnp.sqrt(sum(map(mean_square, leaves)))
 
 
 def bits_sent(state: optax.OptState) -> BitsSent:

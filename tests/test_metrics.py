@@ -29,6 +29,17 @@ def test_consensus_distance_is_the_rms_distance_from_the_mean():
     assert metrics.consensus_distance(jnp.ones((4, 3))) == 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("count", [7, 7_000])
+def test_consensus_distance_of_much_and_of_half_precision(dtype, count):
+    """Sums of float16 over workers or numbers would overflow."""
+    a = jnp.asarray(np.random.default_rng(0).uniform(5e3, 6e4, (8, count)), dtype)
+    exact = np.asarray(a, float)
+    expected = np.sqrt(((exact - exact.mean(0)) ** 2).sum(1).mean())
+    for measure in (metrics.consensus_distance, jax.jit(metrics.consensus_distance)):
+        np.testing.assert_allclose(measure(a), expected, rtol=1e-5)
+
+
 def test_duality_gap_is_the_best_deviations_of_both_players():
     rng = np.random.default_rng(0)
     A = rng.normal(size=(4, 3))

@@ -173,7 +173,7 @@ def all_mean(
     mine = wide.astype(x.dtype)
 
     def mean(rows):
-        total = sum_of_rows(rows, wide.dtype)
+        total = sum_of_rows(rows)
         return (total if weight is not None else total / count).astype(x.dtype)
 
     if count == 2:  # as many bytes, and one round
@@ -184,26 +184,26 @@ def all_mean(
     return told.ravel()[: x.size].reshape(x.shape)
 
 
+@functools.partial(jax.jit, static_argnames="dtype", inline=True)
 def sum_of_rows(rows: jax.Array, dtype: Any = None) -> jax.Array:
-    """The sum over the leading axis, in `dtype`; row after row where that is quicker.
+    """The sum over the leading axis: on a CPU a product with ones.
 
-    XLA's reduction on a CPU takes the rows' numbers one at a time, which for some long
-    rows is ten to forty times slower than as many additions of rows.
+    In `dtype`; None is that of the rows, or float32 where they are of half precision.
+    XLA's reduction there takes the rows' numbers one at a time, which for some long
+    rows is ten to forty times slower.
     """
-    dtype = dtype or rows.dtype
+    dtype = dtype or (jnp.float32 if is_half(rows.dtype) else rows.dtype)
 
     def reduced(rows):
         return jnp.sum(rows, axis=0, dtype=dtype)
 
-    def added(rows):
-        def add(total, row):
-            return total + row.astype(dtype), None
+    def product(rows):
+        ones = jnp.ones(len(rows), dtype)
+        return jnp.tensordot(ones, rows.astype(dtype), 1, precision="highest")
 
-        return lax.scan(add, rows[0].astype(dtype), rows[1:])[0]
-
-    if rows.size < 16 * 1024:  # either is quick, and a loop takes longer to compile
+    if rows.size < 16 * 1024:  # either is quick
         return reduced(rows)
-    return lax.platform_dependent(rows, cpu=added, default=reduced)
+    return lax.platform_dependent(rows, cpu=product, default=reduced)
 
 
 def is_half(dtype: Any) -> bool:

@@ -297,7 +297,8 @@ def program(
     @jax.jit
     def disagreement(params):
         far = metrics.consensus_distance(params)
-        return far, far / optax.tree.norm(jax.tree.map(lambda x: x.mean(0), params))
+        total = optax.tree.norm(jax.tree.map(comm.sum_of_rows, params))
+        return far, far / (total / workers.count)
 
     def consensus(state):
         far, relative = disagreement(state.params)

@@ -72,7 +72,7 @@ def test_mean_and_gather(workers):
     assert dtypes(mean) == dtypes(x)
 
 
-LONG = 130, 130  # what a CPU adds up row after row
+LONG = 130, 130  # what a CPU adds up by a product
 
 
 @pytest.mark.parametrize("devices", [1, 2, N])
@@ -109,14 +109,14 @@ def test_the_derivative_of_a_mean_of_much(x64):
     np.testing.assert_allclose(slope, [3 * x.mean(0) ** 2] * N, atol=1e-14)
 
 
-def test_a_mean_of_much_adds_rows_on_a_cpu_and_reduces_elsewhere():
+def test_a_mean_of_much_is_a_product_on_a_cpu_and_a_reduction_elsewhere():
     workers = jaxsp.Workers(N, jax.devices()[:1])
     program = jax.jit(workers.map(lambda x: free(comm.mean, x, AXIS)))
     traced = program.trace(jnp.zeros((N, *LONG)))
-    for platform, loops, reductions in (("cpu", 1, 0), ("tpu", 0, 1), ("cuda", 0, 1)):
+    for platform in ("cpu", "tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert text.count("stablehlo.while") == loops
-        assert len(re.findall(r"stablehlo.reduce\b", text)) == reductions
+        found = re.findall(r"stablehlo.(dot_general|reduce)\b", text)
+        assert found == (["dot_general"] if platform == "cpu" else ["reduce"])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
