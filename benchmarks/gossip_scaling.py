@@ -1,11 +1,11 @@
-"""Gossip of many virtual workers as a share of the memory's bandwidth.
+"""Gossip and means of many virtual workers as a share of the memory's bandwidth.
 
     python benchmarks/gossip_scaling.py [--numbers 16777216] [--repeats 15]
 
-One mixing must read every number once and write it once, as a copy does. So the share
-is the time of a compiled copy of the same bytes by the time of a mixing that takes
-turns with it, a median over turns; the goal is one half. All workers together always
-have the same number of numbers, far more than the caches hold.
+One mixing, or one mean of all, must read every number once and write it once, as a copy
+does. So the share is the time of a compiled copy of the same bytes by the time of a
+mixing that takes turns with it, a median over turns; the goal is one half. All workers
+together always have the same number of numbers, far more than the caches hold.
 """
 
 import jax
@@ -16,9 +16,11 @@ from common import command_line, in_turns, print_table
 import jaxsp
 
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
+MEAN = "mean of all"
 GRAPHS = {
     "ring": jaxsp.topology.ring,
     "one-peer exponential": jaxsp.topology.one_peer_exponential,
+    MEAN: None,
 }
 GOAL = 0.5
 
@@ -26,9 +28,14 @@ GOAL = 0.5
 def make_mixing(graph: str, count: int, numbers: int):
     """One mixing of `count` workers: a function of point and state; both."""
     workers = jaxsp.Workers(count, devices=jax.devices()[:1])
-    tx = jaxsp.gossip(GRAPHS[graph](count), axis_name=workers.axis_name)
+    if graph == MEAN:
+        tx = jaxsp.average(workers.axis_name)
+    else:
+        tx = jaxsp.gossip(GRAPHS[graph](count), axis_name=workers.axis_name)
 
     def mixing(z, state):
+        if graph == MEAN:
+            return tx.update(z, state)
         updates, state = tx.update(jnp.zeros_like(z), state, z)
         return z + updates, state
 
