@@ -303,7 +303,7 @@ def _named(prefix, values):
 @double
 def similarity(seed: int, full: bool) -> Measured:
     """Workers alike to a hundredth, to a tenth, and not at all."""
-    dim, steps = (50, 12_000) if full else (20, 1_600)
+    dim, steps = (50, 2_400) if full else (20, 1_600)
     values, panels = {}, []
     for workers in (25, 40) if full else (25,):
         for name, share in (("similar", 0.01), ("moderate", 0.1), ("unlike", 1.0)):
@@ -334,7 +334,7 @@ def diabetes(seed: int, full: bool) -> Measured:
             f"diabetes, M = {workers}, L/μ = {game.problem.L / game.problem.mu:.0f}, "
             f"δ = {game.delta / game.problem.L:.2f} L"
         )
-        found, drawn = _compare(game, seed, 6_000 if full else 1_000, title)
+        found, drawn = _compare(game, seed, 2_000 if full else 1_000, title)
         values |= _named(str(workers), found) | {
             f"{workers}: δ / L": game.delta / game.problem.L
         }
