@@ -617,8 +617,12 @@ def graphs(n):
     }
 
 
-def trajectory(workers, tx, game, z0, steps):
-    """All iterates of all workers, `[steps + 1, n, d]`, and the last states."""
+def trajectory(workers, tx, game, z0, steps, many_rounds=True):
+    """All iterates of all workers, `[steps + 1, n, d]`, and the last states.
+
+    `many_rounds`: whether an update may have many rounds of gossip; what has few is
+    compiled sooner without.
+    """
 
     def one_worker(z, H, h):
         def F(z):
@@ -647,7 +651,8 @@ def trajectory(workers, tx, game, z0, steps):
     # The older emitter that tests choose on JAX 0.10 (conftest.py) takes minutes where
     # many rounds of gossip are fused, as it writes out every round's sums again.
     older = jax.__version__.startswith("0.10.")
-    options = {"xla_cpu_use_fusion_emitters": True} if older else None
+    newer = {"xla_cpu_use_fusion_emitters": True}
+    options = newer if older and many_rounds else None
     run = jax.jit(workers.map(one_worker), compiler_options=options)
     path, state = run(z0, game.H, game.h)
     return workers.fetch(path).swapaxes(0, 1), state

@@ -34,7 +34,7 @@ def test_blocks_follow_virtual_workers(x64, row):
     paths, traffic = [], []
     for workers in (virtual(), blocks()):
         tx = row.build(ring, row.rate, workers.axis_name)
-        path, state = table.trajectory(workers, tx, game, z0, 12)
+        path, state = table.trajectory(workers, tx, game, z0, 12, many_rounds=False)
         paths.append(path)
         traffic.append(jax.tree.map(np.asarray, table.traffic(state)))
     assert np.abs(paths[0][-1] - paths[0][0]).max() > 1e-3
@@ -77,7 +77,7 @@ def test_keys_of_every_type_draw_alike_in_every_mode(x64, row, impl, monkeypatch
     for devices in (1, 2, 8):
         workers = jaxsp.Workers(8, jax.devices()[:devices])
         tx = row.build(ring, row.rate, workers.axis_name)
-        found.append(table.trajectory(workers, tx, game, z0, 8)[0])
+        found.append(table.trajectory(workers, tx, game, z0, 8, False)[0])
     assert np.abs(found[0][-1] - found[0][0]).max() > 1e-3
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-12)
