@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ import pytest
 
 import jaxsp
 from jaxsp import distributed
-from jaxsp.gan import command, data, fl_gan, md_gan, models, scores, train
+from jaxsp.gan import command, data, fl_gan, md_gan, models, scores, step, train
 from jaxsp.gan.data import official, partition
+from jaxsp.gan.md_gan import run as md_gan_run
+from jaxsp.gan.models.gan import initializer
 from jaxsp.gan.train import __main__ as script
 from jaxsp.gan.train import experiment, methods
 from jaxsp.gan.training import cost, loop, plots, records
@@ -30,6 +33,27 @@ from jaxsp.gan.training import cost, loop, plots, records
 ROOT = pathlib.Path(__file__).parents[3]
 # The smallest run there is: points need no classifier for their scores.
 SMALL = ["--dataset=mixture_ring", "--workers=2", "--batch_size=4"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_alike():
+    """What draws the parameters of equal networks is compiled once for all runs."""
+    once = functools.cache(initializer)
+    with (
+        mock.patch.object(step, "initializer", once),
+        mock.patch.object(md_gan_run, "initializer", once),
+    ):
+        yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    for module, name in (
+        (plots, "plot_samples"),
+        (plots, "plot_curves"),
+        (partition, "plot"),
+    ):
+        monkeypatch.setattr(module, name, lambda *args: None)
 
 
 class ReachedError(Exception):
@@ -260,7 +284,7 @@ def reached(monkeypatch):
 
 
 def test_trains_resumes_and_refuses_another_run(call, tmp_path):
-    run = [*SMALL, "--workdir=run", "--eval_every=20"]
+    run = [*SMALL, "--workdir=run", "--eval_every=20", "--model=mlp:4"]
     code, out, err = call(script, *run, "--steps=20", "--resume")
     assert code == 0
     assert "nothing to resume in run: starting at step 0" in out
@@ -470,7 +494,7 @@ def test_every_share_holds_a_batch(reached, seed):
 
 
 @pytest.mark.parametrize("method", ["dp_oadam", "md_gan"])
-def test_a_run_is_repeated_from_its_settings(call, tmp_path, method):
+def test_a_run_is_repeated_from_its_settings(call, tmp_path, method, no_pictures):
     """The second one gets nothing but the first one's file."""
     run = [*SMALL, "--steps=4", "--eval_every=2", f"--method={method}", "--loss=acgan"]
     assert call(script, *run, "--workdir=one", "--model=mlp:4", "--seed=3")[0] == 0
@@ -485,14 +509,15 @@ def test_a_run_is_repeated_from_its_settings(call, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["dp_oadam", "fl_gan"])
-def test_a_bad_batch_of_one_worker_is_skipped_by_all(monkeypatch, tmp_path, method):
+def test_a_bad_batch_of_one_worker_is_skipped_by_all(
+    monkeypatch, tmp_path, method, no_pictures
+):
     """Every second example of the first worker overflows."""
     whole = data.load("mixture_ring")
     train_ = whole.train[:200].copy()
     train_[:50:2] = 3e38
     labels = whole.train_labels[:200]
     few = dataclasses.replace(whole, train=train_, train_labels=labels)
-    monkeypatch.setattr(plots, "plot_samples", lambda *args: None)  # of such numbers
     parts = [np.arange(50), np.arange(50, 200)]
     monkeypatch.setattr(data, "load", lambda *args: few)
     monkeypatch.setattr(partition, "parse", lambda *args: lambda *a, **k: parts)
@@ -518,6 +543,7 @@ def test_a_bad_batch_of_one_worker_is_skipped_by_all(monkeypatch, tmp_path, meth
 
 def test_divergence_takes_one_line(call, tmp_path):
     wild = ["--learning_rate=1e30", "--steps=50", "--method=extra_step"]
+    wild += ["--model=mlp:4"]
     code, _, err = call(script, *SMALL, *wild)
     assert code == 1
     last = err.splitlines()[-1]
