@@ -4,12 +4,11 @@ Leaves are packed where they travel between devices, into one flat buffer a dtyp
 of bytes, so that a step has as many collectives as its method has rounds, whatever the
 number of leaves. Over a `vmap` axis nothing travels, and leaves stay as they are.
 
-Payloads travel as bytes, and long ones of whole words as such. They do so in rows of
-128, as a TPU holds them. Of a vector it would hold the tiles a quarter
-full and send them so, or, where its length is no multiple of 128, replace the
-all-gather by an all-reduce of everybody's bytes, zeros in the places of the others'.
-What fills up the last row is not counted; short messages, of which it would be a large
-part, are left as they are.
+Payloads travel as bytes, and long ones of whole words as such, in rows of 128, as a TPU
+holds them. Of a vector it would hold the tiles a quarter full and send them so, or,
+where its length is no multiple of 128, replace the all-gather by an all- reduce of
+everybody's bytes, zeros in the places of the others'. What fills up the last row is not
+counted; short messages stay as they are.
 """
 
 from collections.abc import Callable
@@ -129,9 +128,8 @@ def all_reduce(
     arrays, restore = buffers(tree, axis_name)
     mean = restore([all_mean(x, axis_name, weight) for x in arrays])
     count = worker_count(axis_name)
-    sizes: dict[Any, int] = {}
-    for x in arrays:
-        sizes[x.dtype] = sizes.get(x.dtype, 0) + x.size
+    kinds = {x.dtype for x in arrays}
+    sizes = {t: sum(x.size for x in arrays if x.dtype == t) for t in kinds}
     whole = sum(8 * t.itemsize * n for t, n in sizes.items() if not is_half(t))
     bits = -(-2 * (count - 1) * whole // count)
     for t, n in sizes.items():
