@@ -6,7 +6,7 @@ number of leaves. Over a `vmap` axis nothing travels, and leaves stay as they ar
 
 Payloads travel as bytes, and long ones of whole words as such, in rows of 128, as a TPU
 holds them. Of a vector it would hold the tiles a quarter full and send them so, or,
-where its length is no multiple of 128, replace the all-gather by an all- reduce of
+where its length is no multiple of 128, replace the all-gather by an all-reduce of
 everybody's bytes, zeros in the places of the others'. What fills up the last row is not
 counted; short messages stay as they are.
 """
