@@ -1,5 +1,8 @@
 """The experiments of `masha.yaml`: compressed extragradient around a snapshot."""
 
+import pathlib
+import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import Measured, Panel, best, distances, double
+from experiment import Measured, MissingDataError, Panel, best, distances, double
 
 import jaxsp
 from jaxsp import compressors, methods, problems
@@ -176,3 +179,45 @@ def feedback(seed: int, full: bool) -> Measured:
         abs(norms[1:] / norms[:-1] / (1 + 11 * rate / 6) - 1).max()
     )
     return Measured(values, [Panel("γ = 0.01", _X, r"$|w| / |w^0|$", lines)])
+
+
+# ------------------------------------------------------------------ a transformer
+
+
+def transformer(seed: int, full: bool) -> Measured:
+    """Adversarial training of a small encoder, its gradients through compressors."""
+    sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import robust
+    except ImportError as error:
+        raise MissingDataError(f"needs jaxsp[robust] ({error})") from None
+    reference, plain = "full precision", "plain training, full precision"
+    steps, curves, values = 1_200 if full else 100, {}, {}
+    names = (reference, plain, "8 bits, feedback", "4 bits", "4 bits, feedback")
+    names += ("Top 1 %, feedback", "PowerSGD rank 4, feedback")
+    told = ("step", "robust_loss", "clean_loss", "bits_up", "bits_down")
+    diverged = [dict.fromkeys(told, np.inf)]
+    with tempfile.TemporaryDirectory() as directory:
+        for name in names:
+            records = robust.measure(pathlib.Path(directory), name, steps, seed)
+            curves[name] = [r for r in records or diverged if r.get("robust_loss")]
+    for name, curve in curves.items():
+        end, best_end = curve[-1], curves[reference][-1]
+        for loss, said in (("robust_loss", "under attack"), ("clean_loss", "clean")):
+            values[f"{name}, {said}"] = end[loss]
+            values[f"{name}, {said}, to full precision"] = end[loss] / best_end[loss]
+        values[f"{name}, times fewer bytes"] = robust.megabytes(
+            best_end
+        ) / robust.megabytes(end)
+    panels = []
+    for label, log, x in (
+        ("steps", "", lambda r: r["step"]),
+        ("MB of a worker, both ways", "x", robust.megabytes),
+    ):
+        lines = {
+            name: ([x(r) for r in curve[1:]], [r["robust_loss"] for r in curve[1:]])
+            for name, curve in curves.items()
+        }
+        y = "validation loss under attack, nats"
+        panels.append(Panel("4 workers", label, y, lines, log=log))
+    return Measured(values, panels)

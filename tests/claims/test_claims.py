@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).parents[2] / "claims"
+BENCHMARKS = ROOT.parent / "benchmarks"
 PAPERS = sorted(path.stem for path in ROOT.glob("*.yaml"))
 
 
@@ -75,6 +76,34 @@ def test_short_claims_of_three_papers_hold(run, tmp_path, monkeypatch):
     assert page.count("✓ held") == 5
     assert "grows by 1 + 11γ/6" in page
     assert "Not run." in page  # what was left out says so
+
+
+def test_the_transformers_rows_are_compared_with_full_precision(run, monkeypatch):
+    masha = run.importlib.import_module("masha")
+    monkeypatch.setattr(masha.sys, "path", [*masha.sys.path, str(BENCHMARKS)])
+    robust = run.importlib.import_module("robust")
+
+    def measure(root, name, steps, seed):
+        if name.startswith("Top"):
+            return None  # it has diverged
+        share = 1 / 8 if name.startswith("4 bits") else 1
+        line = {"bits_up": 4e6 * share, "bits_down": 12e6 * share}
+        losses = {"clean_loss": 4 + share, "robust_loss": 5 + share}
+        return [
+            {"step": 0, **dict.fromkeys(line, 0)} | losses,
+            {"step": steps // 2, **line},
+            {"step": steps, **line, **losses, "robust_loss": 6 - share},
+        ]
+
+    monkeypatch.setattr(robust, "measure", measure)
+    measured = masha.transformer(0, True)
+    values = measured.values
+    assert values["4 bits, under attack, to full precision"] == 5.875 / 5
+    assert values["4 bits, clean, to full precision"] == 4.125 / 5
+    assert values["4 bits, times fewer bytes"] == 8
+    assert values["Top 1 %, feedback, clean"] == np.inf
+    steps, bytes_ = (panel.lines["4 bits"] for panel in measured.panels)
+    assert (steps, bytes_) == (([1_200], [5.875]), ([0.25], [5.875]))
 
 
 def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkeypatch):
