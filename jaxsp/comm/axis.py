@@ -201,6 +201,8 @@ def sum_of_rows(rows: jax.Array, dtype: Any = None) -> jax.Array:
         ones = jnp.ones(len(rows), dtype)
         return jnp.tensordot(ones, rows.astype(dtype), 1, precision="highest")
 
+    if len(rows) == 1:
+        return rows[0].astype(dtype)
     if rows.size < 16 * 1024:  # either is quick
         return reduced(rows)
     return lax.platform_dependent(rows, cpu=product, default=reduced)

@@ -96,6 +96,13 @@ def test_means_of_much(x64, devices, dtype):
     np.testing.assert_allclose(weighted, [theirs] * N, **close)
 
 
+def test_a_mean_of_one_adds_nothing_up():
+    workers = jaxsp.Workers(1)
+    program = jax.jit(workers.map(lambda x: free(comm.mean, x, AXIS)))
+    text = program.lower(jnp.zeros((1, *LONG))).as_text()
+    assert not re.findall(r"stablehlo.(dot_general|reduce|add|multiply)\b", text)
+
+
 def test_the_derivative_of_a_mean_of_much(x64):
     """The sum of all workers' losses is meant, as `vmap` differentiates it."""
     x = np.random.default_rng(2).normal(size=(N, *LONG))
