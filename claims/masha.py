@@ -194,7 +194,7 @@ def transformer(seed: int, full: bool) -> Measured:
     reference, plain = "full precision", "plain training, full precision"
     steps, curves, values = 1_200 if full else 100, {}, {}
     names = (reference, plain, "8 bits, feedback", "4 bits", "4 bits, feedback")
-    names += ("Top 1 %, feedback", "PowerSGD rank 4, feedback")
+    names += ("Top 1 %, feedback",)
     told = ("step", "robust_loss", "clean_loss", "bits_up", "bits_down")
     diverged = [dict.fromkeys(told, np.inf)]
     with tempfile.TemporaryDirectory() as directory:
