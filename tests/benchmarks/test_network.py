@@ -451,6 +451,23 @@ def test_a_signal_while_the_network_is_made_waits(number, last, terminal, namesp
         process.kill()
 
 
+def test_a_second_signal_does_not_end_what_the_first_one_ends(terminal, namespaces):
+    ended = []
+
+    def block():
+        with namespaces.Network(1):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:  # as between the block's end and the removal
+                signal.raise_signal(signal.SIGINT)
+                ended.append("the block")
+
+    with pytest.raises(SystemExit) as exit_:
+        block()
+    assert (exit_.value.code, ended) == (128 + signal.SIGTERM, ["the block"])
+    assert left_by(os.getpid()) == []
+
+
 def test_a_network_that_cannot_be_made_leaves_nothing(monkeypatch, namespaces):
     shell = namespaces._shell
     end = "\nip link show no-such-link"
