@@ -1,8 +1,6 @@
 """The experiments of `dposg.yaml`: optimistic gradients with gossip."""
 
 import itertools
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import Measured, Panel, distances, double, points
+from experiment import Measured, Panel, benchmark, distances, double, points
 
 import jaxsp
 from jaxsp import methods, problems, topology
@@ -170,12 +168,9 @@ def gan(seed: int, full: bool) -> Measured:
 def seconds(seed: int, full: bool) -> Measured:
     """A step on networks of several rates and latencies, by the measured model."""
     del seed, full  # nothing is random
-    benchmarks = pathlib.Path(__file__).parents[1] / "benchmarks"
-    sys.path += [str(benchmarks), str(benchmarks / "network")]
-    from cost_model import Fit
-    from methods import cost
-
-    fit = Fit(alpha=3.9e-4, overhead=1.038)  # as BENCHMARKS.md says
+    cost = benchmark("methods").cost
+    # As BENCHMARKS.md says.
+    fit = benchmark("cost_model").Fit(alpha=3.9e-4, overhead=1.038)
     names = ("all-reduce", "ring", "one-peer exponential")
     counts, parameters = (4, 8, 16, 32, 64), 1_000_000
     panels, values = [], {}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import importlib
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +16,8 @@ from jax import flatten_util, lax
 
 import jaxsp
 
-__all__ = ["Measured", "MissingDataError", "Panel", "best", "distances", "double"]
-__all__ += ["points"]
+__all__ = ["Measured", "MissingDataError", "Panel", "benchmark", "best", "distances"]
+__all__ += ["double", "points"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Measured:
 
 class MissingDataError(Exception):
     """Data that an experiment needs are not on this machine; one line says which."""
+
+
+def benchmark(name: str) -> Any:
+    """A script of `benchmarks/` as a module, as where it is run."""
+    root = pathlib.Path(__file__).parents[1] / "benchmarks"
+    for path in (str(root), str(root / "network")):
+        if path not in sys.path:
+            sys.path.append(path)
+    return importlib.import_module(name)
 
 
 def double(experiment: Callable[[int, bool], Measured]) -> Callable[..., Measured]:

@@ -1,7 +1,6 @@
 """The experiments of `masha.yaml`: compressed extragradient around a snapshot."""
 
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import Measured, MissingDataError, Panel, best, distances, double
+from experiment import (
+    Measured,
+    MissingDataError,
+    Panel,
+    benchmark,
+    best,
+    distances,
+    double,
+)
 
 import jaxsp
 from jaxsp import compressors, methods, problems
@@ -186,9 +193,8 @@ def feedback(seed: int, full: bool) -> Measured:
 
 def transformer(seed: int, full: bool) -> Measured:
     """Adversarial training of a small encoder, its gradients through compressors."""
-    sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
     try:
-        import robust
+        robust = benchmark("robust")
     except ImportError as error:
         raise MissingDataError(f"needs jaxsp[robust] ({error})") from None
     reference, plain = "full precision", "plain training, full precision"

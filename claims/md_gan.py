@@ -2,15 +2,13 @@
 
 import functools
 import math
-import pathlib
-import sys
 from typing import Any
 
 import gan_runs
 import jax
 import numpy as np
 import optax
-from experiment import Measured, Panel
+from experiment import Measured, Panel, benchmark
 
 import jaxsp
 from jaxsp.gan import fl_gan, losses, md_gan, models, step
@@ -73,9 +71,7 @@ def traffic(seed: int, full: bool) -> Measured:
 def work(seed: int, full: bool) -> Measured:
     """A worker's operations as compiled, of MD-GAN and of FL-GAN."""
     del seed, full  # nothing is random
-    sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-    import md_gan_cost
-
+    md_gan_cost = benchmark("md_gan_cost")
     _, gan, share = md_gan_cost.cases()["mlp"]
     values, lines = {}, {"MD-GAN": [], "FL-GAN": []}
     for b in (10, 100):

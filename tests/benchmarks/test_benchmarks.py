@@ -24,7 +24,7 @@ def load(monkeypatch):
 
 @pytest.mark.parametrize(
     ("graph", "passes"),
-    [("ring", 2), ("one-peer exponential", 2), ("mean of all", 3)],
+    [("ring", 2), ("one-peer exponential", 2), ("mean of all", 2.25)],
 )
 def test_a_mixing_is_timed_beside_a_copy(load, graph, passes):
     bench = load("gossip_scaling")
@@ -35,8 +35,8 @@ def test_a_mixing_is_timed_beside_a_copy(load, graph, passes):
         expected = bench.GRAPHS[graph](8).matrices[0] @ z
     np.testing.assert_allclose(mixing(z, state)[0], expected, atol=1e-6)
     program = load("hlo").read(jax.jit(mixing).lower(z, state).compile().as_text())
-    # A mixing reads once and writes once; a mean is there after the first reading.
-    assert load("hlo_memory").touched(program).main < (passes + 0.2) * z.nbytes
+    # Each reads once and writes once; the mean itself, an eighth, is written and read.
+    assert load("hlo_memory").touched(program).main < (passes + 0.1) * z.nbytes
     found = bench.measure(graph, 8, 80_000, repeats=3)
     assert list(found) == ["mixing ms", "copy ms", "GB/s", "share"]
     assert min(found.values()) > 0
