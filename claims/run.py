@@ -34,6 +34,7 @@ import page
 import yaml
 from experiment import Measured, MissingDataError
 
+from jaxsp.gan.command import keep_memory
 from jaxsp.gan.files import replacing
 
 HERE = pathlib.Path(__file__).parent
@@ -75,6 +76,7 @@ def run(paper: str, name: str, full: bool, seeds, output: pathlib.Path) -> dict:
     experiment = read(paper)[0]["experiments"][name]
     seeds = experiment["seeds"][full] if seeds is None else seeds
     measure = getattr(importlib.import_module(paper), name)
+    keep_memory()
     start = time.monotonic()
     measured: list[Measured] = [measure(seed, full) for seed in seeds]
     values = {

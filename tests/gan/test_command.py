@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 import subprocess
 import sys
 from typing import ClassVar
@@ -217,3 +218,33 @@ def test_as_a_program(tmp_path, argument, code, out, err):
     )
     assert (done.returncode, done.stderr) == (code, err)
     assert out in done.stdout
+
+
+FAULTS = """
+import ctypes, resource, sys
+from jaxsp.gan import command
+
+if sys.argv[1] == "keep":
+    command.keep_memory()
+libc, size = ctypes.CDLL(None), 2**26
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffer = libc.malloc(size)
+    ctypes.memset(buffer, 1, size)
+    libc.free(buffer)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how):
+    """Of a buffer like one that was free a moment ago."""
+    words = [sys.executable, "-c", FAULTS, how]
+    return int(subprocess.run(words, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries")
+def test_buffers_are_not_mapped_again_each_time():
+    assert page_faults("leave") >= 2**26 // 2**21  # of the largest pages
+    assert page_faults("keep") < 5
