@@ -22,6 +22,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,6 +171,13 @@ def chosen(names: Sequence[str]) -> list[tuple[str, str]]:
     return [one for one in everything if one[0] in names or ".".join(one) in names]
 
 
+def share_executables(directory: str) -> None:
+    """Take from a directory what another process has compiled, and put more there."""
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def finished(
     calls: Mapping[str, Callable[[], dict]], jobs: int
 ) -> Iterator[tuple[str, Callable[[], dict]]]:
@@ -182,7 +190,12 @@ def finished(
         yield from calls.items()
         return
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as executables,
+        futures.ProcessPoolExecutor(
+            jobs, context, share_executables, (executables,), max_tasks_per_child=1
+        ) as pool,
+    ):
         names = {pool.submit(call): name for name, call in calls.items()}
         try:
             for done in futures.as_completed(names):
