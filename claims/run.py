@@ -77,7 +77,6 @@ def run(paper: str, name: str, full: bool, seeds, output: pathlib.Path) -> dict:
     experiment = read(paper)[0]["experiments"][name]
     seeds = experiment["seeds"][full] if seeds is None else seeds
     measure = getattr(importlib.import_module(paper), name)
-    keep_memory()
     start = time.monotonic()
     measured: list[Measured] = [measure(seed, full) for seed in seeds]
     values = {
@@ -171,8 +170,9 @@ def chosen(names: Sequence[str]) -> list[tuple[str, str]]:
     return [one for one in everything if one[0] in names or ".".join(one) in names]
 
 
-def share_executables(directory: str) -> None:
-    """Take from a directory what another process has compiled, and put more there."""
+def begin(directory: str) -> None:
+    """Begin a process, which takes from a directory what others have compiled."""
+    keep_memory()
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -193,7 +193,7 @@ def finished(
     with (
         tempfile.TemporaryDirectory() as executables,
         futures.ProcessPoolExecutor(
-            jobs, context, share_executables, (executables,), max_tasks_per_child=1
+            jobs, context, begin, (executables,), max_tasks_per_child=1
         ) as pool,
     ):
         names = {pool.submit(call): name for name, call in calls.items()}
@@ -273,4 +273,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

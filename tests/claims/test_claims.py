@@ -1,5 +1,6 @@
 """The papers' claims: their files fit their experiments, and a sample of them holds."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -59,6 +60,23 @@ def test_numbers_in_words(run):
     assert words([0.12345]) == "0.123"
     assert words([1.0, 3.0]) == "2 ± 1"
     assert words([1.0, np.inf]) == "inf"
+
+
+COMPILING = """
+import jax
+
+def hits(number):
+    names = []
+    jax.monitoring.register_event_listener(lambda name, **_: names.append(name))
+
+    def long(x):
+        for i in range(400):
+            x = jax.numpy.sort(x * jax.numpy.sin(x + i))
+        return x
+
+    jax.jit(long)(jax.numpy.full(3, 1.0 * number)).block_until_ready()
+    return names.count("/jax/compilation_cache/cache_hits")
+"""
 
 
 def test_short_claims_of_three_papers_hold(run, tmp_path, monkeypatch):
@@ -123,6 +141,15 @@ def test_what_came_out_is_recorded_behind_what_was_written(run, tmp_path, monkey
     assert "(<em>not testable here</em>: " in page  # with the reason
     assert "defaults.mnist --full</code> (about 40 minutes; there is no short" in page
     assert float(recorded["values"]["growth"]) == pytest.approx(1 + 0.11 / 6, abs=2e-3)
+
+
+def test_what_one_process_has_compiled_the_next_takes(run, tmp_path, monkeypatch):
+    (tmp_path / "compiling.py").write_text(COMPILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    hits = run.importlib.import_module("compiling").hits
+    calls = {str(i): functools.partial(hits, i) for i in range(4)}
+    found = {name: result() for name, result in run.finished(calls, 2)}
+    assert sorted(found.values())[2:] == [1, 1]  # the first two may begin together
 
 
 def test_an_unknown_name_is_refused(run, capsys):
